@@ -1,0 +1,2 @@
+//! VMAN.
+fn main() {}
