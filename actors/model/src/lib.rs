@@ -1,1 +1,33 @@
-//! VMAN model.
+//! VMAN's records and decisions: pure data and pure functions.
+//!
+//! Owns: what a template, a VM, a disk, an image, an operation and an event
+//! *are*, and every decision about them ([`vm::step`], [`restart`]).
+//! Must not: read clocks, draw random numbers, touch files, sockets, threads or
+//! processes (`clippy.toml` beside this crate forbids it). Time and fresh ids
+//! are passed in.
+//! Look next: [`vm::step`] for the life of a VM, [`change`] for what one
+//! transaction of the store holds.
+
+pub mod change;
+pub mod disk;
+pub mod event;
+pub mod ids;
+pub mod image;
+pub mod operation;
+pub mod restart;
+pub mod template;
+pub mod time;
+pub mod vm;
+
+pub use change::{Change, Guard, IdempotencyRecord, Write};
+pub use disk::{DiskFormat, DiskRecord};
+pub use event::{Cause, Event, EventDraft, EventKind, Origin, Subject};
+pub use ids::{
+    BootId, DiskId, IdError, IdempotencyKey, ImageName, Incarnation, OperationId, RequestId,
+    Revision, TemplateName, VmId, VmUuid,
+};
+pub use image::{ImageFormat, ImageKind, ImageRecord};
+pub use operation::{OperationKind, OperationRecord, OperationStatus, Problem};
+pub use restart::{RestartBudget, RestartHistory, RestartMode, RestartPolicy};
+pub use template::TemplateRecord;
+pub use time::UnixMs;

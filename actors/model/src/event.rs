@@ -1,0 +1,161 @@
+//! Events: what changed, from what to what, and why. One committed change is
+//! one event; together they answer "why is this VM in this state".
+
+use crate::{
+    ids::{DiskId, ImageName, Incarnation, OperationId, RequestId, Revision, TemplateName, VmId},
+    time::UnixMs,
+    vm::{phase::Phase, record::Reason},
+};
+use serde::{Deserialize, Serialize};
+
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Subject {
+    /// A VM.
+    Vm(VmId),
+    /// A template.
+    Template(TemplateName),
+    /// An image.
+    Image(ImageName),
+    /// A disk.
+    Disk(DiskId),
+    /// The daemon itself.
+    Daemon,
+}
+
+/// The class of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum EventKind {
+    /// A template was made.
+    TemplateCreated,
+    /// A template was deleted.
+    TemplateDeleted,
+    /// An image became usable.
+    ImageCreated,
+    /// An image was deleted.
+    ImageDeleted,
+    /// A VM was made.
+    VmCreated,
+    /// A VM went from one phase to another.
+    VmPhaseChanged,
+    /// Something about a VM changed within its phase (a command was taken, its
+    /// process became known, its guest rebooted).
+    VmUpdated,
+    /// A VM and what belonged to it was erased.
+    VmErased,
+    /// The daemon started and recovery is done.
+    DaemonReady,
+    /// A record could not be read and was set aside.
+    RecordQuarantined,
+}
+
+impl EventKind {
+    /// The word the API uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EventKind::TemplateCreated => "template.created",
+            EventKind::TemplateDeleted => "template.deleted",
+            EventKind::ImageCreated => "image.created",
+            EventKind::ImageDeleted => "image.deleted",
+            EventKind::VmCreated => "vm.created",
+            EventKind::VmPhaseChanged => "vm.phase_changed",
+            EventKind::VmUpdated => "vm.updated",
+            EventKind::VmErased => "vm.erased",
+            EventKind::DaemonReady => "daemon.ready",
+            EventKind::RecordQuarantined => "record.quarantined",
+        }
+    }
+}
+
+/// Where a change came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    /// A client's request.
+    Request {
+        /// The request.
+        request_id: RequestId,
+        /// Who called (`local:0`, `token:ci`, `anonymous`).
+        principal: String,
+    },
+    /// QEMU told it over QMP.
+    Qmp,
+    /// QEMU's process did it (it was spawned, it exited).
+    Process,
+    /// An effect that VMAN itself started came to its end.
+    Effect,
+    /// A deadline or a delay ran out.
+    Timer,
+    /// The restart policy.
+    RestartPolicy,
+    /// The daemon, or the VM's actor, started again and resolved what it found.
+    Recovery,
+    /// The observer found it.
+    Observer,
+    /// The daemon's own housekeeping.
+    Daemon,
+}
+
+impl Origin {
+    /// The word the API uses.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Origin::Request { .. } => "request",
+            Origin::Qmp => "qmp",
+            Origin::Process => "process",
+            Origin::Effect => "effect",
+            Origin::Timer => "timer",
+            Origin::RestartPolicy => "restart_policy",
+            Origin::Recovery => "recovery",
+            Origin::Observer => "observer",
+            Origin::Daemon => "daemon",
+        }
+    }
+}
+
+/// Why something changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    /// Where it came from.
+    pub origin: Origin,
+    /// The input in one stable word (`start`, `exited`, `stop_deadline`).
+    pub input: String,
+    /// The earlier change that led to it, where there is one.
+    pub led_by: Option<Revision>,
+}
+
+/// An event that has not been committed yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventDraft {
+    /// When.
+    pub at: UnixMs,
+    /// About what.
+    pub subject: Subject,
+    /// Its class.
+    pub kind: EventKind,
+    /// The phase left.
+    pub from: Option<Phase>,
+    /// The phase entered.
+    pub to: Option<Phase>,
+    /// The VM's reason after the change.
+    pub reason: Option<Reason>,
+    /// A sentence for people.
+    pub detail: String,
+    /// The life of the VM's QEMU it belongs to.
+    pub incarnation: Option<Incarnation>,
+    /// The operation it belongs to.
+    pub operation: Option<OperationId>,
+    /// Why.
+    pub cause: Cause,
+    /// The previous event about the same VM, so that a VM's history can be
+    /// walked without an index.
+    pub previous: Option<Revision>,
+}
+
+/// A committed event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// The revision of the change it tells.
+    pub revision: Revision,
+    /// What happened.
+    pub what: EventDraft,
+}

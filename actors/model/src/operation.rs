@@ -1,0 +1,118 @@
+//! Operations: pieces of long work, durable from the answer that named them
+//! until they reach an end.
+
+use crate::{
+    ids::{DiskId, OperationId, RequestId, VmId},
+    time::UnixMs,
+};
+use serde::{Deserialize, Serialize};
+
+/// What an operation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum OperationKind {
+    /// Start a VM.
+    VmStart,
+    /// Stop a VM.
+    VmStop,
+    /// Stop a VM and start it again.
+    VmRestart,
+    /// Pause a VM's CPUs.
+    VmPause,
+    /// Let a paused VM run.
+    VmResume,
+    /// Reset a VM's machine.
+    VmReset,
+    /// Stop a VM by force and erase it with its disks and files.
+    VmDelete,
+}
+
+impl OperationKind {
+    /// The word the API uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OperationKind::VmStart => "vm.start",
+            OperationKind::VmStop => "vm.stop",
+            OperationKind::VmRestart => "vm.restart",
+            OperationKind::VmPause => "vm.pause",
+            OperationKind::VmResume => "vm.resume",
+            OperationKind::VmReset => "vm.reset",
+            OperationKind::VmDelete => "vm.delete",
+        }
+    }
+}
+
+/// Where an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OperationStatus {
+    /// Under way.
+    Running,
+    /// Done as asked.
+    Succeeded,
+    /// Ended without doing what was asked; `error` says why.
+    Failed,
+    /// Given up because a later request asked for something else.
+    Cancelled,
+}
+
+impl OperationStatus {
+    /// The word the API uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OperationStatus::Running => "running",
+            OperationStatus::Succeeded => "succeeded",
+            OperationStatus::Failed => "failed",
+            OperationStatus::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether the operation has reached its end.
+    pub fn is_end(self) -> bool {
+        self != OperationStatus::Running
+    }
+}
+
+/// Why an operation failed, in the API's stable words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Stable code (`start_failed`).
+    pub code: String,
+    /// What happened and what to do.
+    pub detail: String,
+}
+
+impl Problem {
+    /// A problem with its stable code and its sentence.
+    pub fn new(code: &str, detail: impl Into<String>) -> Self {
+        Self {
+            code: code.to_owned(),
+            detail: detail.into(),
+        }
+    }
+}
+
+/// A piece of long work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationRecord {
+    /// Its id.
+    pub id: OperationId,
+    /// What it does.
+    pub kind: OperationKind,
+    /// The VM it is about.
+    pub vm_id: Option<VmId>,
+    /// The disk it is about.
+    pub disk_id: Option<DiskId>,
+    /// Where it is.
+    pub status: OperationStatus,
+    /// The step it is at, for people (`launching`).
+    pub step: String,
+    /// How far it is, 0 to 100.
+    pub progress: u8,
+    /// When it was accepted.
+    pub created_at: UnixMs,
+    /// When it ended.
+    pub finished_at: Option<UnixMs>,
+    /// Why it failed or was cancelled.
+    pub error: Option<Problem>,
+    /// The request that asked for it; none if the daemon itself did.
+    pub request_id: Option<RequestId>,
+}

@@ -1,0 +1,21 @@
+//! A VM: its spec, its record, its phases, and the function that decides what
+//! happens to it.
+//!
+//! Look next: [`step`] (the decisions and their table), [`phase`], [`record`].
+
+pub mod messages;
+pub mod phase;
+pub mod record;
+pub mod spec;
+pub mod step;
+
+pub use messages::{
+    Command, CommandContext, Effect, ExitStatus, Fact, Input, Moment, QmpAction, Refusal, Reply,
+    RunState, Timer,
+};
+pub use phase::{ApiState, Desired, Phase};
+pub use record::{
+    Claim, Ending, NicClaim, OpenOperation, ProcessIdentity, Reason, StopIntent, VmRecord,
+};
+pub use spec::{BootSpec, Firmware, NetworkKind, VmSize, VmSpec};
+pub use step::{Decision, Erasure, step};

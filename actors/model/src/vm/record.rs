@@ -1,0 +1,220 @@
+//! The durable record of a VM.
+
+use crate::{
+    ids::{BootId, DiskId, Incarnation, OperationId, RequestId, Revision, VmId, VmUuid},
+    operation::OperationKind,
+    restart::RestartHistory,
+    time::UnixMs,
+    vm::{
+        phase::{ApiState, Desired, Phase},
+        spec::{NetworkKind, VmSpec},
+    },
+};
+use serde::{Deserialize, Serialize};
+
+/// Why a VM is in its state, in one stable word of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Reason {
+    /// It was made and never started.
+    Created,
+    /// A user asked for it.
+    User,
+    /// The guest powered itself off.
+    GuestShutdown,
+    /// The guest's kernel panicked.
+    GuestPanic,
+    /// QEMU ended by itself.
+    QemuExit,
+    /// QEMU was killed by a signal that was not ours.
+    QemuSignal,
+    /// The kernel killed QEMU for memory.
+    Oom,
+    /// The host was booted again.
+    HostReboot,
+    /// A disk answered an I/O error or is full.
+    IoError,
+    /// The restart budget is used up.
+    CrashLoop,
+    /// It could not be started.
+    StartFailed,
+    /// The restart policy started it again.
+    RestartPolicy,
+    /// QEMU itself met an error it cannot go on from.
+    InternalError,
+}
+
+impl Reason {
+    /// The word the API uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Created => "created",
+            Reason::User => "user",
+            Reason::GuestShutdown => "guest_shutdown",
+            Reason::GuestPanic => "guest_panic",
+            Reason::QemuExit => "qemu_exit",
+            Reason::QemuSignal => "qemu_signal",
+            Reason::Oom => "oom",
+            Reason::HostReboot => "host_reboot",
+            Reason::IoError => "io_error",
+            Reason::CrashLoop => "crash_loop",
+            Reason::StartFailed => "start_failed",
+            Reason::RestartPolicy => "restart_policy",
+            Reason::InternalError => "internal_error",
+        }
+    }
+
+    /// Whether a life that ended for this reason counts as a failure for the
+    /// restart policy.
+    pub fn is_failure(self) -> bool {
+        match self {
+            Reason::GuestPanic
+            | Reason::QemuExit
+            | Reason::QemuSignal
+            | Reason::Oom
+            | Reason::IoError
+            | Reason::CrashLoop
+            | Reason::StartFailed
+            | Reason::InternalError => true,
+            Reason::Created
+            | Reason::User
+            | Reason::GuestShutdown
+            | Reason::HostReboot
+            | Reason::RestartPolicy => false,
+        }
+    }
+}
+
+/// Who a VM's QEMU is. A pid alone may be another process by now; with its
+/// start time and the boot id it cannot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessIdentity {
+    /// Its process id.
+    pub pid: u32,
+    /// Its start time in clock ticks since boot (field 22 of `/proc/PID/stat`).
+    pub start_time: u64,
+    /// The boot in which both mean something.
+    pub boot_id: BootId,
+}
+
+/// A network card as QEMU is given it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicClaim {
+    /// How it is connected.
+    pub kind: NetworkKind,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// The address its guest has, as text; none if it is not known.
+    pub address: Option<String>,
+}
+
+/// What a VM holds on the host while it runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Its disks, the root disk first.
+    pub disks: Vec<DiskId>,
+    /// Its network cards.
+    pub nics: Vec<NicClaim>,
+}
+
+/// Why the present life is ending; set when the end begins and kept until
+/// everything is released.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// In one word.
+    pub reason: Reason,
+    /// In a sentence.
+    pub detail: String,
+}
+
+/// An operation that this VM has still to bring to an end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenOperation {
+    /// Its id.
+    pub id: OperationId,
+    /// What it asked for.
+    pub kind: OperationKind,
+    /// When it was accepted.
+    pub created_at: UnixMs,
+    /// The request that asked for it; none if the daemon itself did.
+    pub request_id: Option<RequestId>,
+}
+
+/// How a stop that waits for adoption or for the guest shall be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopIntent {
+    /// At once, without asking the guest.
+    pub force: bool,
+    /// How long the guest may take, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// A VM, as the store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Its id.
+    pub id: VmId,
+    /// The UUID its QEMU carries.
+    pub uuid: VmUuid,
+    /// What it is asked to be.
+    pub spec: VmSpec,
+    /// Its MAC address, kept for life.
+    pub mac: [u8; 6],
+    /// Its root disk.
+    pub root_disk: Option<DiskId>,
+    /// When it was made.
+    pub created_at: UnixMs,
+    /// What the user wants.
+    pub desired: Desired,
+    /// Where it is.
+    pub phase: Phase,
+    /// When it came there.
+    pub phase_since: UnixMs,
+    /// Why it is there.
+    pub reason: Reason,
+    /// The same in a sentence.
+    pub detail: String,
+    /// The present or last life of its QEMU.
+    pub incarnation: Incarnation,
+    /// The boot in which this life began: in another boot it is over.
+    pub boot_id: Option<BootId>,
+    /// The present QEMU, as far as it is known.
+    pub process: Option<ProcessIdentity>,
+    /// Since when the guest of this life runs.
+    pub started_at: Option<UnixMs>,
+    /// What it holds on the host.
+    pub claim: Option<Claim>,
+    /// Why the present life is ending.
+    pub ending: Option<Ending>,
+    /// How the stop under way shall be done.
+    pub stop: Option<StopIntent>,
+    /// Whether it is to be started again as soon as it is released (`restart`).
+    pub restarting: bool,
+    /// Whether QMP does not answer although the process lives.
+    pub unresponsive: bool,
+    /// Restarts by policy.
+    pub restarts: RestartHistory,
+    /// The delay of the present Backoff, in milliseconds.
+    pub backoff_ms: u64,
+    /// Operations still to be ended.
+    pub operations: Vec<OpenOperation>,
+    /// The last event about this VM.
+    pub last_event: Option<Revision>,
+}
+
+impl VmRecord {
+    /// The VM's `state` in the API.
+    pub fn state(&self) -> ApiState {
+        let starting_again = self.restarting || self.desired == Desired::Running;
+        match self.phase {
+            Phase::Stopped => ApiState::Stopped,
+            Phase::Claiming | Phase::Launching | Phase::Backoff => ApiState::Starting,
+            Phase::Running => ApiState::Running,
+            Phase::Paused => ApiState::Paused,
+            Phase::Stopping | Phase::Killing | Phase::Releasing => ApiState::Stopping,
+            Phase::Failed => ApiState::Error,
+            // Until adoption has told otherwise, the guest is what it was last.
+            Phase::Unknown if starting_again => ApiState::Running,
+            Phase::Unknown => ApiState::Stopping,
+        }
+    }
+}

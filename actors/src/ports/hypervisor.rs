@@ -1,0 +1,284 @@
+//! QEMU as the tree sees it: launch, adopt, command, and hear of a machine.
+
+use super::BoxFuture;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use std::{path::PathBuf, sync::Arc};
+use vman_model::{
+    DiskFormat, Incarnation, VmId, VmUuid,
+    vm::{ExitStatus, Firmware, NetworkKind, ProcessIdentity, RunState},
+};
+
+/// Files of a direct kernel boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootFiles {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initial RAM file system.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line; it is a user's text.
+    pub cmdline: String,
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskPlan {
+    /// Its name inside QEMU, from the disk's id.
+    pub node: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// The file's format; it is never probed.
+    pub format: DiskFormat,
+    /// The pcie-root-port it sits on, from 0.
+    pub slot: u8,
+    /// The serial number that the guest reads, at most 20 bytes.
+    pub serial: String,
+}
+
+/// A network card of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicPlan {
+    /// How it is connected.
+    pub kind: NetworkKind,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// The pcie-root-port it sits on, from 0.
+    pub slot: u8,
+}
+
+/// Everything that a start of QEMU needs. Plain data: from it the command line
+/// is made by a pure function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaunchPlan {
+    /// The VM.
+    pub vm: VmId,
+    /// The UUID its QEMU carries.
+    pub uuid: VmUuid,
+    /// The life that begins.
+    pub incarnation: Incarnation,
+    /// Virtual CPUs.
+    pub cpu_count: u32,
+    /// Memory in MiB.
+    pub ram_mib: u64,
+    /// Firmware.
+    pub firmware: Firmware,
+    /// Direct kernel boot, if any.
+    pub boot: Option<BootFiles>,
+    /// Disks, in the order they are booted from.
+    pub disks: Vec<DiskPlan>,
+    /// Network cards.
+    pub nics: Vec<NicPlan>,
+}
+
+/// Whom to look for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdoptPlan {
+    /// The VM.
+    pub vm: VmId,
+    /// The UUID its QEMU carries.
+    pub uuid: VmUuid,
+    /// The life it must be.
+    pub incarnation: Incarnation,
+    /// Who it was, if that was recorded; otherwise it is looked for by UUID and
+    /// incarnation among all processes.
+    pub process: Option<ProcessIdentity>,
+}
+
+/// What a machine tells by itself. Told in order; kinds may be coalesced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineNews {
+    /// QMP answers: after a launch (the guest was let run), an adoption or a
+    /// reconnect.
+    Ready(RunState),
+    /// The run state changed.
+    RunState(RunState),
+    /// The guest's machine was reset.
+    GuestReset,
+    /// QMP was lost or does not answer within its deadline while the process
+    /// lives. The adapter goes on trying to reconnect; then comes Ready.
+    Deaf(String),
+    /// The process ended. The last news.
+    Exited {
+        /// How.
+        status: ExitStatus,
+        /// The end of what this life wrote to stderr, a few lines at most.
+        stderr: String,
+    },
+}
+
+/// Takes a machine's news. Never blocks and never fails, whatever a QEMU sends
+/// and however fast: the receiver bounds and coalesces.
+#[derive(Clone)]
+pub struct NewsSink(Arc<dyn Fn(MachineNews) + Send + Sync>);
+
+impl NewsSink {
+    /// A sink that hands every piece of news to `take`.
+    pub fn new(take: impl Fn(MachineNews) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(take))
+    }
+
+    /// Tells a piece of news.
+    pub fn tell(&self, news: MachineNews) {
+        (self.0)(news);
+    }
+}
+
+impl std::fmt::Debug for NewsSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NewsSink")
+    }
+}
+
+/// Why QEMU was not started. Certainly no process is left behind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LaunchError {
+    /// There is no QEMU where it was looked for.
+    #[error("cannot start QEMU: {binary} was not found; install it or set VMAN_QEMU_BINARY")]
+    NoBinary {
+        /// Where.
+        binary: String,
+    },
+    /// A file that it needs is missing or cannot be opened.
+    #[error("cannot start QEMU: {what}: {error}")]
+    Preparation {
+        /// What was being prepared.
+        what: String,
+        /// What the system said.
+        error: String,
+    },
+    /// The operating system refused to start the process.
+    #[error("cannot start QEMU: spawn failed: {0}")]
+    Spawn(String),
+}
+
+/// What adoption found. In all but `Gone` the machine can be killed.
+pub enum Adoption {
+    /// The QEMU of this incarnation lives. Ready, Deaf or Exited follow as news.
+    Found(Arc<dyn Machine>),
+    /// There is none, for certain.
+    Gone,
+}
+
+/// A command to a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineAction {
+    /// QMP `stop`
+    Pause,
+    /// QMP `cont`
+    Resume,
+    /// QMP `system_reset`
+    Reset,
+    /// QMP `system_powerdown`
+    Powerdown,
+    /// QMP `query-status`; tells Ready as news too. Used to see whether it answers.
+    Ping,
+}
+
+/// Why a machine's command failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MachineError {
+    /// QEMU refused it; it was not done.
+    #[error("QEMU refused: {0}")]
+    Refused(String),
+    /// No answer within the deadline; it may have been done or may yet be.
+    #[error("QEMU did not answer within {0} ms")]
+    Timeout(u64),
+    /// There is no QMP connection; it was not sent, or may have been when the
+    /// connection broke.
+    #[error("no QMP connection")]
+    Disconnected,
+}
+
+/// A live QEMU: the process (by pidfd) and its QMP connection. Dropping it
+/// closes the connection and ends no process.
+pub trait Machine: Send + Sync + 'static {
+    /// Who it is.
+    fn identity(&self) -> ProcessIdentity;
+    /// Sends a command and waits for its answer, with a deadline of its own.
+    fn act(&self, action: MachineAction) -> BoxFuture<'static, Result<(), MachineError>>;
+    /// SIGTERM through the pidfd; a process that is gone already is no error.
+    fn terminate(&self);
+    /// SIGKILL through the pidfd; a process that is gone already is no error.
+    fn kill(&self);
+}
+
+/// The end of a VM's serial console.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsoleTail {
+    /// The last bytes, at most as many as asked for.
+    pub bytes: Vec<u8>,
+    /// All bytes written since the VM was made, kept or not.
+    pub file_size: u64,
+}
+
+/// A QEMU of ours found among the host's processes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundProcess {
+    /// The VM's UUID on its command line.
+    pub uuid: VmUuid,
+    /// The incarnation on its command line.
+    pub incarnation: Incarnation,
+    /// Who it is.
+    pub identity: ProcessIdentity,
+}
+
+/// What the host can do, probed at start for health.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostProbe {
+    /// QEMU's version, or the sentence why it cannot be used.
+    pub qemu: Result<String, String>,
+    /// qemu-img's version, or the sentence why it cannot be used.
+    pub qemu_img: Result<String, String>,
+    /// The accelerator in use (`kvm`, `tcg`) and why, in a sentence.
+    pub accelerator: String,
+}
+
+/// Why something on the host failed, in a sentence with the object named.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct HostError(pub String);
+
+/// Starts, finds and cleans up after QEMUs.
+pub trait Hypervisor: Send + Sync + 'static {
+    /// Starts QEMU and answers as soon as the process is there. `Ready` or
+    /// `Exited` follow as news: the guest is let run (`cont`) by the adapter as
+    /// soon as QMP takes it.
+    fn launch(
+        &self,
+        plan: LaunchPlan,
+        news: NewsSink,
+    ) -> BoxFuture<'static, Result<Arc<dyn Machine>, LaunchError>>;
+
+    /// Looks for a living QEMU. `Err` means that it is not known whether there
+    /// is one (no descriptor free, /proc unreadable): ask again.
+    fn adopt(
+        &self,
+        plan: AdoptPlan,
+        news: NewsSink,
+    ) -> BoxFuture<'static, Result<Adoption, HostError>>;
+
+    /// Removes the VM's run-time files (sockets). Idempotent. Only called when
+    /// no QEMU of the VM lives.
+    fn release(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>>;
+
+    /// Removes the VM's own files (console, logs, firmware variables).
+    /// Idempotent. Disks are not among them.
+    fn erase(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>>;
+
+    /// All QEMUs of ours on the host, in one scan.
+    fn survey(&self) -> BoxFuture<'static, Result<Vec<FoundProcess>, HostError>>;
+
+    /// The end of the console, at most `max` bytes; empty if there is none yet.
+    fn console(&self, vm: &VmId, max: usize) -> BoxFuture<'static, Result<ConsoleTail, HostError>>;
+
+    /// The console from its last `backlog` bytes on, and then as it is written.
+    /// Ends only when it is dropped.
+    fn follow_console(&self, vm: &VmId, backlog: usize) -> BoxStream<'static, Bytes>;
+
+    /// Keeps the consoles and logs of these VMs within their bounds; no byte
+    /// that QEMU writes meanwhile is lost.
+    fn trim_logs(&self, vms: Vec<VmId>) -> BoxFuture<'static, Result<(), HostError>>;
+
+    /// Looks at what the host has.
+    fn probe(&self) -> BoxFuture<'static, HostProbe>;
+}

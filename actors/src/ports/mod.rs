@@ -1,0 +1,23 @@
+//! The traits through which the tree acts on the world. Adapters live in the
+//! daemon's `src/host`; scripted fakes in `crate::fakes`. Each port has one
+//! contract suite that runs against both.
+//!
+//! Futures are boxed because the ports are used as trait objects; none of these
+//! calls is hot enough for that to matter beside a process or a disk.
+
+pub mod clock;
+pub mod files;
+pub mod hypervisor;
+pub mod network;
+pub mod storage;
+
+pub use clock::Clock;
+pub use files::{DiskFiles, FileError, ImageFiles, NewDiskFile, StagedImage, Upload};
+pub use futures_util::future::BoxFuture;
+pub use hypervisor::{
+    AdoptPlan, Adoption, BootFiles, ConsoleTail, DiskPlan, FoundProcess, HostError, HostProbe,
+    Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction, MachineError, MachineNews,
+    NewsSink, NicPlan,
+};
+pub use network::{Network, NetworkError};
+pub use storage::{CommitError, LoadError, Row, RowBatch, Storage, Table};

@@ -1,0 +1,140 @@
+//! The durable table of rows behind the StateStore. It knows nothing of what
+//! the rows mean: keys and values are bytes.
+//!
+//! All calls block: the store's writer thread makes them, and tasks that read
+//! old events.
+
+/// The tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// Templates by name.
+    Templates,
+    /// VMs by id.
+    Vms,
+    /// Disks by id.
+    Disks,
+    /// Images by name.
+    Images,
+    /// Operations by id.
+    Operations,
+    /// Events by revision, big-endian so that they sort.
+    Events,
+    /// Idempotency keys.
+    Idempotency,
+    /// The store's own rows (schema, last revision).
+    Meta,
+    /// Records that could not be read, set aside under `table/key`.
+    Quarantine,
+}
+
+impl Table {
+    /// All tables.
+    pub const ALL: [Table; 9] = [
+        Table::Templates,
+        Table::Vms,
+        Table::Disks,
+        Table::Images,
+        Table::Operations,
+        Table::Events,
+        Table::Idempotency,
+        Table::Meta,
+        Table::Quarantine,
+    ];
+
+    /// The table's name on disk.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Table::Templates => "templates",
+            Table::Vms => "vms",
+            Table::Disks => "disks",
+            Table::Images => "images",
+            Table::Operations => "operations",
+            Table::Events => "events",
+            Table::Idempotency => "idempotency",
+            Table::Meta => "meta",
+            Table::Quarantine => "quarantine",
+        }
+    }
+}
+
+/// One row to write, or with `value: None` to erase.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Where.
+    pub table: Table,
+    /// Its key.
+    pub key: Vec<u8>,
+    /// Its value.
+    pub value: Option<Vec<u8>>,
+}
+
+/// Rows that become durable together or not at all.
+pub type RowBatch = Vec<Row>;
+
+/// A key and its value.
+pub type KeyValue = (Vec<u8>, Vec<u8>);
+
+/// Why a batch was not committed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// The storage is full; certainly nothing was written.
+    #[error("the storage is full")]
+    NoSpace,
+    /// The file system is read-only; certainly nothing was written.
+    #[error("the storage is read-only")]
+    ReadOnly,
+    /// It failed before anything was written, for certain.
+    #[error("commit refused: {0}")]
+    Refused(String),
+    /// It is unknown whether it was written: the storage must be opened and
+    /// read again.
+    #[error("outcome of the commit is unknown: {0}")]
+    Unknown(String),
+}
+
+/// Why the rows could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// Another process holds the file.
+    #[error("the store {path} is held by another process{holder}")]
+    Locked {
+        /// The file.
+        path: String,
+        /// ` (pid 123)`, or empty where it is not known.
+        holder: String,
+    },
+    /// The file cannot be read as a store; it was left as it is.
+    #[error("the store {path} is corrupt: {error}; it was left untouched")]
+    Corrupt {
+        /// The file.
+        path: String,
+        /// What was found.
+        error: String,
+    },
+    /// The system refused.
+    #[error("cannot read the store {path}: {error}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        error: String,
+    },
+}
+
+/// A durable, transactional table of rows.
+pub trait Storage: Send + Sync + 'static {
+    /// Opens the file again and forgets what was cached: called at start, and
+    /// after an unknown outcome. Creates it safely if it was never there.
+    fn open(&self) -> Result<(), LoadError>;
+    /// All rows of a table in key order.
+    fn load(&self, table: Table) -> Result<Vec<KeyValue>, LoadError>;
+    /// The rows of a table from `from` on, at most `limit`, in key order. Reads
+    /// a consistent snapshot and never waits for a commit.
+    fn range(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<KeyValue>, LoadError>;
+    /// One row.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, LoadError>;
+    /// Makes the batch durable.
+    fn commit(&self, batch: &[Row]) -> Result<(), CommitError>;
+    /// Bytes of the file, for metrics.
+    fn size(&self) -> u64;
+}
