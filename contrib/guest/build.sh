@@ -60,12 +60,12 @@ use_private_lists() {
 # The name of the kernel package that Debian's meta package stands for today.
 newest_kernel() {
     apt-cache "${apt_options[@]}" depends linux-image-cloud-amd64 2>/dev/null |
-        awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2; exit }'
+        awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ && !found++ { print $2 }' || true
 }
 
 candidate() {
     apt-cache "${apt_options[@]}" policy "$1" 2>/dev/null |
-        awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }'
+        awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }' || true
 }
 
 refresh_lists() {
@@ -123,7 +123,8 @@ up_to_date() {
 
 # --- kernel and initramfs -------------------------------------------------------------------
 
-# Sets kernel_image, modules_dir and busybox: from packages, else from what is installed.
+# Sets kernel_image, modules_dir and busybox: from packages, else from what is installed. Fails
+# where neither is to be had.
 find_parts() {
     local tree=$1/packages kernel
     kernel_image='' modules_dir='' busybox=''
@@ -150,17 +151,25 @@ find_installed_parts() {
             kernel_image=$image modules_dir=/lib/modules/$version
         fi
     done < <(find /boot -maxdepth 1 -name 'vmlinuz-*' 2>/dev/null | sort -V)
-    if [ -z "$kernel_image" ] || [ -z "$busybox" ]; then
-        die "no kernel and busybox for the guest: the packages cannot be downloaded and none are installed" \
-            "online, on Debian:  sudo apt-get update && $0" \
-            "or install them:    sudo apt-get install linux-image-cloud-amd64 busybox-static" \
-            "or bring a built guest (vmlinuz, initrd) and name its directory in VMAN_GUEST_CACHE"
-    fi
-    if "$busybox" true && ldd "$busybox" >/dev/null 2>&1; then
-        die "the installed $busybox is not a static one" "sudo apt-get install busybox-static"
+    [ -n "$kernel_image" ] && [ -n "$busybox" ] || return 1
+    if ldd "$busybox" >/dev/null 2>&1; then
+        say "the installed $busybox is not a static one (package busybox-static)"
+        return 1
     fi
     say "packages cannot be downloaded: using the installed $kernel_image and $busybox"
     built_from="installed $(basename "$kernel_image")"
+}
+
+# Where nothing can be built: what the cache has, or else a word on what to do.
+keep_old_or_die() {
+    if [ -s "$cache/vmlinuz" ] && [ -s "$cache/initrd" ]; then
+        say "warning: the packages cannot be downloaded; going on with the older guest in $cache"
+        return 0
+    fi
+    die "no kernel and busybox for the guest: the packages cannot be downloaded and none are installed" \
+        "online, on Debian:  sudo apt-get update && $0" \
+        "or install them:    sudo apt-get install linux-image-cloud-amd64 busybox-static" \
+        "or bring a built guest (vmlinuz, initrd) into $cache"
 }
 
 # A module says what it needs in a section of NUL-ended words; modinfo may not be installed.
@@ -187,10 +196,12 @@ add_module() {
     echo "$name.ko" >>"$root/modules/order"
 }
 
-# A cpio archive of the directory $1 on standard output. All files belong to root in the guest.
+# A cpio archive of the directory $1 on standard output. All files belong to root in the guest, and
+# the same files make the same archive (with GNU cpio; busybox's numbers inodes as they come).
 archive() {
+    find "$1" -exec touch -h -d @0 {} +
     if command -v cpio >/dev/null; then
-        (cd "$1" && find . -mindepth 1 | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0)
+        (cd "$1" && find . -mindepth 1 | LC_ALL=C sort | cpio --quiet --reproducible -o -H newc -R 0:0)
     else
         # Busybox has a cpio of its own, which knows owners as well.
         (cd "$1" && find . -mindepth 1 | LC_ALL=C sort | "$busybox" cpio -o -H newc -R 0:0 2>/dev/null)
@@ -279,22 +290,27 @@ if [ "$force" = 0 ] && up_to_date "$versions" "${wanted[@]}"; then
     exit 0
 fi
 
+# What a build that was killed left; the lock says that it is nobody's now.
+rm -rf "$cache"/build.*
 # On the same file system as the cache, so that the last step is a rename.
 work=$(mktemp -d "$cache/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
 built_from=''
 if [ "$force" = 1 ] || ! up_to_date "$versions" vmlinuz initrd; then
-    find_parts "$work"
-    build_initrd "$work"
-    cp "$kernel_image" "$work/vmlinuz"
-    chmod 644 "$work/vmlinuz" "$work/initrd"
-    # Without a stamp the cache is incomplete: it goes first and comes last.
-    rm -f "$cache/stamp" "$cache"/disk.*
-    mv -f "$work/vmlinuz" "$work/initrd" "$cache/"
-    echo "$(sources_hash) $built_from" >"$cache/stamp.new"
-    mv -f "$cache/stamp.new" "$cache/stamp"
-    say "built vmlinuz and initrd in $cache from $built_from"
+    if find_parts "$work"; then
+        build_initrd "$work"
+        cp "$kernel_image" "$work/vmlinuz"
+        chmod 644 "$work/vmlinuz" "$work/initrd"
+        # Without a stamp the cache is incomplete: it goes first and comes last.
+        rm -f "$cache/stamp" "$cache"/disk.*
+        mv -f "$work/vmlinuz" "$work/initrd" "$cache/"
+        echo "$(sources_hash) $built_from" >"$cache/stamp.new"
+        mv -f "$cache/stamp.new" "$cache/stamp"
+        say "built vmlinuz and initrd in $cache from $built_from"
+    else
+        keep_old_or_die
+    fi
 fi
 if [ "$want_disk" = 1 ]; then
     build_disk "$work" "$cache"
