@@ -46,8 +46,8 @@ install_packages() {
     say "installing them: ${as_root[*]:+${as_root[*]} }apt-get install --no-install-recommends ${missing[*]}"
     # Lists may be absent or too old; a failure to refresh shows itself in the next step.
     "${as_root[@]}" apt-get -q update >/dev/null || say "apt-get update failed, trying on"
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get -q install -y --no-install-recommends "${missing[@]}" </dev/null >&2
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 \
+        install -y --no-install-recommends "${missing[@]}" </dev/null >/dev/null
 }
 
 if [ ${#missing[@]} -gt 0 ] && ! install_packages; then
