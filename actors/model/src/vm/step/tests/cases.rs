@@ -1,0 +1,1 @@
+//! Histories that went wrong once, or are easy to get wrong.
