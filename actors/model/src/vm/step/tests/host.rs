@@ -7,7 +7,7 @@
 //! order; answers of tasks come in any order.
 
 use super::{
-    given::{context, identity, moment, operation},
+    given::{context, identity, moment},
     oracle::Oracle,
 };
 use crate::{
@@ -504,13 +504,5 @@ impl World {
                     || self.awaits(|f| matches!(f, Fact::Gone | Fact::Ready(_) | Fact::Deaf { .. }))
             }
         }
-    }
-
-    /// Whether an operation is open.
-    pub(super) fn open(&self, n: u64) -> bool {
-        self.record
-            .operations
-            .iter()
-            .any(|op| op.id == operation(n))
     }
 }

@@ -77,8 +77,7 @@ impl Oracle {
         self.wished(before, input, decision);
         self.hears(before, input, decision);
         if record.phase == Phase::Killing && before.phase != Phase::Killing {
-            let state = qemu.map_or(RunState::Prelaunch, |(_, state)| state);
-            self.condemn(record.incarnation, state);
+            self.condemn(record.incarnation, qemu.map(|(_, state)| state));
         }
         if record.phase == Phase::Backoff && before.phase != Phase::Backoff {
             self.grants(record, now);
@@ -176,11 +175,12 @@ impl Oracle {
         }
     }
 
-    /// A life begins to be ended: there has to be a cause for it.
-    fn condemn(&mut self, life: Incarnation, state: RunState) {
+    /// A life begins to be ended: there has to be a cause for it. `state` is that
+    /// of the living QEMU.
+    fn condemn(&mut self, life: Incarnation, state: Option<RunState>) {
         let over = matches!(
             state,
-            RunState::Shutdown | RunState::GuestPanicked | RunState::InternalError
+            None | Some(RunState::Shutdown | RunState::GuestPanicked | RunState::InternalError)
         );
         let cause = over
             || self.user_ends == Some(life)

@@ -8,10 +8,11 @@ use super::{
     oracle::Wish,
     table::ARROWS,
 };
+use crate::restart::{RestartBudget, RestartMode};
 use crate::vm::{
     messages::{Command, ExitStatus, RunState},
     phase::{Desired, Phase},
-    record::{Reason, VmRecord},
+    record::Reason,
 };
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use std::collections::BTreeSet;
@@ -75,18 +76,23 @@ fn acts() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// A new VM, what happens to it, whether the clock may be set back, and whether
+/// The restart policy of a new VM, what happens to it, whether the clock may be set back, and whether
 /// deaf QEMUs are healed in the end.
-type Life = (VmRecord, Vec<Act>, bool, bool);
+type Life = ((RestartMode, RestartBudget), Vec<Act>, bool, bool);
 
 fn lives(length: usize) -> impl Strategy<Value = Life> {
-    let record = (modes(), budgets()).prop_map(|(mode, budget)| new_vm(mode, budget));
     let acts = prop::collection::vec(acts(), 1..length);
-    (record, acts, any::<bool>(), any::<bool>())
+    ((modes(), budgets()), acts, any::<bool>(), any::<bool>())
 }
 
 fn happen(world: &mut World, act: Act, jumps: bool) {
-    let lives = |q: &Qemu| !matches!(q.state, RunState::Prelaunch | RunState::Shutdown);
+    let lives = |q: &Qemu| {
+        let state = q.state;
+        matches!(
+            state,
+            RunState::Running | RunState::Paused | RunState::IoError
+        )
+    };
     match act {
         Act::Command(command) => world.command(command),
         Act::Progress(which, fail, again) => world.progress(which, fail, again),
@@ -95,7 +101,7 @@ fn happen(world: &mut World, act: Act, jumps: bool) {
         Act::Crash => world.crash(),
         Act::Fuse(n) => world.fuse = Some(n),
         Act::Reboot => world.reboot(),
-        // A guest that has powered off or was never let run does nothing.
+        // A guest that is over or was never let run does nothing.
         Act::Guest(state) if world.qemu.as_ref().is_some_and(lives) => world.becomes(state),
         Act::Guest(_) => {}
         Act::Reset => world.guest_resets(),
@@ -112,8 +118,8 @@ fn happen(world: &mut World, act: Act, jumps: bool) {
     }
 }
 
-fn live((record, acts, jumps, heals): Life) -> World {
-    let mut world = World::new(record);
+fn live(((mode, budget), acts, jumps, heals): Life) -> World {
+    let mut world = World::new(new_vm(mode, budget));
     for act in acts {
         happen(&mut world, act, jumps);
     }
