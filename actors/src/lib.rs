@@ -3,4 +3,6 @@
 //! Must not: touch processes, files, sockets or the database; the ports do.
 //! Look next: [`ports`].
 
+#[cfg(any(test, feature = "fakes"))]
+pub mod fakes;
 pub mod ports;
