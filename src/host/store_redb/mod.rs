@@ -28,7 +28,10 @@ use std::{
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use vman_actors::ports::{
     CommitError, LoadError, Row, Storage, Table,
@@ -196,10 +199,21 @@ impl RedbStorage {
                 self.watch.clone(),
                 &*self.wrap,
             )?);
-            let database = Builder::new()
+            let repaired = Arc::new(AtomicBool::new(false));
+            let seen = repaired.clone();
+            let mut database = Builder::new()
                 .set_cache_size(CACHE_BYTES)
+                .set_repair_callback(move |_| seen.store(true, Ordering::SeqCst))
                 .create_with_backend(Shared(guarded.clone()))
                 .map_err(Problem::from_open)?;
+            // After an unclean end redb has verified all checksums. After a clean one it trusts
+            // the file, down to its map of free pages: a flipped bit there would have live pages
+            // overwritten.
+            if !repaired.load(Ordering::SeqCst)
+                && !database.check_integrity().map_err(Problem::from_open)?
+            {
+                return Err(Problem::Corrupt("its checksums do not match".to_owned()));
+            }
             walk(&database)?;
             guarded.accept()?;
             Ok(Opened {
@@ -361,6 +375,13 @@ fn certain(cause: &io::Error) -> CommitError {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CommitError::NoSpace,
         io::ErrorKind::ReadOnlyFilesystem => CommitError::ReadOnly,
         _ => CommitError::Refused(cause.to_string()),
+    }
+}
+
+impl Drop for RedbStorage {
+    fn drop(&mut self) {
+        // Closing the database may panic, as any use of it.
+        self.close("it is gone");
     }
 }
 
