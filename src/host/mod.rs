@@ -1,0 +1,14 @@
+//! The real adapters: everything that touches the operating system.
+//!
+//! Must not: decide what a VM does next (the model does), know of actors or of HTTP. Look next:
+//! [`store_redb`] for the durable rows, [`dirs`] for the layout of the storage path, [`images`]
+//! and [`disks`] for the files in it.
+
+pub mod clock;
+pub mod dirs;
+pub mod disks;
+pub mod folder;
+pub mod images;
+pub mod inspect;
+pub mod net;
+pub mod store_redb;
