@@ -29,10 +29,12 @@ pub enum VmMsg {
     Machine(Incarnation, Arc<dyn Machine>),
     /// A delay ran out.
     Timer(Incarnation, Timer),
-    /// Begin to recover again: it could not be recorded the first time.
-    Recover,
+    /// Try again to record what could not be recorded.
+    Retry,
     /// The effect that had the host's turn has ended.
     LaneFree,
+    /// The effect that had the host's turn panicked: what it did is unknown.
+    EffectLost,
 }
 
 /// News of one machine, waiting for its VM. Whatever a QEMU sends, at most
@@ -52,6 +54,21 @@ struct Bag {
 impl Mailbag {
     fn lock(&self) -> std::sync::MutexGuard<'_, Bag> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A bag whose news are not announced until it is opened.
+    pub fn held() -> Self {
+        Self(Mutex::new(Bag {
+            announced: true,
+            ..Bag::default()
+        }))
+    }
+
+    /// From here on news are announced; answers whether some wait already.
+    pub fn open(&self) -> bool {
+        let mut bag = self.lock();
+        bag.announced = !bag.news.is_empty();
+        bag.announced
     }
 
     /// Puts news in; answers whether the VM has to be told that some wait.
@@ -98,6 +115,18 @@ impl Bag {
 mod tests {
     use super::*;
     use vman_model::vm::{ExitStatus, RunState};
+
+    #[test]
+    fn a_held_bag_announces_nothing_until_it_is_opened() {
+        let bag = Mailbag::held();
+        assert!(!bag.put(MachineNews::GuestReset));
+        assert!(bag.open(), "what came meanwhile is to be announced");
+        assert!(!bag.put(MachineNews::Ready(RunState::Running)));
+        assert_eq!(bag.take().len(), 2);
+        let bag = Mailbag::held();
+        assert!(!bag.open());
+        assert!(bag.put(MachineNews::GuestReset));
+    }
 
     #[test]
     fn a_storm_of_news_waits_in_bounded_space_and_the_exit_is_kept() {
