@@ -19,7 +19,7 @@ use vman_model::{
 
 /// The most virtual time a condition may take, and the most real time.
 const PATIENCE: Duration = Duration::from_mins(10);
-const REAL_PATIENCE: Duration = Duration::from_secs(60);
+const REAL_PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) const STOP: Command = Command::Stop {
     force: false,
@@ -297,7 +297,8 @@ impl Daemon {
             let rests =
                 |phase: Phase| phase.is_rest() || matches!(phase, Phase::Running | Phase::Paused);
             let mut vms = inventory.vms.values();
-            vms.all(|vm| rests(vm.value.phase) && vm.value.operations.is_empty())
+            let recovered = self.tree().recovery.left() == 0;
+            recovered && vms.all(|vm| rests(vm.value.phase) && vm.value.operations.is_empty())
         };
         self.until("everything comes to rest", quiet).await;
         assert_eq!(self.host.violations(), Vec::<String>::new());
