@@ -1,2 +1,3 @@
 //! VMAN.
 pub mod config;
+pub mod telemetry;
