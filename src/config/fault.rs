@@ -60,5 +60,7 @@ pub struct ConfigError {
 }
 
 fn lines(faults: &[Fault]) -> String {
-    faults.iter().map(|fault| format!("\n  {fault}")).collect()
+    faults
+        .iter()
+        .fold(String::new(), |all, fault| format!("{all}\n  {fault}"))
 }

@@ -163,23 +163,21 @@ impl Layers {
         }
         let lower = name["VMAN_".len()..].to_ascii_lowercase();
         let source = source(name);
-        match keys::find(&lower).filter(|key| key.variable() == name) {
-            Some(key) => self.put(key.name, value, source),
-            None => {
-                let hint = keys::nearest(&lower).map(keys::Key::variable);
-                self.unknown(name, hint, source);
-            }
+        if let Some(key) = keys::find(&lower).filter(|key| key.variable() == name) {
+            self.put(key.name, value, source);
+        } else {
+            let hint = keys::nearest(&lower).map(keys::Key::variable);
+            self.unknown(name, hint, source);
         }
     }
 
     fn named(&mut self, name: &str, value: &str, source: Source) {
-        match keys::find(name) {
-            Some(key) => self.put(key.name, value, source),
-            None => {
-                let plain = name.strip_prefix("VMAN_").unwrap_or(name);
-                let hint = keys::nearest(plain).map(|key| key.name.to_owned());
-                self.unknown(name, hint, source);
-            }
+        if let Some(key) = keys::find(name) {
+            self.put(key.name, value, source);
+        } else {
+            let plain = name.strip_prefix("VMAN_").unwrap_or(name);
+            let hint = keys::nearest(plain).map(|key| key.name.to_owned());
+            self.unknown(name, hint, source);
         }
     }
 
@@ -221,8 +219,7 @@ fn scalar(value: &Spanned<DeValue<'_>>) -> Result<String, &'static str> {
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
-    let before = text.as_bytes().get(..offset).unwrap_or_default();
-    before.iter().filter(|byte| **byte == b'\n').count() + 1
+    text.get(..offset).unwrap_or(text).matches('\n').count() + 1
 }
 
 /// The last line that assigns `name`, which is the one that wins.

@@ -14,6 +14,7 @@ mod parts;
 mod read;
 mod subnet;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 pub use environment::Environment;

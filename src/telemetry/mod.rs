@@ -10,6 +10,7 @@ mod panic;
 mod queue;
 mod record;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 mod text;
 
