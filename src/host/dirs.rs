@@ -268,7 +268,13 @@ mod tests {
         let root = dir.path().join("deep/storage");
         let lock = StorageLock::acquire(&root).unwrap();
         let dirs = lock.dirs();
-        for folder in [root.clone(), dirs.vms(), dirs.disks(), dirs.images(), dirs.tmp()] {
+        for folder in [
+            root.clone(),
+            dirs.vms(),
+            dirs.disks(),
+            dirs.images(),
+            dirs.tmp(),
+        ] {
             let mode = fs::metadata(&folder).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o700, "{}", folder.display());
         }
@@ -278,7 +284,10 @@ mod tests {
     fn a_child_process_does_not_inherit_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let lock = StorageLock::acquire(dir.path()).unwrap();
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
         drop(lock);
         let again = StorageLock::acquire(dir.path());
         child.kill().unwrap();

@@ -210,7 +210,10 @@ mod tests {
             ));
             assert!(storage.load(Table::Vms).is_err());
             storage.open().unwrap();
-            assert_eq!(storage.load(Table::Vms).unwrap().len(), usize::from(written));
+            assert_eq!(
+                storage.load(Table::Vms).unwrap().len(),
+                usize::from(written)
+            );
         }
     }
 

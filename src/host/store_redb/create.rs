@@ -77,7 +77,9 @@ fn create(path: &Path) -> Result<(), Problem> {
         .mode(0o600)
         .open(&new)?;
     let synced = file.try_clone()?;
-    let database = Builder::new().create_file(file).map_err(Problem::from_open)?;
+    let database = Builder::new()
+        .create_file(file)
+        .map_err(Problem::from_open)?;
     let transaction = database
         .begin_write()
         .map_err(|error| Problem::Io(error.to_string()))?;

@@ -33,10 +33,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use vman_actors::ports::{
-    CommitError, LoadError, Row, Storage, Table,
-    storage::KeyValue,
-};
+use vman_actors::ports::{CommitError, LoadError, Row, Storage, Table, storage::KeyValue};
 
 /// Pages kept in memory. The inventory is held in memory anyway; this serves the event log.
 const CACHE_BYTES: usize = 64 << 20;
@@ -158,7 +155,9 @@ impl Problem {
 fn contained<T>(what: impl FnOnce() -> Result<T, Problem>) -> Result<T, Problem> {
     catch_unwind(AssertUnwindSafe(what)).unwrap_or_else(|panic| {
         let said = panic_text(&*panic);
-        Err(Problem::Corrupt(format!("the database gave up on it: {said}")))
+        Err(Problem::Corrupt(format!(
+            "the database gave up on it: {said}"
+        )))
     })
 }
 
@@ -300,8 +299,13 @@ impl RedbStorage {
     /// Whether a store that was opened for reading could be opened for writing now.
     fn writable_again(&self) -> bool {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        matches!(&*state, State::Open(Opened { read_only: true, .. }))
-            && OpenOptions::new().write(true).open(&self.path).is_ok()
+        matches!(
+            &*state,
+            State::Open(Opened {
+                read_only: true,
+                ..
+            })
+        ) && OpenOptions::new().write(true).open(&self.path).is_ok()
     }
 }
 
@@ -387,7 +391,10 @@ impl Drop for RedbStorage {
 
 impl Storage for RedbStorage {
     fn open(&self) -> Result<(), LoadError> {
-        let _alone = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self
+            .committing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         contained(|| create::ensure(&self.path))
             .and_then(|()| self.reopen())
             .map_err(|problem| problem.at(&self.path))
@@ -423,7 +430,10 @@ impl Storage for RedbStorage {
     }
 
     fn commit(&self, batch: &[Row]) -> Result<(), CommitError> {
-        let _alone = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self
+            .committing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if self.writable_again() {
             // Failing is no news: what is closed refuses, below.
             let _ = self.reopen();

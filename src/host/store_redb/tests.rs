@@ -166,7 +166,10 @@ fn a_disk_that_is_full_is_told_for_certain_and_reads_go_on() {
     storage.commit(&[row("before", "1")]).unwrap();
     fault.arm(Failing::Growth, 0);
     let large = "x".repeat(8 << 20);
-    assert_eq!(storage.commit(&[row("large", &large)]), Err(CommitError::NoSpace));
+    assert_eq!(
+        storage.commit(&[row("large", &large)]),
+        Err(CommitError::NoSpace)
+    );
     assert!(storage.get(Table::Vms, b"before").unwrap().is_some());
     assert_eq!(storage.get(Table::Vms, b"large"), Ok(None));
     // What needs no growth still works: a VM can be stopped on a full disk.
@@ -324,7 +327,10 @@ fn try_bytes(bytes: &[u8]) -> Result<usize, LoadError> {
     let result = storage.open();
     if result.is_err() {
         drop(storage);
-        assert!(fs::read(&path).unwrap() == bytes, "a corrupt file was changed");
+        assert!(
+            fs::read(&path).unwrap() == bytes,
+            "a corrupt file was changed"
+        );
         return result.map(|()| 0);
     }
     storage.load(Table::Vms).map(|rows| rows.len())
@@ -361,7 +367,10 @@ fn what_is_no_store_is_corrupt_and_left_as_it_is() {
         ("another program's", other_program),
     ] {
         let result = try_bytes(&bytes);
-        assert!(matches!(result, Err(LoadError::Corrupt { .. })), "{what}: {result:?}");
+        assert!(
+            matches!(result, Err(LoadError::Corrupt { .. })),
+            "{what}: {result:?}"
+        );
     }
 }
 
@@ -388,13 +397,16 @@ proptest! {
 #[test]
 #[ignore = "a measurement, not a test"]
 fn commits_are_measured() {
-    let dir = tempfile::tempdir_in(std::env::var("VMAN_MEASURE_IN").unwrap_or("/tmp".into())).unwrap();
+    let dir =
+        tempfile::tempdir_in(std::env::var("VMAN_MEASURE_IN").unwrap_or("/tmp".into())).unwrap();
     let storage = opened_in(&dir);
     let value = "v".repeat(600);
     for (commits, batch) in [(300_u32, 1_u32), (100, 16), (50, 256)] {
         let mut times = Vec::new();
         for n in 0..commits {
-            let rows: Vec<Row> = (0..batch).map(|b| row(&format!("{n}.{b}"), &value)).collect();
+            let rows: Vec<Row> = (0..batch)
+                .map(|b| row(&format!("{n}.{b}"), &value))
+                .collect();
             let begin = Instant::now();
             storage.commit(&rows).unwrap();
             times.push(begin.elapsed());
@@ -404,7 +416,11 @@ fn commits_are_measured() {
         eprintln!("{batch} rows a commit: median {median:?}, p99 {p99:?}");
     }
     let rows: Vec<Row> = (0..100_000_u32)
-        .map(|n| Row { table: Table::Events, key: n.to_be_bytes().to_vec(), value: Some(vec![7; 300]) })
+        .map(|n| Row {
+            table: Table::Events,
+            key: n.to_be_bytes().to_vec(),
+            value: Some(vec![7; 300]),
+        })
         .collect();
     for part in rows.chunks(10_000) {
         storage.commit(part).unwrap();
@@ -420,7 +436,10 @@ fn commits_are_measured() {
         let storage = RedbStorage::new(path.join("vman.redb"));
         let begin = Instant::now();
         storage.open().unwrap();
-        eprintln!("open of a {what} store with 100,000 events: {:?}", begin.elapsed());
+        eprintln!(
+            "open of a {what} store with 100,000 events: {:?}",
+            begin.elapsed()
+        );
     }
     // The floor: one write and one fdatasync.
     let file = File::create(dir.path().join("floor")).unwrap();

@@ -94,7 +94,10 @@ fn the_rows_of_one_batch_apply_in_order<S: Storage>(storage: &S) {
             put(Table::Vms, b"c", b"3"),
         ])
         .expect("commits");
-    let expected = vec![(b"a".to_vec(), b"2".to_vec()), (b"c".to_vec(), b"3".to_vec())];
+    let expected = vec![
+        (b"a".to_vec(), b"2".to_vec()),
+        (b"c".to_vec(), b"3".to_vec()),
+    ];
     assert_eq!(storage.load(Table::Vms), Ok(expected));
 }
 
@@ -111,7 +114,9 @@ fn tables_are_apart<S: Storage>(storage: &S) {
 }
 
 fn a_range_begins_at_its_key_and_keeps_its_limit<S: Storage>(storage: &S) {
-    let batch: Vec<Row> = (1..=9_u8).map(|n| put(Table::Events, &[n * 10], &[n])).collect();
+    let batch: Vec<Row> = (1..=9_u8)
+        .map(|n| put(Table::Events, &[n * 10], &[n]))
+        .collect();
     storage.commit(&batch).expect("commits");
     let range = |from: &[u8], limit| -> Vec<u8> {
         let rows = storage.range(Table::Events, from, limit).expect("reads");
@@ -141,12 +146,16 @@ fn odd_rows_are_kept<S: Storage>(storage: &S) {
 }
 
 fn rows_survive_being_opened_again<S: Storage>(storage: &S) {
-    storage.commit(&[put(Table::Vms, b"a", b"1")]).expect("commits");
+    storage
+        .commit(&[put(Table::Vms, b"a", b"1")])
+        .expect("commits");
     for _ in 0..3 {
         storage.open().expect("opens again");
         assert_eq!(storage.get(Table::Vms, b"a"), Ok(Some(b"1".to_vec())));
     }
-    storage.commit(&[put(Table::Vms, b"a", b"2")]).expect("commits");
+    storage
+        .commit(&[put(Table::Vms, b"a", b"2")])
+        .expect("commits");
     assert_eq!(storage.get(Table::Vms, b"a"), Ok(Some(b"2".to_vec())));
 }
 
@@ -165,7 +174,9 @@ fn a_reader_sees_a_batch_whole_or_not_at_all<S: Storage>(storage: &S) {
             done.store(true, Ordering::SeqCst);
         });
         while !done.load(Ordering::SeqCst) {
-            let rows = storage.load(Table::Vms).expect("reads while another commits");
+            let rows = storage
+                .load(Table::Vms)
+                .expect("reads while another commits");
             assert_eq!(rows.len(), 2);
             assert_eq!(rows[0].1, rows[1].1, "a torn batch was seen");
         }
