@@ -31,7 +31,7 @@ use vman_model::{DiskFormat, DiskId, ImageFormat, ImageName};
 const MIB: u64 = 1 << 20;
 /// An empty qcow2 file is 200 KiB; qemu-img needs milliseconds for it. A storage that takes a
 /// minute is not going to come back.
-const QEMU_IMG_DEADLINE: Duration = Duration::from_secs(60);
+const QEMU_IMG_DEADLINE: Duration = Duration::from_mins(1);
 /// Of what qemu-img says: enough for its sentence.
 const STDERR_LIMIT: u64 = 4096;
 /// What qemu-img may use: it reads the headers of files that came from outside.

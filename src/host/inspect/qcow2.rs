@@ -129,7 +129,7 @@ fn extensions<F: Read + Seek>(
     let mut at = V2_HEADER;
     if version == 3 {
         at = u32_at(head, 100)? as usize;
-        if at < V3_HEADER || at % 8 != 0 || at as u64 > cluster {
+        if at < V3_HEADER || !at.is_multiple_of(8) || at as u64 > cluster {
             return refused(format!("a header of {at} bytes is impossible"));
         }
     }
