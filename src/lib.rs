@@ -1,1 +1,2 @@
 //! VMAN.
+pub mod host;
