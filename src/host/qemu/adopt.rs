@@ -1,0 +1,102 @@
+//! Finding QEMUs that an earlier daemon started, and being sure that it is them.
+//!
+//! Owns: one scan of /proc, and re-attachment by pidfd. Must not: speak QMP (whoever adopts asks
+//! `query-uuid` as the last proof) or end anything. Both marks come first on a QEMU's command line
+//! (see `cmdline.rs`), so a guest's kernel words, which are the user's, cannot pose as them.
+
+use std::io;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::cmdline::{INCARNATION_MARK, UUID_OPTION};
+use super::process::{Identity, Process, is_gone};
+use crate::host::proc;
+
+/// A QEMU of ours seen on this host. Of which daemon's storage, the uuid tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The VM's uuid, in the spelling on the command line.
+    pub uuid: String,
+    /// Which life of the VM it is.
+    pub incarnation: u64,
+    /// Who it is.
+    pub identity: Identity,
+}
+
+/// Why a recorded process could not be attached to.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// It is not there any more: gone, another process by the same pid, or another boot.
+    #[error("the recorded qemu process is gone")]
+    Gone,
+    /// It could not be found out.
+    #[error("could not find out whether the recorded qemu process is there")]
+    Unclear(#[source] io::Error),
+}
+
+/// All QEMUs of ours on this host. Cheap enough for every start: a short name is read of each
+/// process and a command line of each QEMU. A process that cannot be read is skipped: a QEMU of ours
+/// runs as ourselves.
+pub fn find_all() -> io::Result<Vec<Found>> {
+    let boot_id = proc::boot_id()?;
+    Ok(proc::pids()?
+        .into_iter()
+        .filter_map(|pid| look_at(pid, &boot_id))
+        .collect())
+}
+
+fn look_at(pid: Pid, boot_id: &str) -> Option<Found> {
+    let name = proc::short_name(pid).ok()??;
+    if !name.starts_with(b"qemu") {
+        return None;
+    }
+    let start_time = proc::start_time(pid).ok()??;
+    let (uuid, incarnation) = marks(&proc::command_line(pid).ok()??)?;
+    // The same process before and after, so the words in between are its own.
+    if proc::start_time(pid).ok()? != Some(start_time) {
+        return None;
+    }
+    let identity = Identity {
+        pid,
+        start_time,
+        boot_id: boot_id.to_owned(),
+    };
+    Some(Found {
+        uuid,
+        incarnation,
+        identity,
+    })
+}
+
+fn marks(words: &[Vec<u8>]) -> Option<(String, u64)> {
+    let [_, uuid_option, uuid, fw_cfg_option, mark, ..] = words else {
+        return None;
+    };
+    if uuid_option != UUID_OPTION.as_bytes() || fw_cfg_option != b"-fw_cfg" {
+        return None;
+    }
+    let incarnation = mark.strip_prefix(INCARNATION_MARK.as_bytes())?;
+    let incarnation = std::str::from_utf8(incarnation).ok()?.parse().ok()?;
+    Some((String::from_utf8(uuid.clone()).ok()?, incarnation))
+}
+
+/// Takes hold of the process that `identity` names. The pidfd comes first: what is read of the pid
+/// afterwards is that very process's, or the pidfd says that it ended.
+pub fn attach(identity: &Identity) -> Result<Process, AttachError> {
+    if proc::boot_id().map_err(AttachError::Unclear)? != identity.boot_id {
+        return Err(AttachError::Gone);
+    }
+    let pidfd = match pidfd_open(identity.pid, PidfdFlags::NONBLOCK) {
+        Ok(pidfd) => pidfd,
+        // EINVAL, ENOENT on newer kernels: the pid is a thread of another process by now.
+        Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Err(AttachError::Gone),
+        Err(error) => return Err(AttachError::Unclear(error.into())),
+    };
+    let start_time = proc::start_time(identity.pid).map_err(AttachError::Unclear)?;
+    // A zombie still has its start time; its pidfd tells.
+    if start_time != Some(identity.start_time) || is_gone(std::os::fd::AsFd::as_fd(&pidfd)) {
+        return Err(AttachError::Gone);
+    }
+    Process::watch(identity.clone(), pidfd).map_err(AttachError::Unclear)
+}
