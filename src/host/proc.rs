@@ -7,12 +7,12 @@ use std::fs;
 use std::io;
 
 use rustix::process::Pid;
+use vman_model::BootId;
 
 /// The id of this boot of the host, as the kernel writes it.
-pub fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim()
-        .to_owned())
+pub fn boot_id() -> io::Result<BootId> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    BootId::parse(text.trim()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// When `pid` was started, in clock ticks since boot, or `None` if there is no such process. Two
@@ -111,7 +111,7 @@ mod tests {
                 .expect("there")
                 .is_empty()
         );
-        assert_eq!(boot_id().expect("readable").len(), 36);
+        assert_eq!(boot_id().expect("readable").as_str().len(), 36);
     }
 
     #[test]

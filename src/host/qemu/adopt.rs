@@ -5,24 +5,17 @@
 //! (see `cmdline.rs`), so a guest's kernel words, which are the user's, cannot pose as them.
 
 use std::io;
+use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use vman_actors::ports::FoundProcess;
+use vman_model::vm::ProcessIdentity;
+use vman_model::{BootId, Incarnation, VmUuid};
 
 use super::cmdline::{INCARNATION_MARK, UUID_OPTION};
-use super::process::{Identity, Process, is_gone};
+use super::process::{Process, as_pid, is_gone};
 use crate::host::proc;
-
-/// A QEMU of ours seen on this host. Of which daemon's storage, the uuid tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// The VM's uuid, in the spelling on the command line.
-    pub uuid: String,
-    /// Which life of the VM it is.
-    pub incarnation: u64,
-    /// Who it is.
-    pub identity: Identity,
-}
 
 /// Why a recorded process could not be attached to.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +31,7 @@ pub enum AttachError {
 /// All QEMUs of ours on this host. Cheap enough for every start: a short name is read of each
 /// process and a command line of each QEMU. A process that cannot be read is skipped: a QEMU of ours
 /// runs as ourselves.
-pub fn find_all() -> io::Result<Vec<Found>> {
+pub fn find_all() -> io::Result<Vec<FoundProcess>> {
     let boot_id = proc::boot_id()?;
     Ok(proc::pids()?
         .into_iter()
@@ -46,7 +39,7 @@ pub fn find_all() -> io::Result<Vec<Found>> {
         .collect())
 }
 
-fn look_at(pid: Pid, boot_id: &str) -> Option<Found> {
+fn look_at(pid: Pid, boot_id: &BootId) -> Option<FoundProcess> {
     let name = proc::short_name(pid).ok()??;
     if !name.starts_with(b"qemu") {
         return None;
@@ -57,19 +50,20 @@ fn look_at(pid: Pid, boot_id: &str) -> Option<Found> {
     if proc::start_time(pid).ok()? != Some(start_time) {
         return None;
     }
-    let identity = Identity {
-        pid,
+    let number = u32::try_from(pid.as_raw_nonzero().get()).ok()?;
+    let identity = ProcessIdentity {
+        pid: number,
         start_time,
-        boot_id: boot_id.to_owned(),
+        boot_id: boot_id.clone(),
     };
-    Some(Found {
+    Some(FoundProcess {
         uuid,
         incarnation,
         identity,
     })
 }
 
-fn marks(words: &[Vec<u8>]) -> Option<(String, u64)> {
+fn marks(words: &[Vec<u8>]) -> Option<(VmUuid, Incarnation)> {
     let [_, uuid_option, uuid, fw_cfg_option, mark, ..] = words else {
         return None;
     };
@@ -78,24 +72,26 @@ fn marks(words: &[Vec<u8>]) -> Option<(String, u64)> {
     }
     let incarnation = mark.strip_prefix(INCARNATION_MARK.as_bytes())?;
     let incarnation = std::str::from_utf8(incarnation).ok()?.parse().ok()?;
-    Some((String::from_utf8(uuid.clone()).ok()?, incarnation))
+    let uuid = VmUuid::parse(std::str::from_utf8(uuid).ok()?)?;
+    Some((uuid, Incarnation(incarnation)))
 }
 
 /// Takes hold of the process that `identity` names. The pidfd comes first: what is read of the pid
 /// afterwards is that very process's, or the pidfd says that it ended.
-pub fn attach(identity: &Identity) -> Result<Process, AttachError> {
+pub fn attach(identity: &ProcessIdentity) -> Result<Process, AttachError> {
     if proc::boot_id().map_err(AttachError::Unclear)? != identity.boot_id {
         return Err(AttachError::Gone);
     }
-    let pidfd = match pidfd_open(identity.pid, PidfdFlags::NONBLOCK) {
+    let pid = as_pid(identity.pid).map_err(|_| AttachError::Gone)?;
+    let pidfd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
         Ok(pidfd) => pidfd,
         // EINVAL, ENOENT on newer kernels: the pid is a thread of another process by now.
         Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Err(AttachError::Gone),
         Err(error) => return Err(AttachError::Unclear(error.into())),
     };
-    let start_time = proc::start_time(identity.pid).map_err(AttachError::Unclear)?;
+    let start_time = proc::start_time(pid).map_err(AttachError::Unclear)?;
     // A zombie still has its start time; its pidfd tells.
-    if start_time != Some(identity.start_time) || is_gone(std::os::fd::AsFd::as_fd(&pidfd)) {
+    if start_time != Some(identity.start_time) || is_gone(pidfd.as_fd()) {
         return Err(AttachError::Gone);
     }
     Process::watch(identity.clone(), pidfd).map_err(AttachError::Unclear)

@@ -10,7 +10,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
@@ -28,6 +28,7 @@ use rustix::process::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
+use vman_model::vm::ProcessIdentity;
 
 use crate::host::proc;
 
@@ -50,17 +51,6 @@ pub enum Exit {
     Signal(i32),
     /// It is gone and was not our child, so the kernel does not tell us.
     Unknown,
-}
-
-/// What tells one process from every other, also after a restart of the daemon.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// The process id.
-    pub pid: Pid,
-    /// When it was started, in clock ticks since boot.
-    pub start_time: u64,
-    /// The boot in which that pid and time mean something.
-    pub boot_id: String,
 }
 
 /// Why there is no process. In every case none is left behind.
@@ -117,12 +107,14 @@ pub struct Spawn<'a> {
     pub inherited: Inherited,
     /// Where its output goes.
     pub log: &'a Path,
+    /// The line that the log gets before it, which tells one life's words from the next one's.
+    pub banner: &'a str,
 }
 
 /// A QEMU that is or was there.
 #[derive(Debug, Clone)]
 pub struct Process {
-    identity: Identity,
+    identity: ProcessIdentity,
     pidfd: Arc<OwnedFd>,
     exit: watch::Receiver<Option<Exit>>,
 }
@@ -130,9 +122,8 @@ pub struct Process {
 impl Process {
     /// Starts a process and watches it. Blocks for the fork and exec, about a millisecond; must be
     /// called within a tokio runtime, which has to go on running for the process to be reaped.
-    /// Answers with the process and the length of its log before it, in bytes.
-    pub fn spawn(spawn: Spawn<'_>) -> Result<(Self, u64), SpawnError> {
-        let (log, log_start) = open_log(spawn.log).map_err(|source| SpawnError::Log {
+    pub fn spawn(spawn: Spawn<'_>) -> Result<Self, SpawnError> {
+        let log = open_log(spawn.log, spawn.banner).map_err(|source| SpawnError::Log {
             path: spawn.log.to_owned(),
             source,
         })?;
@@ -153,13 +144,13 @@ impl Process {
         // The closure owns the inherited descriptors: our copies go now, so that a peer sees the
         // end of QEMU and not of us.
         drop(command);
-        Ok((Self::watch_child(child)?, log_start))
+        Self::watch_child(child)
     }
 
     fn watch_child(mut child: Child) -> Result<Self, SpawnError> {
         // Nobody else waits for this child, so its pid cannot be anybody else's yet.
-        let watched = identify(&child).and_then(|identity| {
-            let pidfd = pidfd_open(identity.pid, PidfdFlags::NONBLOCK)?;
+        let watched = identify(child.id()).and_then(|identity| {
+            let pidfd = pidfd_open(as_pid(identity.pid)?, PidfdFlags::NONBLOCK)?;
             Self::watch(identity, pidfd)
         });
         watched.map_err(|error| {
@@ -172,7 +163,7 @@ impl Process {
 
     /// Watches a process by its pidfd, ours or not. The watching ends with the process and not with
     /// the interest in it, so a child of ours is reaped even if its launch was abandoned.
-    pub(super) fn watch(identity: Identity, pidfd: OwnedFd) -> io::Result<Self> {
+    pub(super) fn watch(identity: ProcessIdentity, pidfd: OwnedFd) -> io::Result<Self> {
         let pidfd = Arc::new(pidfd);
         let readiness = register(Arc::clone(&pidfd))?;
         let (told, exit) = watch::channel(None);
@@ -188,7 +179,7 @@ impl Process {
     }
 
     /// Who it is.
-    pub fn identity(&self) -> &Identity {
+    pub fn identity(&self) -> &ProcessIdentity {
         &self.identity
     }
 
@@ -221,15 +212,19 @@ impl Process {
     }
 }
 
-fn identify(child: &Child) -> io::Result<Identity> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or(io::ErrorKind::InvalidData)?;
-    let start_time = proc::start_time(pid)?.ok_or(io::ErrorKind::NotFound)?;
-    Ok(Identity {
+fn identify(pid: u32) -> io::Result<ProcessIdentity> {
+    let start_time = proc::start_time(as_pid(pid)?)?.ok_or(io::ErrorKind::NotFound)?;
+    Ok(ProcessIdentity {
         pid,
         start_time,
         boot_id: proc::boot_id()?,
     })
+}
+
+/// A recorded pid as the kernel's interfaces take it.
+pub(super) fn as_pid(pid: u32) -> io::Result<Pid> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a process id"))
 }
 
 /// A pidfd is readable from the moment on in which all threads of the process have ended, reaped or not.
@@ -274,20 +269,19 @@ async fn wait_for_exit(readiness: &AsyncFd<Arc<OwnedFd>>) -> Exit {
     }
 }
 
-fn open_log(path: &Path) -> io::Result<(File, u64)> {
-    let length = fs::metadata(path).map_or(0, |known| known.len());
-    if length > LOG_ROTATE_AT {
+fn open_log(path: &Path, banner: &str) -> io::Result<File> {
+    if fs::metadata(path).is_ok_and(|known| known.len() > LOG_ROTATE_AT) {
         let mut aside = path.as_os_str().to_owned();
         aside.push(".1");
         fs::rename(path, aside)?;
     }
-    let log = OpenOptions::new()
+    let mut log = OpenOptions::new()
         .create(true)
         .append(true)
         .mode(0o600)
         .open(path)?;
-    let length = log.metadata()?.len();
-    Ok((log, length))
+    writeln!(log, "{banner}")?;
+    Ok(log)
 }
 
 /// Makes the child independent of this daemon, between fork and exec.
@@ -352,8 +346,9 @@ mod tests {
             arguments: vec!["-c".into(), script.into()],
             inherited,
             log: &directory.join("qemu.log"),
+            banner: "banner",
         };
-        Process::spawn(spawn).expect("it starts").0
+        Process::spawn(spawn).expect("it starts")
     }
 
     async fn output_of(script: &str) -> String {
@@ -363,7 +358,10 @@ mod tests {
             timeout(PATIENCE, process.exited()).await.expect("in time"),
             Exit::Code(0)
         );
-        fs::read_to_string(directory.path().join("qemu.log")).expect("a log")
+        let log = fs::read_to_string(directory.path().join("qemu.log")).expect("a log");
+        log.strip_prefix("banner\n")
+            .expect("its first line")
+            .to_owned()
     }
 
     #[tokio::test]
@@ -389,7 +387,8 @@ mod tests {
     async fn an_abandoned_child_is_reaped() {
         let directory = tempfile::tempdir().expect("a directory");
         let process = shell(directory.path(), Inherited::default(), "exec sleep 1000");
-        let (pid, pidfd) = (process.identity().pid, Arc::clone(&process.pidfd));
+        let pid = as_pid(process.identity().pid).expect("a pid");
+        let pidfd = Arc::clone(&process.pidfd);
         drop(process);
         assert!(!is_gone(pidfd.as_fd()), "losing interest ends nothing");
         pidfd_send_signal(&pidfd, Signal::KILL).expect("killed");
@@ -448,6 +447,7 @@ mod tests {
             arguments: Vec::new(),
             inherited: Inherited::default(),
             log: &directory.path().join("qemu.log"),
+            banner: "banner",
         };
         let error = Process::spawn(spawn).expect_err("nothing to start");
         assert!(
@@ -460,24 +460,28 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let log = directory.path().join("qemu.log");
         fs::write(&log, "before\n").expect("written");
-        let spawn = |script: &str| {
+        let spawn = |banner: &str| {
             let spawn = Spawn {
                 program: Path::new("/bin/sh"),
-                arguments: vec!["-c".into(), script.into()],
+                arguments: vec!["-c".into(), "echo said >&2".into()],
                 inherited: Inherited::default(),
                 log: &log,
+                banner,
             };
             Process::spawn(spawn).expect("it starts")
         };
-        let (process, start) = spawn("echo said >&2");
-        assert_eq!(start, 7);
-        timeout(PATIENCE, process.exited()).await.expect("in time");
-        assert_eq!(fs::read_to_string(&log).expect("a log"), "before\nsaid\n");
+        timeout(PATIENCE, spawn("first").exited())
+            .await
+            .expect("in time");
+        assert_eq!(
+            fs::read_to_string(&log).expect("a log"),
+            "before\nfirst\nsaid\n"
+        );
         fs::write(&log, vec![b'x'; 1024 * 1024 + 1]).expect("written");
-        let (process, start) = spawn("echo anew");
-        assert_eq!(start, 0);
-        timeout(PATIENCE, process.exited()).await.expect("in time");
-        assert_eq!(fs::read_to_string(&log).expect("a log"), "anew\n");
+        timeout(PATIENCE, spawn("second").exited())
+            .await
+            .expect("in time");
+        assert_eq!(fs::read_to_string(&log).expect("a log"), "second\nsaid\n");
         assert!(directory.path().join("qemu.log.1").exists());
     }
 }
