@@ -29,38 +29,47 @@ pub enum AttachError {
 }
 
 /// All QEMUs of ours on this host. Cheap enough for every start: a short name is read of each
-/// process and a command line of each QEMU. A process that cannot be read is skipped: a QEMU of ours
-/// runs as ourselves.
+/// process and a command line of each QEMU. A process that may not be read is skipped, for a QEMU of
+/// ours runs as ourselves; any other failure (no descriptor free) fails the scan, since a QEMU that
+/// was overlooked would be started twice.
 pub fn find_all() -> io::Result<Vec<FoundProcess>> {
     let boot_id = proc::boot_id()?;
-    Ok(proc::pids()?
-        .into_iter()
-        .filter_map(|pid| look_at(pid, &boot_id))
-        .collect())
+    let mut all = Vec::new();
+    for pid in proc::pids()? {
+        match look_at(pid, &boot_id) {
+            Ok(found) => all.extend(found),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
 }
 
-fn look_at(pid: Pid, boot_id: &BootId) -> Option<FoundProcess> {
-    let name = proc::short_name(pid).ok()??;
-    if !name.starts_with(b"qemu") {
-        return None;
+fn look_at(pid: Pid, boot_id: &BootId) -> io::Result<Option<FoundProcess>> {
+    let name = proc::short_name(pid)?;
+    if !name.is_some_and(|name| name.starts_with(b"qemu")) {
+        return Ok(None);
     }
-    let start_time = proc::start_time(pid).ok()??;
-    let (uuid, incarnation) = marks(&proc::command_line(pid).ok()??)?;
+    let start_time = proc::start_time(pid)?;
+    let words = proc::command_line(pid)?;
     // The same process before and after, so the words in between are its own.
-    if proc::start_time(pid).ok()? != Some(start_time) {
-        return None;
-    }
-    let number = u32::try_from(pid.as_raw_nonzero().get()).ok()?;
-    let identity = ProcessIdentity {
-        pid: number,
-        start_time,
-        boot_id: boot_id.clone(),
+    let same = proc::start_time(pid)? == start_time;
+    let (Some(start_time), Some(words), true) = (start_time, words, same) else {
+        return Ok(None);
     };
-    Some(FoundProcess {
-        uuid,
-        incarnation,
-        identity,
-    })
+    Ok(marks(&words).and_then(|(uuid, incarnation)| {
+        let pid = u32::try_from(pid.as_raw_nonzero().get()).ok()?;
+        let identity = ProcessIdentity {
+            pid,
+            start_time,
+            boot_id: boot_id.clone(),
+        };
+        Some(FoundProcess {
+            uuid,
+            incarnation,
+            identity,
+        })
+    }))
 }
 
 fn marks(words: &[Vec<u8>]) -> Option<(VmUuid, Incarnation)> {
@@ -95,4 +104,33 @@ pub fn attach(identity: &ProcessIdentity) -> Result<Process, AttachError> {
         return Err(AttachError::Gone);
     }
     Process::watch(identity.clone(), pidfd).map_err(AttachError::Unclear)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<Vec<u8>> {
+        text.split(' ')
+            .map(|word| word.as_bytes().to_vec())
+            .collect()
+    }
+
+    #[test]
+    fn marks_count_only_where_we_put_them() {
+        let uuid = "0f0e0d0c-0b0a-4908-8706-050403020100";
+        let ours = format!("qemu -uuid {uuid} -fw_cfg {INCARNATION_MARK}7 -name x");
+        let expected = VmUuid::parse(uuid).map(|uuid| (uuid, Incarnation(7)));
+        assert!(expected.is_some());
+        assert_eq!(marks(&words(&ours)), expected);
+        for other in [
+            format!("qemu -append -uuid {uuid} -fw_cfg {INCARNATION_MARK}7"),
+            format!("qemu -uuid {uuid} -name x -fw_cfg {INCARNATION_MARK}7"),
+            format!("qemu -uuid {uuid} -fw_cfg {INCARNATION_MARK}-7"),
+            format!("qemu -uuid other -fw_cfg {INCARNATION_MARK}7"),
+            "qemu".to_owned(),
+        ] {
+            assert_eq!(marks(&words(&other)), None, "{other}");
+        }
+    }
 }

@@ -199,6 +199,8 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+type Answers = Vec<Result<Value, QmpError>>;
+
 /// Why a conversation ended.
 enum Parting {
     /// The connection is gone: QEMU may be exiting.
@@ -278,44 +280,46 @@ impl Link {
         }
     }
 
-    /// Connects, makes sure that it is the right QEMU, and lets a new guest run, in one round trip.
+    /// Connects and finds out how the machine stands, in one round trip.
     async fn connect(&mut self) -> Result<Connected, Parting> {
-        let opening = if self.setting.fresh {
-            "cont"
+        // Once only: what became of a `cont` whose answer was lost, the state tells.
+        let fresh = std::mem::take(&mut self.setting.fresh);
+        let first = if fresh {
+            // Nothing beside it: the guest's first instructions compete with the monitor.
+            vec![Request::new("cont")]
         } else {
-            "query-uuid"
+            vec![Request::new("query-uuid"), Request::new("query-status")]
         };
-        let first = [Request::new(opening), Request::new("query-status")];
-        let connected =
-            Client::connect_and(&self.setting.socket, &first, self.setting.deadlines).await;
+        let (socket, deadlines) = (&self.setting.socket, self.setting.deadlines);
+        let connected = Client::connect_and(socket, &first, deadlines).await;
         let mut connected = connected.map_err(|error| parting(&error))?;
-        let status = connected.answers.pop().unwrap_or(Ok(Value::Null));
-        let state = run_state(&status.map_err(|error| parting(&error))?);
-        match connected.answers.pop() {
-            Some(Ok(answer)) if !self.setting.fresh => self.check_uuid(&answer)?,
-            // A `cont` that was refused shows in the state: prelaunch.
-            Some(Err(error)) if !matches!(error, QmpError::Refused { .. }) => {
-                return Err(parting(&error));
-            }
-            _ => {}
-        }
-        self.setting.fresh = false;
+        let answers = std::mem::take(&mut connected.answers);
+        let state = if fresh {
+            let_run(answers)
+        } else {
+            self.recognise(answers)
+        }?;
         self.client.send_replace(Some(connected.client.clone()));
         self.ready(state);
         Ok(connected)
     }
 
-    fn check_uuid(&self, answer: &Value) -> Result<(), Parting> {
-        let uuid = answer
+    /// The state of a QEMU that was asked who it is and how it is.
+    fn recognise(&self, answers: Answers) -> Result<RunState, Parting> {
+        let mut known = answers
+            .into_iter()
+            .map(|answer| answer.map_err(|error| parting(&error)));
+        let mut next = || known.next().unwrap_or(Ok(Value::Null));
+        let (uuid, status) = (next()?, next()?);
+        let uuid = uuid
             .get("UUID")
             .and_then(Value::as_str)
             .and_then(VmUuid::parse);
-        if uuid == Some(self.setting.uuid) {
-            return Ok(());
+        if uuid != Some(self.setting.uuid) {
+            let why = "the monitor belongs to another virtual machine";
+            return Err(Parting::Silent(why.to_owned()));
         }
-        Err(Parting::Silent(
-            "the monitor belongs to another virtual machine".to_owned(),
-        ))
+        Ok(run_state(&status))
     }
 
     fn ready(&mut self, state: RunState) {
@@ -344,7 +348,9 @@ impl Link {
         if event.name == "RESET" && event.data.get("guest") == Some(&Value::Bool(true)) {
             self.news.tell(MachineNews::GuestReset);
         }
-        if STATE_EVENTS.contains(&event.name.as_str()) {
+        // Each start brings one that tells what its `cont` has told.
+        let known = event.name == "RESUME" && self.told == Some(RunState::Running);
+        if !known && STATE_EVENTS.contains(&event.name.as_str()) {
             self.refresh(client).await?;
         }
         Ok(())
@@ -379,6 +385,15 @@ impl Link {
             self.news.tell(MachineNews::RunState(state));
         }
         Ok(())
+    }
+}
+
+/// The state of a new QEMU that was told to run its guest. One that refused is where it was.
+fn let_run(answers: Answers) -> Result<RunState, Parting> {
+    match answers.into_iter().next() {
+        Some(Err(QmpError::Refused { .. })) => Ok(RunState::Prelaunch),
+        Some(Err(error)) => Err(parting(&error)),
+        Some(Ok(_)) | None => Ok(RunState::Running),
     }
 }
 

@@ -13,6 +13,8 @@
 //! | `layout.rs`, `sockets.rs`, `probe.rs` | paths, sockets, what the host has |
 
 pub mod adopt;
+#[cfg(test)]
+mod adopt_tests;
 pub mod cmdline;
 mod console;
 mod launch;

@@ -11,14 +11,11 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use qapi_qmp::QmpCommand;
 use serde_json::{Map, Value};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
@@ -26,14 +23,12 @@ use tokio::time::{Instant, timeout_at};
 use super::error::{Lost, QmpError};
 use super::events::{EventQueue, Events};
 use super::pending::{Answer, Pending};
-use super::wire::{Decoder, Greeting, Message};
+use super::tasks::{Counters, Counts, Line, Shared, read, write};
+use super::wire::Greeting;
 
 /// How many commands may wait for a reply. The actors ask one or two at a time; more means that QEMU
 /// hangs and that asking more does not help.
 pub const MAX_IN_FLIGHT: usize = 32;
-
-/// How much is read at once, in bytes.
-const READ_CHUNK: usize = 16 * 1024;
 
 /// How long a connection may take to be of use.
 #[derive(Debug, Clone, Copy)]
@@ -81,47 +76,6 @@ impl Request {
         self.arguments = Some(arguments);
         self
     }
-}
-
-/// What a connection tells about its own health.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// Replies with an id that nobody waits for: late, doubled or a previous client's.
-    pub unknown_ids: u64,
-    /// Errors without an id.
-    pub anonymous_errors: u64,
-    /// Lines that are no QMP.
-    pub garbage: u64,
-    /// Events seen.
-    pub events: u64,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    unknown_ids: AtomicU64,
-    anonymous_errors: AtomicU64,
-    garbage: AtomicU64,
-    events: AtomicU64,
-}
-
-#[derive(Debug)]
-struct Shared {
-    pending: Pending,
-    events: Arc<EventQueue>,
-    counts: Counts,
-}
-
-impl Shared {
-    fn close(&self, why: Lost) {
-        self.pending.close(why);
-        self.events.close(why);
-    }
-}
-
-#[derive(Debug)]
-struct Line {
-    ids: Vec<u64>,
-    bytes: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -321,13 +275,7 @@ impl Client {
 
     /// What went by so far.
     pub fn counters(&self) -> Counters {
-        let counts = &self.inner.shared.counts;
-        Counters {
-            unknown_ids: counts.unknown_ids.load(Ordering::Relaxed),
-            anonymous_errors: counts.anonymous_errors.load(Ordering::Relaxed),
-            garbage: counts.garbage.load(Ordering::Relaxed),
-            events: counts.events.load(Ordering::Relaxed),
-        }
+        self.inner.shared.counts.now()
     }
 
     #[expect(clippy::type_complexity, reason = "a pair used twice, next to here")]
@@ -404,60 +352,4 @@ async fn wait_for(
 async fn connect_beneath(socket: &Path) -> io::Result<UnixStream> {
     let beneath = crate::host::qemu::sockets::Beneath::of(socket)?;
     UnixStream::connect(beneath.path()).await
-}
-
-async fn write(mut socket: OwnedWriteHalf, shared: Arc<Shared>, mut queue: mpsc::Receiver<Line>) {
-    while let Some(line) = queue.recv().await {
-        if !shared.pending.mark_sent(&line.ids) {
-            continue;
-        }
-        if let Err(error) = socket.write_all(&line.bytes).await {
-            shared.close(Lost::Io(error.kind()));
-            return;
-        }
-    }
-}
-
-async fn read(mut socket: OwnedReadHalf, shared: Arc<Shared>, greeting: oneshot::Sender<Greeting>) {
-    let mut greeting = Some(greeting);
-    let mut decoder = Decoder::default();
-    let mut chunk = vec![0; READ_CHUNK];
-    let why = loop {
-        match socket.read(&mut chunk).await {
-            Ok(0) => break Lost::Closed,
-            Ok(count) => decoder.feed(&chunk[..count], &mut |message| {
-                take(&shared, &mut greeting, message);
-            }),
-            Err(error) => break Lost::Io(error.kind()),
-        }
-    };
-    shared.close(why);
-}
-
-fn take(shared: &Shared, greeting: &mut Option<oneshot::Sender<Greeting>>, message: Message) {
-    let count = |counter: &AtomicU64| {
-        counter.fetch_add(1, Ordering::Relaxed);
-    };
-    let (id, answer) = match message {
-        Message::Greeting(words) => {
-            // Whoever waited may have gone; a second greeting is of no use to anybody.
-            if let Some(waiter) = greeting.take() {
-                let _ = waiter.send(words);
-            }
-            return;
-        }
-        Message::Event(event) => {
-            count(&shared.counts.events);
-            shared.events.push(event);
-            return;
-        }
-        Message::Garbage(_) => return count(&shared.counts.garbage),
-        Message::Error { id: None, .. } => return count(&shared.counts.anonymous_errors),
-        Message::Return { id, value } => (id, Answer::Return(value)),
-        Message::Error { id, class, desc } => (id, Answer::Error { class, desc }),
-    };
-    let id = id.as_ref().and_then(Value::as_u64);
-    if !id.is_some_and(|id| shared.pending.answer(id, answer)) {
-        count(&shared.counts.unknown_ids);
-    }
 }

@@ -8,11 +8,13 @@ pub mod client;
 pub mod error;
 pub mod events;
 mod pending;
+mod tasks;
 pub mod wire;
 
 pub use client::{Client, Connected, Deadlines, Request};
 pub use error::{Lost, QmpError};
 pub use events::{Events, Incoming};
+pub use tasks::Counters;
 pub use wire::{Event, Greeting};
 
 #[cfg(test)]
