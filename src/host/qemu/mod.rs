@@ -46,9 +46,9 @@ use vman_model::{Incarnation, VmId, VmUuid};
 use self::adopt::AttachError;
 use self::layout::Layout;
 use self::machine::{QemuMachine, Setting};
-pub use self::probe::AccelChoice;
 use self::process::Process;
 use super::qmp::Deadlines;
+use crate::config::AccelChoice;
 
 /// All that is to be known about QEMU on this host.
 #[derive(Debug, Clone)]

@@ -10,21 +10,10 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::cmdline::Accel;
+use crate::config::AccelChoice;
 
 /// How long a program may take to tell its version.
 const VERSION_DEADLINE: Duration = Duration::from_secs(5);
-
-/// Which accelerator is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum AccelChoice {
-    /// KVM if it can be used, else TCG.
-    #[default]
-    Auto,
-    /// KVM, and an error where there is none.
-    Kvm,
-    /// TCG.
-    Tcg,
-}
 
 /// The accelerator to use now, and a sentence that says why.
 pub(super) fn accelerator(choice: AccelChoice) -> (Accel, String) {

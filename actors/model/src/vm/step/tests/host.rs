@@ -1,0 +1,508 @@
+//! A simulated host and the daemon's half that acts on it: it does what `step`
+//! asks for, late, in any order, twice, or not at all, and forgets everything
+//! in flight when the daemon dies. QEMUs outlive the daemon, not the host.
+//!
+//! What it promises is what the ports promise: claims, launches, adoptions and
+//! releases of one VM are done one after the other; a machine's news keep their
+//! order; answers of tasks come in any order.
+
+use super::{
+    given::{context, identity, moment},
+    oracle::Oracle,
+};
+use crate::{
+    ids::Incarnation,
+    time::UnixMs,
+    vm::{
+        messages::{Command, Effect, ExitStatus, Fact, Input, QmpAction, RunState, Timer},
+        phase::Phase,
+        record::{Claim, VmRecord},
+        step::step,
+    },
+};
+use std::collections::VecDeque;
+
+/// A living QEMU.
+pub(super) struct Qemu {
+    pub(super) incarnation: Incarnation,
+    pid: u32,
+    pub(super) state: RunState,
+    /// It lives, but answers nothing and takes no SIGTERM.
+    pub(super) deaf: bool,
+    /// The daemon of now holds its pidfd and hears its news.
+    pub(super) attached: bool,
+}
+
+/// Something a task of the daemon is at.
+enum Task {
+    /// Wait for QMP of a launched QEMU and let the guest run.
+    Boot(Incarnation),
+    /// A QMP command.
+    Qmp(Incarnation, Effect),
+    /// An answer on its way to the actor.
+    Tell(Incarnation, Fact),
+}
+
+pub(super) struct World {
+    pub(super) record: VmRecord,
+    pub(super) erased: bool,
+    pub(super) now: u64,
+    pub(super) boot: u64,
+    pub(super) qemu: Option<Qemu>,
+    /// Whether disks or an address are held, whatever the record says.
+    pub(super) held: bool,
+    pub(super) oracle: Oracle,
+    /// Whether guests power off when asked to.
+    pub(super) polite_guest: bool,
+    /// The daemon dies within its next step: 0 before the record is durable,
+    /// n after it and after n - 1 of its effects.
+    pub(super) fuse: Option<usize>,
+    worker: VecDeque<(Incarnation, Effect)>,
+    news: VecDeque<(Incarnation, Fact)>,
+    tasks: Vec<Task>,
+    /// Copies of facts that were told once already.
+    late: Vec<(Incarnation, Fact)>,
+    timers: Vec<(Incarnation, Timer, u64)>,
+    names: u32,
+}
+
+impl World {
+    pub(super) fn new(record: VmRecord) -> Self {
+        Self {
+            oracle: Oracle::new(&record),
+            record,
+            erased: false,
+            now: 1_000_000,
+            boot: 1,
+            qemu: None,
+            held: false,
+            polite_guest: true,
+            fuse: None,
+            worker: VecDeque::new(),
+            news: VecDeque::new(),
+            tasks: Vec::new(),
+            late: Vec::new(),
+            timers: Vec::new(),
+            names: 0,
+        }
+    }
+
+    fn name(&mut self) -> u32 {
+        self.names += 1;
+        self.names
+    }
+
+    pub(super) fn command(&mut self, command: Command) {
+        let context = context(self.name().into());
+        self.tell(Input::Command(command, context));
+    }
+
+    /// Decide, persist, dispatch.
+    pub(super) fn tell(&mut self, input: Input) {
+        if self.erased {
+            return;
+        }
+        let moment = moment(self.now, self.boot);
+        let before = self.record.clone();
+        let decision = step(&before, input.clone(), &moment);
+        let fuse = self.fuse.take();
+        if fuse == Some(0) {
+            return self.crash();
+        }
+        self.record = decision.record.clone();
+        self.erased = decision.erased.is_some();
+        let ran = self.qemu.as_ref().map(|q| (q.incarnation, q.state));
+        self.oracle
+            .persisted(&before, &input, &decision, UnixMs(self.now), ran);
+        let survived = fuse.map_or(usize::MAX, |n| n - 1);
+        for effect in decision.effects.into_iter().take(survived) {
+            self.dispatch(effect);
+        }
+        if fuse.is_some() {
+            return self.crash();
+        }
+        self.check();
+    }
+
+    /// The daemon dies and starts again.
+    pub(super) fn crash(&mut self) {
+        self.worker.clear();
+        self.news.clear();
+        self.tasks.clear();
+        self.late.clear();
+        self.timers.clear();
+        if let Some(qemu) = &mut self.qemu {
+            qemu.attached = false;
+        }
+        self.tell(Input::Recover);
+    }
+
+    pub(super) fn reboot(&mut self) {
+        self.qemu = None;
+        self.boot += 1;
+        self.crash();
+    }
+
+    fn dispatch(&mut self, effect: Effect) {
+        let incarnation = self.record.incarnation;
+        match effect {
+            Effect::Claim | Effect::Adopt => self.worker.push_back((incarnation, effect)),
+            Effect::Launch => {
+                assert!(self.no_qemu(), "a second QEMU is launched");
+                self.worker.push_back((incarnation, effect));
+            }
+            Effect::Release { .. } => {
+                assert!(self.no_qemu(), "what a living QEMU holds is released");
+                self.worker.push_back((incarnation, effect));
+            }
+            Effect::Act(..) | Effect::Continue | Effect::Powerdown => {
+                self.tasks.push(Task::Qmp(incarnation, effect));
+            }
+            Effect::Terminate => self.signal(false),
+            Effect::Kill => self.signal(true),
+            Effect::Arm(timer, ms) => {
+                self.timers
+                    .push((incarnation, timer, self.now.saturating_add(ms)));
+            }
+        }
+    }
+
+    /// No QEMU lives, and none is about to be spawned.
+    fn no_qemu(&self) -> bool {
+        let launching = self.worker.iter().any(|(_, e)| *e == Effect::Launch);
+        self.qemu.is_none() && !launching
+    }
+
+    fn signal(&mut self, kill: bool) {
+        let incarnation = self.record.incarnation;
+        if let Some(at) = self.worker.iter().position(|(_, e)| *e == Effect::Launch) {
+            // The spawn is under way: given up in time, or not (then the signal
+            // is lost and has to come again).
+            if self.name().is_multiple_of(2) {
+                self.worker.remove(at);
+                self.exited(incarnation, ExitStatus::NeverSpawned);
+            }
+            return;
+        }
+        let Some(qemu) = &self.qemu else { return };
+        assert!(qemu.attached, "a QEMU is signalled that nobody has found");
+        self.oracle.may_be_ended(qemu.incarnation, qemu.state);
+        if kill {
+            self.die(ExitStatus::Signal(9));
+        } else if !qemu.deaf {
+            self.die(ExitStatus::Code(0));
+        }
+    }
+
+    /// QEMU ends.
+    pub(super) fn die(&mut self, status: ExitStatus) {
+        if let Some(qemu) = self.qemu.take()
+            && qemu.attached
+        {
+            self.exited(qemu.incarnation, status);
+        }
+    }
+
+    fn exited(&mut self, incarnation: Incarnation, status: ExitStatus) {
+        let stderr = String::new();
+        self.news
+            .push_back((incarnation, Fact::Exited { status, stderr }));
+    }
+
+    /// The run state changes; it is told to a daemon that can hear it.
+    pub(super) fn becomes(&mut self, state: RunState) {
+        if let Some(qemu) = &mut self.qemu {
+            qemu.state = state;
+            if qemu.attached && !qemu.deaf {
+                let news = (qemu.incarnation, Fact::RunStateChanged(state));
+                self.news.push_back(news);
+            }
+        }
+    }
+
+    pub(super) fn guest_resets(&mut self) {
+        if let Some(qemu) = self.qemu.as_ref().filter(|q| q.attached && !q.deaf) {
+            self.news.push_back((qemu.incarnation, Fact::GuestReset));
+        }
+    }
+
+    pub(super) fn deafen(&mut self) {
+        if let Some(qemu) = &mut self.qemu {
+            qemu.deaf = true;
+            if qemu.attached {
+                let detail = "no answer".to_owned();
+                self.news
+                    .push_back((qemu.incarnation, Fact::Deaf { detail }));
+            }
+        }
+    }
+
+    pub(super) fn heal(&mut self) {
+        if let Some(qemu) = &mut self.qemu
+            && qemu.deaf
+        {
+            qemu.deaf = false;
+            if qemu.attached {
+                self.news
+                    .push_back((qemu.incarnation, Fact::Ready(qemu.state)));
+            }
+        }
+    }
+
+    /// Does the next piece of the serial work.
+    fn work(&mut self, fail: bool) -> bool {
+        let Some((incarnation, effect)) = self.worker.pop_front() else {
+            return false;
+        };
+        let detail = "it failed".to_owned();
+        let answer = match effect {
+            Effect::Claim => {
+                // Also a denied claim may have got hold of a part.
+                self.held = true;
+                if fail {
+                    Fact::ClaimDenied { detail }
+                } else {
+                    Fact::Claimed(Claim::default())
+                }
+            }
+            Effect::Launch if fail => Fact::LaunchFailed { detail },
+            Effect::Launch => Fact::Spawned(identity(self.spawn(incarnation))),
+            Effect::Adopt if fail => {
+                self.worker.push_front((incarnation, Effect::Adopt));
+                return true;
+            }
+            Effect::Adopt => {
+                self.adopt(incarnation);
+                return true;
+            }
+            Effect::Release { .. } if fail => Fact::ReleaseFailed { detail },
+            Effect::Release { erase, .. } => {
+                self.held = false;
+                Fact::Released { erased: erase }
+            }
+            _ => unreachable!("only serial work is queued"),
+        };
+        self.tasks.push(Task::Tell(incarnation, answer));
+        true
+    }
+
+    fn spawn(&mut self, incarnation: Incarnation) -> u32 {
+        assert!(self.qemu.is_none(), "a second QEMU is spawned");
+        let pid = self.name();
+        self.qemu = Some(Qemu {
+            incarnation,
+            pid,
+            state: RunState::Prelaunch,
+            deaf: false,
+            attached: true,
+        });
+        self.tasks.push(Task::Boot(incarnation));
+        pid
+    }
+
+    fn adopt(&mut self, incarnation: Incarnation) {
+        let Some(qemu) = &mut self.qemu else {
+            self.news.push_back((incarnation, Fact::Gone));
+            return;
+        };
+        assert_eq!(qemu.incarnation, incarnation, "an earlier QEMU lives on");
+        qemu.attached = true;
+        self.news
+            .push_back((incarnation, Fact::Found(identity(qemu.pid))));
+        let detail = "no greeting".to_owned();
+        let answer = if qemu.deaf {
+            Fact::Deaf { detail }
+        } else {
+            Fact::Ready(qemu.state)
+        };
+        self.news.push_back((incarnation, answer));
+    }
+
+    fn run_task(&mut self, task: Task, fail: bool) {
+        match task {
+            Task::Tell(incarnation, fact) => self.tell(Input::Fact(incarnation, fact)),
+            Task::Boot(incarnation) => {
+                let Some(qemu) = &mut self.qemu else { return };
+                if fail {
+                    return self.die(ExitStatus::Code(1));
+                }
+                if qemu.incarnation == incarnation && !qemu.deaf {
+                    if qemu.state == RunState::Prelaunch {
+                        qemu.state = RunState::Running;
+                    }
+                    self.news.push_back((incarnation, Fact::Ready(qemu.state)));
+                }
+            }
+            Task::Qmp(incarnation, effect) => self.qmp(incarnation, effect, fail),
+        }
+    }
+
+    fn qmp(&mut self, incarnation: Incarnation, effect: Effect, fail: bool) {
+        let state = self
+            .qemu
+            .as_ref()
+            .filter(|q| q.incarnation == incarnation && !q.deaf && !fail)
+            .map(|q| q.state);
+        let stands = matches!(
+            state,
+            Some(RunState::Prelaunch | RunState::Paused | RunState::IoError)
+        );
+        let runs = state == Some(RunState::Running);
+        match effect {
+            Effect::Continue if stands => self.becomes(RunState::Running),
+            Effect::Powerdown if runs && self.polite_guest => self.becomes(RunState::Shutdown),
+            Effect::Act(operation, action) => {
+                match action {
+                    QmpAction::Pause if runs => self.becomes(RunState::Paused),
+                    QmpAction::Resume if stands => self.becomes(RunState::Running),
+                    QmpAction::Reset if state.is_some() => self.guest_resets(),
+                    _ => {}
+                }
+                let error = state.is_none().then(|| "no answer".to_owned());
+                let done = Fact::ActionDone {
+                    operation,
+                    action,
+                    error,
+                };
+                self.tasks.push(Task::Tell(incarnation, done));
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets one of the things under way happen; `again` keeps a copy of what is
+    /// told for later.
+    pub(super) fn progress(&mut self, which: usize, fail: bool, again: bool) {
+        let count = 2 + self.tasks.len() + self.late.len();
+        match which % count {
+            0 => {
+                self.work(fail);
+            }
+            1 => {
+                if let Some((incarnation, fact)) = self.news.pop_front() {
+                    if again && matches!(fact, Fact::Exited { .. } | Fact::Found(_) | Fact::Gone) {
+                        self.late.push((incarnation, fact.clone()));
+                    }
+                    self.tell(Input::Fact(incarnation, fact));
+                }
+            }
+            n if n - 2 < self.tasks.len() => {
+                let task = self.tasks.remove(n - 2);
+                if let (Task::Tell(incarnation, fact), true) = (&task, again) {
+                    self.late.push((*incarnation, fact.clone()));
+                }
+                self.run_task(task, fail);
+            }
+            n => {
+                let (incarnation, fact) = self.late.remove(n - 2 - self.tasks.len());
+                self.tell(Input::Fact(incarnation, fact));
+            }
+        }
+    }
+
+    pub(super) fn fire(&mut self, which: usize) {
+        if !self.timers.is_empty() {
+            let (incarnation, timer, _) = self.timers.remove(which % self.timers.len());
+            self.tell(Input::Fact(incarnation, Fact::TimerDue(timer)));
+        }
+    }
+
+    /// No more faults: everything under way is done, then the timers run out in
+    /// their order, until nothing is left to happen.
+    pub(super) fn settle(&mut self) {
+        self.fuse = None;
+        for _ in 0..5_000 {
+            if self.work(false) {
+                continue;
+            }
+            if let Some((incarnation, fact)) = self.news.pop_front() {
+                self.tell(Input::Fact(incarnation, fact));
+            } else if !self.tasks.is_empty() {
+                let task = self.tasks.remove(0);
+                self.run_task(task, false);
+            } else if let Some((incarnation, fact)) = self.late.pop() {
+                self.tell(Input::Fact(incarnation, fact));
+            } else if !self.timers.is_empty() {
+                self.timers.sort_by_key(|(_, _, due)| *due);
+                self.now = self.now.max(self.timers[0].2);
+                self.fire(0);
+            } else {
+                return;
+            }
+        }
+        panic!("it never comes to an end: {:#?}", self.record);
+    }
+
+    /// What must hold between any two steps.
+    fn check(&self) {
+        let record = &self.record;
+        if self.erased {
+            assert!(self.no_qemu() && !self.held, "erased, but not gone");
+            return;
+        }
+        let rests = matches!(
+            record.phase,
+            Phase::Stopped | Phase::Failed | Phase::Backoff
+        );
+        if rests {
+            assert!(!self.held, "{:?} holds something", record.phase);
+        }
+        if rests || matches!(record.phase, Phase::Claiming | Phase::Releasing) {
+            assert!(self.no_qemu(), "a QEMU lives in {:?}", record.phase);
+        }
+        assert!(self.goes_on(), "a dead end: {record:#?}");
+    }
+
+    fn armed(&self, timer: Timer) -> bool {
+        let now = self.record.incarnation;
+        self.timers.iter().any(|(i, t, _)| *i == now && *t == timer)
+    }
+
+    /// Whether an answer that `which` picks is still to come in this life.
+    fn awaits(&self, which: fn(&Fact) -> bool) -> bool {
+        let now = self.record.incarnation;
+        let told = self.tasks.iter().filter_map(|task| match task {
+            Task::Tell(incarnation, fact) => Some((*incarnation, fact)),
+            Task::Boot(_) | Task::Qmp(..) => None,
+        });
+        let news = self.news.iter().map(|(i, fact)| (*i, fact));
+        told.chain(news).any(|(i, fact)| i == now && which(fact))
+    }
+
+    fn works_at(&self, which: fn(&Effect) -> bool) -> bool {
+        let now = self.record.incarnation;
+        self.worker.iter().any(|(i, e)| *i == now && which(e))
+    }
+
+    /// Whether something is under way that will lead out of the phase.
+    fn goes_on(&self) -> bool {
+        let exits = self.awaits(|f| matches!(f, Fact::Exited { .. } | Fact::LaunchFailed { .. }));
+        match self.record.phase {
+            Phase::Stopped | Phase::Failed => true,
+            Phase::Claiming => {
+                self.works_at(|e| *e == Effect::Claim)
+                    || self.awaits(|f| matches!(f, Fact::Claimed(_) | Fact::ClaimDenied { .. }))
+            }
+            Phase::Launching => self.armed(Timer::LaunchDeadline),
+            Phase::Running | Phase::Paused => self.qemu.is_some() || exits,
+            Phase::Stopping => self.armed(Timer::StopDeadline),
+            Phase::Killing => self.armed(Timer::KillAgain) || exits,
+            Phase::Releasing => {
+                self.works_at(|e| matches!(e, Effect::Release { .. }))
+                    || self
+                        .awaits(|f| matches!(f, Fact::Released { .. } | Fact::ReleaseFailed { .. }))
+                    || self.armed(Timer::ReleaseAgain)
+            }
+            Phase::Backoff => self.armed(Timer::BackoffDue),
+            Phase::Unknown => {
+                let deaf = self.record.unresponsive && self.qemu.is_some();
+                let given_time =
+                    self.record.started_at.is_some() || self.armed(Timer::LaunchDeadline);
+                self.works_at(|e| *e == Effect::Adopt)
+                    || exits
+                    || (deaf && given_time)
+                    || self.awaits(|f| matches!(f, Fact::Gone | Fact::Ready(_) | Fact::Deaf { .. }))
+            }
+        }
+    }
+}
