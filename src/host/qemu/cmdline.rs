@@ -172,7 +172,8 @@ fn machine(
     let (accel, cpu) = match machinery.accel {
         // The HPET is of no use beside KVM's clock and wakes the host; TCG guests calibrate by it.
         Accel::Kvm => ("accel=kvm,hpet=off", "host"),
-        Accel::Tcg => ("accel=tcg", "max"),
+        // Five-level page tables cost a translated guest time and trip firmware of some age.
+        Accel::Tcg => ("accel=tcg", "max,la57=off"),
     };
     let mut machine =
         format!("q35,{accel},usb=off,vmport=off,smbus=off,sata=off,dump-guest-core=off");
@@ -292,7 +293,10 @@ fn small_devices(words: &mut Words, fds: &Descriptors) {
         &json!({"driver": "virtio-rng-pci", "id": "dev-rng", "rng": "rng0", "bus": "pcie.0"}),
     );
     words.json("-device", &json!({"driver": "virtio-balloon-pci", "id": "dev-balloon", "bus": "pcie.0", "deflate-on-oom": true}));
-    words.json("-device", &json!({"driver": "pvpanic", "id": "dev-panic"}));
+    words.json(
+        "-device",
+        &json!({"driver": "pvpanic-pci", "id": "dev-panic", "bus": "pcie.0"}),
+    );
     words.option(
         "-chardev",
         format!("socket,id=agent0,fd={},server=on,wait=off", fds.agent),

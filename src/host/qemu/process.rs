@@ -22,8 +22,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, setsid, umask,
-    waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, getppid, pidfd_open, pidfd_send_signal,
+    setsid, umask, waitid,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -287,7 +287,13 @@ fn open_log(path: &Path, banner: &str) -> io::Result<File> {
 /// Makes the child independent of this daemon, between fork and exec.
 #[allow(unsafe_code)]
 fn detach(command: &mut Command, inherited: Inherited) {
+    let daemon = getpid();
     let between_fork_and_exec = move || {
+        // The next daemon may have looked for this QEMU and found none: then there shall be none.
+        // (From here to the exec, the daemon's close-on-exec lock is still held by this child.)
+        if getppid() != Some(daemon) {
+            return Err(Errno::SRCH.into());
+        }
         setsid()?;
         umask(Mode::RWXG | Mode::RWXO);
         for signal in 1..=64 {
