@@ -1,3 +1,4 @@
 //! VMAN.
+pub mod cli;
 pub mod config;
 pub mod telemetry;
