@@ -54,6 +54,8 @@ pub(super) struct World {
     pub(super) oracle: Oracle,
     /// Whether guests power off when asked to.
     pub(super) polite_guest: bool,
+    /// What a guest has come to when its launch is first told of.
+    pub(super) comes_up: RunState,
     /// The daemon dies within its next step: 0 before the record is durable,
     /// n after it and after n - 1 of its effects.
     pub(super) fuse: Option<usize>,
@@ -77,6 +79,7 @@ impl World {
             qemu: None,
             held: false,
             polite_guest: true,
+            comes_up: RunState::Running,
             fuse: None,
             worker: VecDeque::new(),
             news: VecDeque::new(),
@@ -328,7 +331,7 @@ impl World {
                 }
                 if qemu.incarnation == incarnation && !qemu.deaf {
                     if qemu.state == RunState::Prelaunch {
-                        qemu.state = RunState::Running;
+                        qemu.state = self.comes_up;
                     }
                     self.news.push_back((incarnation, Fact::Ready(qemu.state)));
                 }
@@ -411,6 +414,7 @@ impl World {
     /// their order, until nothing is left to happen.
     pub(super) fn settle(&mut self) {
         self.fuse = None;
+        self.comes_up = RunState::Running;
         for _ in 0..5_000 {
             if self.work(false) {
                 continue;
