@@ -8,7 +8,7 @@ use crate::{
     time::UnixMs,
     vm::{
         messages::{Command, Fact, Input, Reply, RunState},
-        phase::Phase,
+        phase::{Desired, Phase},
         record::{Reason, VmRecord},
         step::Decision,
     },
@@ -232,6 +232,8 @@ impl Oracle {
             | Phase::Backoff
             | Phase::Unknown => {}
         }
+        let runs_on = record.desired == Desired::Running;
+        assert!(runs_on || !record.restarting, "it stops, and starts again");
         if record.phase.is_rest() {
             let clean = record.claim.is_none()
                 && record.process.is_none()
