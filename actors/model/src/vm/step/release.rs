@@ -103,7 +103,7 @@ pub(super) fn released(turn: &mut Turn<'_>, erased: bool) {
         Desired::Erased { .. } if !erased => release(turn),
         Desired::Erased { keep_root_disk } => {
             turn.finish(|_| true, OperationStatus::Succeeded, None);
-            turn.record.detail = "erased".to_owned();
+            "erased".clone_into(&mut turn.record.detail);
             turn.erase(keep_root_disk);
         }
         Desired::Stopped => stopped(turn, ending),

@@ -4,7 +4,8 @@
 
 use super::{
     given::{budgets, commands, modes, new_vm},
-    host::{Qemu, World},
+    host::World,
+    machine::Qemu,
     oracle::Wish,
     table::ARROWS,
 };
