@@ -48,6 +48,20 @@ impl World {
         }
     }
 
+    /// Whether the guest, or an operator at its second monitor, could do that
+    /// now. (An operator who undoes a pause before VMAN has heard its answer is
+    /// not looked at: the answer and the news come by different ways.)
+    pub(super) fn may_become(&self, state: RunState) -> bool {
+        let of_operator = matches!(state, RunState::Running | RunState::Paused);
+        match self.qemu.as_ref().map(|q| q.state) {
+            Some(RunState::Running) => !of_operator || !self.acts(),
+            Some(RunState::Paused | RunState::IoError) => {
+                state == RunState::Running && !self.acts()
+            }
+            _ => false,
+        }
+    }
+
     pub(super) fn guest_resets(&mut self) {
         if let Some(qemu) = self.qemu.as_ref().filter(|q| q.attached && !q.deaf) {
             self.news.push_back((qemu.incarnation, Fact::GuestReset));

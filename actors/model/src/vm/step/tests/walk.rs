@@ -5,7 +5,6 @@
 use super::{
     given::{budgets, commands, modes, new_vm},
     host::World,
-    machine::Qemu,
     oracle::Wish,
     table::ARROWS,
 };
@@ -89,13 +88,6 @@ fn lives(length: usize) -> impl Strategy<Value = Life> {
 }
 
 fn happen(world: &mut World, act: Act, jumps: bool) {
-    let lives = |q: &Qemu| {
-        let state = q.state;
-        matches!(
-            state,
-            RunState::Running | RunState::Paused | RunState::IoError
-        )
-    };
     match act {
         Act::Command(command) => world.command(command),
         Act::Progress(which, fail, again) => world.progress(which, fail, again),
@@ -104,8 +96,7 @@ fn happen(world: &mut World, act: Act, jumps: bool) {
         Act::Crash => world.crash(),
         Act::Fuse(n) => world.fuse = Some(n),
         Act::Reboot => world.reboot(),
-        // A guest that is over or was never let run does nothing.
-        Act::Guest(state) if world.qemu.as_ref().is_some_and(lives) => world.becomes(state),
+        Act::Guest(state) if world.may_become(state) => world.becomes(state),
         Act::Guest(_) => {}
         Act::Reset => world.guest_resets(),
         Act::QemuDies(status) => world.die(status),
@@ -144,6 +135,12 @@ fn ends_well(world: &World) {
         (Wish::Run, Phase::Running | Phase::Paused) => {
             assert!(world.qemu.is_some());
             assert!(record.claim.is_some() && record.process.is_some());
+            let guest = world.qemu.as_ref().map(|q| q.state);
+            let runs = guest == Some(RunState::Running);
+            assert!(
+                stays_deaf || runs == (record.phase == Phase::Running),
+                "it is {guest:?}"
+            );
             assert_eq!(record.desired, Desired::Running);
         }
         (Wish::Run, Phase::Failed) => assert_eq!(record.desired, Desired::Running),

@@ -44,6 +44,13 @@ impl World {
         told.chain(news).any(|(i, fact)| i == now && which(fact))
     }
 
+    /// Whether a command to QEMU is under way.
+    pub(super) fn acts(&self) -> bool {
+        self.tasks
+            .iter()
+            .any(|task| matches!(task, Task::Qmp(..) | Task::Tell(_, Fact::ActionDone { .. })))
+    }
+
     fn works_at(&self, which: fn(&Effect) -> bool) -> bool {
         let now = self.record.incarnation;
         self.worker.iter().any(|(i, e)| *i == now && which(e))
