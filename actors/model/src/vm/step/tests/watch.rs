@@ -3,7 +3,7 @@
 
 use super::host::{Task, World};
 use crate::vm::{
-    messages::{Effect, Fact, Timer},
+    messages::{Effect, Fact, RunState, Timer},
     phase::Phase,
 };
 
@@ -25,7 +25,27 @@ impl World {
         if rests || matches!(record.phase, Phase::Claiming | Phase::Releasing) {
             assert!(self.no_qemu(), "a QEMU lives in {:?}", record.phase);
         }
+        self.check_truth();
         assert!(self.goes_on(), "a dead end: {record:#?}");
+    }
+
+    /// Once everything that is on its way has been heard, the record says of the
+    /// guest what is so.
+    fn check_truth(&self) {
+        let quiet = self.news.is_empty() && self.tasks.is_empty();
+        let Some(qemu) = self
+            .qemu
+            .as_ref()
+            .filter(|q| quiet && q.attached && !q.deaf)
+        else {
+            return;
+        };
+        let runs = qemu.state == RunState::Running;
+        match self.record.phase {
+            Phase::Running => assert!(runs, "it runs, they say: {:?}", qemu.state),
+            Phase::Paused => assert!(!runs, "it stands still, they say"),
+            _ => {}
+        }
     }
 
     fn armed(&self, timer: Timer) -> bool {
