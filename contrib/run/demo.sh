@@ -292,7 +292,7 @@ end_left_guests() {
     local dir
     for dir in /proc/[0-9]*; do
         [ -O "$dir" ] && [[ $(readlink "$dir/exe" 2>/dev/null) == */qemu-system-* ]] || continue
-        if tr '\0' '\n' <"$dir/cmdline" 2>/dev/null | grep -qF "$demo/storage"; then
+        if tr '\0' '\n' <"$dir/cmdline" 2>/dev/null | grep -qF -e "$demo/storage/" -e "$runtime/"; then
             say "ending the guest with pid ${dir#/proc/}"
             kill "${dir#/proc/}" 2>/dev/null || true
         fi
