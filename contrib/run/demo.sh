@@ -253,7 +253,7 @@ farewell() {
         say "  to go on with it        make run"
         say "  to end only the guest   kill $pid"
     else
-        say "no daemon is left, and no guest."
+        say "no daemon is left${guest_pid:+, and no guest}."
     fi
     say "  to remove the demo      make run-clean"
     exit "$status"
