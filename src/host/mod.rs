@@ -11,4 +11,6 @@ pub mod folder;
 pub mod images;
 pub mod inspect;
 pub mod net;
+#[cfg(test)]
+mod small_disk;
 pub mod store_redb;
