@@ -242,7 +242,7 @@ async fn a_symbolic_link_in_the_place_of_a_disk_is_refused() {
 
 #[tokio::test]
 async fn a_full_storage_is_told_as_such_and_keeps_no_half_made_disk() {
-    let Some(small) = crate::host::small_disk::SmallDisk::mount("1m") else {
+    let Some(small) = crate::host::testing::SmallDisk::mount("1m") else {
         return;
     };
     let lock = StorageLock::acquire(small.path()).unwrap();

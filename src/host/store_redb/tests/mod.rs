@@ -3,7 +3,7 @@ mod measure;
 mod power;
 
 use super::*;
-use crate::host::small_disk::SmallDisk;
+use crate::host::testing::SmallDisk;
 use redb::BackendError;
 use std::{
     fs,

@@ -1,7 +1,23 @@
-//! A file system small enough to be filled, for tests.
+//! What tests of the host need: a file system small enough to be filled, and a way to say that a
+//! test cannot run here.
 
-use std::{path::Path, process::Command};
+use std::{fs::OpenOptions, io::Write, path::Path, process::Command};
 use tempfile::TempDir;
+
+/// Says aloud that the present test cannot run here, and where `make test` counts it.
+pub(crate) fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    eprintln!("SKIPPED: {test}: {reason}");
+    if let Some(list) = std::env::var_os("VMAN_TEST_SKIPS") {
+        let mut list = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(list)
+            .unwrap();
+        writeln!(list, "{test}: {reason}").unwrap();
+    }
+}
 
 /// A small file system of its own; none where we may not mount one.
 pub(crate) struct SmallDisk(TempDir);
@@ -20,7 +36,7 @@ impl SmallDisk {
             .output()
             .is_ok_and(|output| output.status.success());
         if !mounted {
-            eprintln!("SKIPPED: a tmpfs cannot be mounted here");
+            skip("a tmpfs cannot be mounted here");
         }
         mounted.then(|| Self(dir))
     }
