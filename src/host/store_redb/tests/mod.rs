@@ -1,4 +1,5 @@
 mod damage;
+mod kill;
 mod measure;
 mod power;
 
