@@ -5,6 +5,7 @@
 //! The decisions are in `vman-model`, the supervision tree in `vman-actors`.
 //! Look next: `docs/architecture.md`.
 
+pub mod cli;
 pub mod config;
 pub mod host;
 pub mod telemetry;

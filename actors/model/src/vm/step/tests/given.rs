@@ -153,6 +153,10 @@ pub(super) fn all_commands() -> Vec<Command> {
         Command::Start,
         STOP,
         FORCED_STOP,
+        Command::Stop {
+            force: false,
+            timeout_ms: 0,
+        },
         RESTART,
         Command::Restart {
             force: true,
@@ -270,8 +274,13 @@ pub(super) fn budgets() -> impl Strategy<Value = RestartBudget> {
     )
 }
 
+/// Numbers, the dangerous ones above all.
+fn extremes() -> impl Strategy<Value = u64> {
+    prop_oneof![any::<u64>(), Just(0), Just(1), Just(u64::MAX)]
+}
+
 pub(super) fn intents() -> impl Strategy<Value = StopIntent> {
-    (any::<bool>(), any::<u64>()).prop_map(|(force, timeout_ms)| StopIntent { force, timeout_ms })
+    (any::<bool>(), extremes()).prop_map(|(force, timeout_ms)| StopIntent { force, timeout_ms })
 }
 
 fn operations() -> impl Strategy<Value = Vec<OpenOperation>> {
@@ -308,8 +317,8 @@ pub(super) fn records() -> impl Strategy<Value = VmRecord> {
     let policy = (
         modes(),
         budgets(),
-        prop::collection::vec(any::<u64>(), 0..8),
-        any::<u64>(),
+        prop::collection::vec(extremes(), 0..8),
+        extremes(),
         operations(),
     );
     (place, life, policy).prop_map(|(place, life, policy)| {
@@ -348,5 +357,5 @@ pub(super) fn facts() -> impl Strategy<Value = Fact> {
 }
 
 pub(super) fn moments() -> impl Strategy<Value = Moment> {
-    (any::<u64>(), 0..3_u64).prop_map(|(now, boot_number)| moment(now, boot_number))
+    (extremes(), 0..3_u64).prop_map(|(now, boot_number)| moment(now, boot_number))
 }

@@ -64,7 +64,7 @@ fn fits(effect: &Effect, to: Phase) -> bool {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 4_000, failure_persistence: None, ..ProptestConfig::default()
+        cases: 20_000, max_global_rejects: 20_000, failure_persistence: None, ..ProptestConfig::default()
     })]
 
     #[test]
@@ -84,10 +84,11 @@ proptest! {
 
     #[test]
     fn a_fact_of_another_life_changes_nothing(
-        record in records(), fact in facts(), other in 0..6_u64, moment in moments(),
+        record in records(), fact in facts(), other in 1..6_u64, moment in moments(),
     ) {
-        prop_assume!(record.incarnation != Incarnation(other));
-        let decision = step(&record, Input::Fact(Incarnation(other), fact), &moment);
+        let other = Incarnation(record.incarnation.0.wrapping_sub(3).wrapping_add(other));
+        prop_assume!(other != record.incarnation);
+        let decision = step(&record, Input::Fact(other, fact), &moment);
         nothing_happened(&record, &decision)?;
         prop_assert!(decision.reply.is_none());
     }
