@@ -1,13 +1,12 @@
 //! The system's clock, boot id and randomness.
 
+use super::proc;
 use std::{
-    fs, io,
+    io,
     time::{SystemTime, UNIX_EPOCH},
 };
 use vman_actors::ports::Clock;
 use vman_model::{BootId, UnixMs};
-
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The system's clock. The boot id is read once: it cannot change while the process lives.
 #[derive(Clone, Debug)]
@@ -18,10 +17,9 @@ pub struct SystemClock {
 impl SystemClock {
     /// Reads the boot id (proc(5)); fails where `/proc` is not mounted.
     pub fn new() -> io::Result<Self> {
-        let text = fs::read_to_string(BOOT_ID)
-            .map_err(|error| io::Error::new(error.kind(), format!("{BOOT_ID}: {error}")))?;
-        let boot_id = BootId::parse(text.trim())
-            .map_err(|error| io::Error::other(format!("{BOOT_ID}: {error}")))?;
+        let boot_id = proc::boot_id().map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot read the boot id: {error}"))
+        })?;
         Ok(Self { boot_id })
     }
 }
@@ -53,7 +51,7 @@ mod tests {
     #[test]
     fn the_clock_knows_the_boot_and_never_repeats_a_random_id() {
         let clock = SystemClock::new().unwrap();
-        let kernel = fs::read_to_string(BOOT_ID).unwrap();
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
         assert_eq!(clock.boot_id().as_str(), kernel.trim());
         assert_ne!(clock.random(), clock.random());
         // 2024-01-01: a host whose clock is before it would fail TLS, too.

@@ -3,6 +3,8 @@
 //! Must not: know what is in the files. Look next: [`super::images`], [`super::disks`],
 //! [`super::store_redb`].
 
+use super::proc;
+use rustix::process::Pid;
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, Write},
@@ -135,8 +137,8 @@ pub(crate) fn holder_beside(file: &Path) -> Option<Holder> {
 }
 
 fn start_time(pid: u32) -> Option<u64> {
-    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
-    super::proc::start_time(pid).ok()?
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    proc::start_time(pid).ok()?
 }
 
 /// Why the storage path could not be had.

@@ -17,3 +17,5 @@ pub mod proc;
 pub mod qemu;
 pub mod qmp;
 pub mod store_redb;
+#[cfg(test)]
+pub(crate) mod testing;

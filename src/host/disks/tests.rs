@@ -239,3 +239,23 @@ async fn a_symbolic_link_in_the_place_of_a_disk_is_refused() {
     let error = disks(&lock).ensure(disk(64, None)).await.unwrap_err();
     assert!(error.to_string().contains("symbolic link"), "{error}");
 }
+
+#[tokio::test]
+async fn a_full_storage_is_told_as_such_and_keeps_no_half_made_disk() {
+    let Some(small) = crate::host::testing::SmallDisk::mount("1m") else {
+        return;
+    };
+    let lock = StorageLock::acquire(small.path()).unwrap();
+    let rest = lock.dirs().root().join("rest");
+    let mut file = fs::File::create(&rest).unwrap();
+    let _ = io::copy(&mut io::repeat(1), &mut file);
+    let error = disks(&lock).ensure(disk(64, None)).await.unwrap_err();
+    assert!(matches!(error, FileError::NoSpace { .. }), "{error}");
+    assert_eq!(
+        entries(&lock.dirs().disks()) + entries(&lock.dirs().tmp()),
+        0
+    );
+    drop(file);
+    fs::remove_file(rest).unwrap();
+    disks(&lock).ensure(disk(64, None)).await.unwrap();
+}

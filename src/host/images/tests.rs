@@ -145,7 +145,7 @@ async fn an_image_takes_the_place_of_a_symbolic_link_and_not_of_its_target() {
 #[tokio::test]
 async fn a_full_storage_is_told_as_such() {
     if !Path::new("/dev/full").exists() {
-        eprintln!("SKIPPED: there is no /dev/full here");
+        crate::host::testing::skip("there is no /dev/full here");
         return;
     }
     let (_dir, lock) = storage();

@@ -1,12 +1,13 @@
 mod damage;
+mod kill;
 mod measure;
 mod power;
 
 use super::*;
+use crate::host::testing::SmallDisk;
 use redb::BackendError;
 use std::{
     fs,
-    process::Command,
     sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering},
 };
 use tempfile::TempDir;
@@ -180,44 +181,12 @@ fn a_disk_that_is_full_is_told_for_certain_and_reads_go_on() {
     storage.commit(&[row("large", &large)]).unwrap();
 }
 
-/// A small file system of its own; none where we may not mount one.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    fn mount(size: &str) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(dir.path())
-            .output()
-            .is_ok_and(|output| output.status.success());
-        if !mounted {
-            eprintln!("SKIPPED: a tmpfs cannot be mounted here");
-        }
-        mounted.then(|| Self(dir))
-    }
-
-    fn remount(&self, how: &str) {
-        let status = Command::new("mount")
-            .args(["-o", &format!("remount,{how}")])
-            .arg(self.0.path())
-            .status();
-        assert!(status.unwrap().success());
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_really_full_file_system_never_makes_an_outcome_unknown() {
     let Some(disk) = SmallDisk::mount("6m") else {
         return;
     };
-    let storage = RedbStorage::new(disk.0.path().join("vman.redb"));
+    let storage = RedbStorage::new(disk.path().join("vman.redb"));
     storage.open().unwrap();
     storage.commit(&[row("vm", "running")]).unwrap();
     let value = "x".repeat(100_000);
@@ -231,7 +200,7 @@ fn a_really_full_file_system_never_makes_an_outcome_unknown() {
     };
     assert_eq!(error, CommitError::NoSpace);
     // Another program takes what is left, to the last byte.
-    let mut rest = File::create(disk.0.path().join("rest")).unwrap();
+    let mut rest = File::create(disk.path().join("rest")).unwrap();
     let _ = io::copy(&mut io::repeat(1), &mut rest);
     assert_eq!(storage.load(Table::Vms).unwrap().len(), written + 1);
     for n in 0..50 {
@@ -240,7 +209,7 @@ fn a_really_full_file_system_never_makes_an_outcome_unknown() {
             Err(error) => panic!("{error}"),
         }
     }
-    fs::remove_file(disk.0.path().join("rest")).unwrap();
+    fs::remove_file(disk.path().join("rest")).unwrap();
     storage.commit(&[row("vm", "stopped")]).unwrap();
 }
 
@@ -249,7 +218,7 @@ fn a_file_system_that_turns_read_only_is_read_on_and_written_to_again_later() {
     let Some(disk) = SmallDisk::mount("16m") else {
         return;
     };
-    let storage = RedbStorage::new(disk.0.path().join("vman.redb"));
+    let storage = RedbStorage::new(disk.path().join("vman.redb"));
     storage.open().unwrap();
     storage.commit(&[row("a", "1")]).unwrap();
     storage.close("a file open for writing hinders the remount");
