@@ -37,7 +37,10 @@ fn main() {
     if !support::can_run("bench") {
         return;
     }
-    println!("VMAN beside bare QEMU, accel {}, times in ms\n", support::accel());
+    println!(
+        "VMAN beside bare QEMU, accel {}, times in ms\n",
+        support::accel()
+    );
     println!(
         "{:<44} {:>8} {:>8} {:>8}   {:>8} {:>8} {:>8}   {}",
         "", "median", "p10", "p99", "floor", "p10", "p99", "against the floor"
@@ -58,16 +61,18 @@ impl Times {
     }
 
     fn at(&self, quantile: f64) -> f64 {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss
+        )]
         let index = ((self.0.len() - 1) as f64 * quantile).round() as usize;
         self.0[index]
     }
 }
 
 fn row(what: &str, times: &Times, floor: Option<&Times>, against: &str) {
-    let cells = |t: &Times| {
-        format!("{:>8.1} {:>8.1} {:>8.1}", t.at(0.5), t.at(0.1), t.at(0.99))
-    };
+    let cells = |t: &Times| format!("{:>8.1} {:>8.1} {:>8.1}", t.at(0.5), t.at(0.1), t.at(0.99));
     let floor = floor.map_or_else(|| " ".repeat(26), cells);
     println!("{what:<44} {}   {floor}   {against}", cells(times));
 }
@@ -77,12 +82,18 @@ fn row(what: &str, times: &Times, floor: Option<&Times>, against: &str) {
 fn arguments_of(pid: u32, folder: &Path) -> Vec<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
     let words = line.split(|b| *b == 0).filter(|word| !word.is_empty());
-    words.map(|word| bare_word(&String::from_utf8_lossy(word), folder)).collect()
+    words
+        .map(|word| bare_word(&String::from_utf8_lossy(word), folder))
+        .collect()
 }
 
 fn bare_word(word: &str, folder: &Path) -> String {
     let mut parts: Vec<String> = word.split(',').map(str::to_owned).collect();
-    let id = parts.iter().find_map(|part| part.strip_prefix("id=")).unwrap_or("x").to_owned();
+    let id = parts
+        .iter()
+        .find_map(|part| part.strip_prefix("id="))
+        .unwrap_or("x")
+        .to_owned();
     if word.starts_with("socket,") {
         for part in &mut parts {
             if part.starts_with("fd=") {
@@ -120,7 +131,8 @@ fn start_bare(arguments: &[String], folder: &Path) -> (Bare, Duration) {
         }
         std::thread::yield_now();
     };
-    qmp.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"cont\",\"id\":7}\n").unwrap();
+    qmp.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"cont\",\"id\":7}\n")
+        .unwrap();
     let mut lines = BufReader::new(qmp.try_clone().unwrap());
     loop {
         let mut line = String::new();
@@ -200,7 +212,9 @@ fn adoption() {
     let names: Vec<_> = (0..ADOPTED).map(|n| format!("vm{n}")).collect();
     daemon.tiny_vms(&names.iter().map(String::as_str).collect::<Vec<_>>());
     for name in &names {
-        daemon.post(&format!("/vms/{name}/actions/start"), &Value::Null).expect(202);
+        daemon
+            .post(&format!("/vms/{name}/actions/start"), &Value::Null)
+            .expect(202);
     }
     for name in &names {
         daemon.wait_state(name, "running");
@@ -211,9 +225,11 @@ fn adoption() {
         daemon.kill();
         full_times.add(time_to_ready(&mut daemon));
         let vms = daemon.get("/vms");
-        let found = vms.as_array().unwrap().iter().filter(|vm| {
-            vm["state"] == "running" && vm["unresponsive"] == false
-        });
+        let found = vms
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|vm| vm["state"] == "running" && vm["unresponsive"] == false);
         assert_eq!(found.count(), ADOPTED);
         empty.kill();
         empty_times.add(time_to_ready(&mut empty));

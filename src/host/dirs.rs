@@ -226,7 +226,12 @@ fn try_lock(file: &File, dirs: &StorageDirs) -> Result<(), TryLockError> {
 
 /// Whether files can be written below `root`: tried with one of one byte.
 pub fn check_writable(root: &Path) -> Result<(), String> {
-    let told = |error: io::Error| format!("the storage path {} cannot be written: {error}", root.display());
+    let told = |error: io::Error| {
+        format!(
+            "the storage path {} cannot be written: {error}",
+            root.display()
+        )
+    };
     let path = StorageDirs::new(root).tmp().join("health-check");
     fs::write(&path, b"x").map_err(told)?;
     fs::remove_file(&path).map_err(told)

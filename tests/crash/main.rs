@@ -220,7 +220,7 @@ fn random_kills(rounds: u64, seed: u64) {
 }
 
 fn seed() -> u64 {
-    std::env::var("VMAN_SEED")
+    std::env::var("VMAN_TEST_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok())
         .unwrap_or_else(|| {
