@@ -6,6 +6,7 @@
 //! Look next: `commands/`, one file a noun.
 
 pub mod args;
+pub mod ask;
 pub mod client;
 mod commands;
 pub mod error;

@@ -3,12 +3,7 @@
 //! An operation is durable, so a daemon that is away for a moment is waited for as well.
 
 use super::{
-    Session,
-    args::Wait,
-    client::{Answer, Ask},
-    error::CliError,
-    sanitize::one_line,
-    view::first,
+    Session, args::Wait, ask::Ask, client::Answer, error::CliError, sanitize::one_line, view::first,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;

@@ -4,7 +4,7 @@ use super::{object, some};
 use crate::cli::{
     Session,
     args::{Format, NewVm, Targets, VmCommand, Wait},
-    client::Ask,
+    ask::Ask,
     error::CliError,
     sanitize::{Sanitizer, one_line},
     view::{self, first},
