@@ -182,6 +182,10 @@ impl Layers {
     }
 
     fn put(&mut self, name: &'static str, text: &str, source: Source) {
+        if text.contains(char::REPLACEMENT_CHARACTER) {
+            let what = format!("{name} is not valid UTF-8");
+            return self.faults.push(Fault::new(source, what));
+        }
         let text = text.trim().to_owned();
         self.values.insert(name, Raw { text, source });
     }

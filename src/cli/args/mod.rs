@@ -32,16 +32,28 @@ pub struct Args {
 #[derive(Clone, Debug, Default, ClapArgs)]
 pub struct Global {
     /// Daemon to ask, `http://host:port` (with VMAN_TOKEN) or `unix:/path`; VMAN_URL says the same
-    #[arg(long, global = true, value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Common options",
+        value_name = "URL"
+    )]
     pub url: Option<String>,
     /// UNIX socket of the daemon
-    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    #[arg(long, global = true, help_heading = "Common options", value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub socket: Option<String>,
     /// Configuration file to read instead of /etc/vman
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, global = true, help_heading = "Common options", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// How to print what the daemon answers
-    #[arg(short, long, global = true, value_enum, default_value_t)]
+    #[arg(
+        short,
+        long,
+        global = true,
+        help_heading = "Common options",
+        value_enum,
+        default_value_t
+    )]
     pub output: Format,
 }
 
