@@ -1,6 +1,19 @@
 //! VMAN's supervision tree, one folder an actor, and the ports it acts through.
 //!
 //! Must not: touch processes, files, sockets or the database; the ports do.
-//! Look next: [`ports`].
+//! Look next: [`root`] for the tree, [`vm`] for the life of a VM, [`store`] for
+//! what is durable, [`ports`] for what is outside.
 
+pub mod disks;
+#[cfg(any(test, feature = "fakes"))]
+pub mod fakes;
+pub mod network;
+pub mod observer;
 pub mod ports;
+pub mod root;
+pub mod slot;
+pub mod store;
+pub mod templates;
+pub mod vm;
+
+pub use root::{Handles, Ports, StartError, Tree, TreeSettings};

@@ -87,6 +87,14 @@ pub struct VmSize {
     pub labels: BTreeMap<String, String>,
 }
 
+impl VmSize {
+    /// Whether it boots `image` in any way.
+    pub fn uses_image(&self, image: &ImageName) -> bool {
+        let boots = |boot: &BootSpec| boot.kernel == *image || boot.initrd.as_ref() == Some(image);
+        self.image.as_ref() == Some(image) || self.boot.as_ref().is_some_and(boots)
+    }
+}
+
 /// What a VM is asked to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {

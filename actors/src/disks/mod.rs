@@ -1,0 +1,130 @@
+//! DiskRegistry: owns every disk and image file under the storage path.
+//!
+//! Owns: the making and removing of files, one at a time per file; the images'
+//! uploads. Records of disks and images are rows of the store.
+//! Must not: wait inside a handler for a file (work runs in tasks and answers
+//! its caller), or know what a VM is doing.
+//! Look next: `handle.rs` for what others ask of it.
+
+mod handle;
+
+pub use handle::{DisksHandle, DisksSlot, ImageError, StartedUpload};
+
+use crate::{
+    ports::{DiskFiles, FileError, ImageFiles, NewDiskFile},
+    slot::Slot,
+    store::StoreHandle,
+};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use tokio::sync::{Mutex, oneshot};
+use vman_model::{DiskFormat, DiskId};
+
+/// What the DiskRegistry is told.
+pub enum DisksMsg {
+    /// Make the file of a disk unless it is there, and answer its path.
+    Ensure(NewDiskFile, oneshot::Sender<Result<PathBuf, FileError>>),
+    /// Remove the file of a disk.
+    Remove(DiskId, DiskFormat, oneshot::Sender<Result<(), FileError>>),
+    /// A piece of work on this disk has ended.
+    Done(DiskId),
+}
+
+/// What the DiskRegistry needs.
+#[derive(Clone)]
+pub struct DisksArguments {
+    /// Disk files.
+    pub disks: Arc<dyn DiskFiles>,
+    /// Image files.
+    pub images: Arc<dyn ImageFiles>,
+    /// The store, for what images are known.
+    pub store: StoreHandle,
+    /// Where the actor's present ref is published.
+    pub slot: Arc<DisksSlot>,
+}
+
+/// What the DiskRegistry holds: a turn for each file that is worked on.
+pub struct DisksState {
+    files: Arc<dyn DiskFiles>,
+    turns: HashMap<DiskId, (Arc<Mutex<()>>, usize)>,
+}
+
+/// The DiskRegistry actor.
+pub struct DiskRegistry;
+
+impl Actor for DiskRegistry {
+    type Msg = DisksMsg;
+    type State = DisksState;
+    type Arguments = DisksArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<DisksMsg>,
+        arguments: DisksArguments,
+    ) -> Result<DisksState, ActorProcessingErr> {
+        // What an interrupted upload left; uploads of this daemon come later.
+        let known = arguments.store.inventory().images.keys().cloned().collect();
+        if let Err(error) = arguments.images.sweep(known).await {
+            tracing::warn!(%error, "cannot sweep the images folder");
+        }
+        Slot::set(&arguments.slot.actor, myself);
+        Ok(DisksState {
+            files: arguments.disks,
+            turns: HashMap::new(),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<DisksMsg>,
+        message: DisksMsg,
+        state: &mut DisksState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            DisksMsg::Ensure(disk, reply) => {
+                let (id, files) = (disk.id.clone(), state.files.clone());
+                state.work(&myself, id, reply, async move { files.ensure(disk).await });
+            }
+            DisksMsg::Remove(id, format, reply) => {
+                let (key, files) = (id.clone(), state.files.clone());
+                state.work(&myself, key, reply, async move {
+                    files.remove(id, format).await
+                });
+            }
+            DisksMsg::Done(id) => state.done(&id),
+        }
+        Ok(())
+    }
+}
+
+impl DisksState {
+    /// Runs `job` when the earlier jobs on the same file have ended.
+    fn work<T: Send + 'static>(
+        &mut self,
+        myself: &ActorRef<DisksMsg>,
+        id: DiskId,
+        reply: oneshot::Sender<T>,
+        job: impl Future<Output = T> + Send + 'static,
+    ) {
+        let entry = self.turns.entry(id.clone()).or_default();
+        entry.1 += 1;
+        let turn = entry.0.clone();
+        let registry = myself.clone();
+        tokio::spawn(async move {
+            let held = turn.lock().await;
+            let result = job.await;
+            drop(held);
+            let _ = registry.cast(DisksMsg::Done(id));
+            let _ = reply.send(result);
+        });
+    }
+
+    fn done(&mut self, id: &DiskId) {
+        if let Some(entry) = self.turns.get_mut(id) {
+            entry.1 -= 1;
+            if entry.1 == 0 {
+                self.turns.remove(id);
+            }
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! Root: starts the tree in order, and restarts what dies together with
+//! everything that depends on it.
+//!
+//! | seat | when it dies |
+//! |---|---|
+//! | StateStore | it and all after it are restarted: they reload the truth |
+//! | DiskRegistry | likewise |
+//! | NetworkActor | likewise |
+//! | VmSupervisor | it and the Observer; the VmActors adopt their QEMUs again |
+//! | Observer | alone |
+//!
+//! Over its budget the root gives up: the process ends non-zero, systemd starts
+//! it again, guests keep running.
+//! Must not: know what any of them does.
+
+use crate::{
+    disks::{DiskRegistry, DisksArguments, DisksHandle, DisksSlot},
+    network::{NetworkActor, NetworkArguments, NetworkHandle},
+    observer::{Observer, ObserverArguments, ObserverHandle, ObserverSlot},
+    ports::{Clock, DiskFiles, Hypervisor, ImageFiles, Network, Storage},
+    slot::Slot,
+    store::{StateStore, StoreArguments, StoreHandle, StoreSlot},
+    vm::{RecoveryProgress, VmDeps, VmDirectory, VmSupervisor, VmSupervisorArguments, VmsHandle},
+};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
+
+/// The root's budget: more restarts than this within [`WINDOW`] and it gives up.
+const MAX_RESTARTS: usize = 3;
+const WINDOW: Duration = Duration::from_mins(1);
+
+/// Everything the tree acts through.
+#[derive(Clone)]
+pub struct Ports {
+    /// The rows.
+    pub storage: Arc<dyn Storage>,
+    /// QEMU.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Disk files.
+    pub disks: Arc<dyn DiskFiles>,
+    /// Image files.
+    pub images: Arc<dyn ImageFiles>,
+    /// The network.
+    pub network: Arc<dyn Network>,
+    /// Time and randomness.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// What the tree is told to keep to.
+#[derive(Clone, Debug)]
+pub struct TreeSettings {
+    /// The most VMs.
+    pub max_vms: usize,
+    /// The most QEMUs launching at once.
+    pub max_launches: usize,
+    /// Between the Observer's checks.
+    pub observer_interval: Duration,
+}
+
+/// How everything outside the tree reaches it.
+#[derive(Clone)]
+pub struct Handles {
+    /// The store and its inventory.
+    pub store: StoreHandle,
+    /// VMs.
+    pub vms: VmsHandle,
+    /// Disks and images.
+    pub disks: DisksHandle,
+    /// The network.
+    pub network: NetworkHandle,
+    /// The observer.
+    pub observer: ObserverHandle,
+    /// Time and randomness.
+    pub clock: Arc<dyn Clock>,
+    /// QEMU, for probes.
+    pub hypervisor: Arc<dyn Hypervisor>,
+}
+
+/// A running tree.
+pub struct Tree {
+    /// How to reach it.
+    pub handles: Handles,
+    /// Tells when every VM has been found again.
+    pub recovery: RecoveryProgress,
+    /// Tells why the root has given up.
+    pub gave_up: watch::Receiver<Option<String>>,
+    root: ActorRef<RootMsg>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// Why the tree was not started.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct StartError(String);
+
+impl Tree {
+    /// Starts the tree. It answers when every actor is up; recovery goes on.
+    pub async fn start(ports: Ports, settings: &TreeSettings) -> Result<Tree, StartError> {
+        let (seats, handles, recovery) = seats(ports, settings);
+        let (give_up, gave_up) = watch::channel(None);
+        let arguments = RootArguments { seats, give_up };
+        let (root, task) = Actor::spawn(None, Root, arguments)
+            .await
+            .map_err(|error| StartError(told(&error)))?;
+        Ok(Tree {
+            handles,
+            recovery,
+            gave_up,
+            root,
+            task,
+        })
+    }
+
+    /// Stops every actor, the last started first. Guests run on.
+    pub async fn stop(self) {
+        self.root.stop(Some("the daemon is stopping".to_owned()));
+        let _ = self.task.await;
+    }
+}
+
+/// A spawn error says "startup panicked/failed: why"; the why is for people.
+fn told(error: &SpawnErr) -> String {
+    match error {
+        SpawnErr::StartupFailed(inner) => inner.to_string(),
+        other => other.to_string(),
+    }
+}
+
+struct Seats {
+    store: StoreArguments,
+    disks: DisksArguments,
+    network: NetworkArguments,
+    vms: VmSupervisorArguments,
+    observer: ObserverArguments,
+}
+
+fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProgress) {
+    let store_slot = Arc::new(StoreSlot::default());
+    let store = StoreHandle::new(store_slot.clone(), ports.storage.clone());
+    let disks_slot = Arc::new(DisksSlot::default());
+    let disks = DisksHandle::new(disks_slot.clone(), ports.images.clone(), store.clone());
+    let network_slot = Arc::new(Slot::default());
+    let network = NetworkHandle::new(network_slot.clone());
+    let observer_slot = Arc::new(ObserverSlot::default());
+    let observer = ObserverHandle::new(observer_slot.clone(), settings.observer_interval);
+    let directory = Arc::new(VmDirectory::default());
+    let (clock, hypervisor) = (ports.clock.clone(), ports.hypervisor.clone());
+    let vms = VmsHandle::new(
+        directory.clone(),
+        store.clone(),
+        clock.clone(),
+        hypervisor.clone(),
+        settings.max_vms,
+    );
+    let deps = VmDeps {
+        store: store.clone(),
+        hypervisor: hypervisor.clone(),
+        disks: disks.clone(),
+        network: network.clone(),
+        clock: clock.clone(),
+        launches: Arc::new(Semaphore::new(settings.max_launches)),
+    };
+    let (vm_arguments, recovery) = VmSupervisorArguments::new(deps, directory);
+    let seats = Seats {
+        store: StoreArguments {
+            storage: ports.storage,
+            clock: clock.clone(),
+            slot: store_slot,
+        },
+        disks: DisksArguments {
+            disks: ports.disks,
+            images: ports.images,
+            store: store.clone(),
+            slot: disks_slot,
+        },
+        network: NetworkArguments {
+            network: ports.network,
+            slot: network_slot,
+        },
+        vms: vm_arguments,
+        observer: ObserverArguments {
+            store: store.clone(),
+            hypervisor: hypervisor.clone(),
+            clock: clock.clone(),
+            interval: settings.observer_interval,
+            slot: observer_slot,
+        },
+    };
+    let handles = Handles {
+        store,
+        vms,
+        disks,
+        network,
+        observer,
+        clock,
+        hypervisor,
+    };
+    (seats, handles, recovery)
+}
+
+/// The seats, in the order they depend on each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Seat {
+    Store,
+    Disks,
+    Network,
+    Vms,
+    Observer,
+}
+
+impl Seat {
+    const ALL: [Seat; 5] = [
+        Seat::Store,
+        Seat::Disks,
+        Seat::Network,
+        Seat::Vms,
+        Seat::Observer,
+    ];
+}
+
+enum RootMsg {
+    /// Start what is missing, from this seat on.
+    Restart(Seat),
+}
+
+struct RootArguments {
+    seats: Seats,
+    give_up: watch::Sender<Option<String>>,
+}
+
+struct RootState {
+    seats: Seats,
+    give_up: watch::Sender<Option<String>>,
+    children: Vec<(Seat, ActorCell)>,
+    restarts: Vec<Instant>,
+}
+
+struct Root;
+
+impl Actor for Root {
+    type Msg = RootMsg;
+    type State = RootState;
+    type Arguments = RootArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<RootMsg>,
+        arguments: RootArguments,
+    ) -> Result<RootState, ActorProcessingErr> {
+        let RootArguments { seats, give_up } = arguments;
+        let mut state = RootState {
+            seats,
+            give_up,
+            children: Vec::new(),
+            restarts: Vec::new(),
+        };
+        state.fill(&myself).await.map_err(|error| told(&error))?;
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<RootMsg>,
+        message: RootMsg,
+        state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
+        let RootMsg::Restart(seat) = message;
+        state.empty_from(seat).await;
+        if let Err(error) = state.fill(&myself).await {
+            tracing::error!(error = told(&error), "an actor could not be restarted");
+            state.restart(&myself, seat, &told(&error));
+        }
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _: ActorRef<RootMsg>,
+        state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.empty_from(Seat::Store).await;
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<RootMsg>,
+        event: SupervisionEvent,
+        state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
+        let (actor, why) = match event {
+            SupervisionEvent::ActorFailed(actor, error) => (actor, error.to_string()),
+            SupervisionEvent::ActorTerminated(actor, _, why) => (actor, why.unwrap_or_default()),
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {
+                return Ok(());
+            }
+        };
+        // One that was stopped on purpose is not among the children any more.
+        let seat = state
+            .children
+            .iter()
+            .find(|(_, cell)| cell.get_id() == actor.get_id());
+        if let Some((seat, _)) = seat.cloned() {
+            tracing::error!(component = ?seat, error = why, "an actor has died, restarting it");
+            state.restart(&myself, seat, &why);
+        }
+        Ok(())
+    }
+}
+
+impl RootState {
+    /// Asks for a restart, within the budget.
+    fn restart(&mut self, myself: &ActorRef<RootMsg>, seat: Seat, why: &str) {
+        let now = Instant::now();
+        self.restarts.retain(|at| now.duration_since(*at) < WINDOW);
+        self.restarts.push(now);
+        if self.restarts.len() > MAX_RESTARTS {
+            let why = format!(
+                "more than {MAX_RESTARTS} restarts within {} s, the last of {seat:?}: {why}",
+                WINDOW.as_secs()
+            );
+            tracing::error!(error = why, "the root gives up; guests keep running");
+            self.give_up.send_replace(Some(why));
+            return;
+        }
+        let _ = myself.cast(RootMsg::Restart(seat));
+    }
+
+    /// Starts every seat that has no actor, in order.
+    async fn fill(&mut self, myself: &ActorRef<RootMsg>) -> Result<(), SpawnErr> {
+        for seat in Seat::ALL {
+            if self.children.iter().any(|(of, _)| *of == seat) {
+                continue;
+            }
+            let cell = self.spawn(seat, myself.get_cell()).await?;
+            self.children.push((seat, cell));
+        }
+        Ok(())
+    }
+
+    async fn spawn(&self, seat: Seat, root: ActorCell) -> Result<ActorCell, SpawnErr> {
+        let seats = &self.seats;
+        Ok(match seat {
+            Seat::Store => Actor::spawn_linked(None, StateStore, seats.store.clone(), root)
+                .await?
+                .0
+                .get_cell(),
+            Seat::Disks => {
+                let arguments = seats.disks.clone();
+                Actor::spawn_linked(None, DiskRegistry, arguments, root)
+                    .await?
+                    .0
+                    .get_cell()
+            }
+            Seat::Network => {
+                let arguments = seats.network.clone();
+                Actor::spawn_linked(None, NetworkActor, arguments, root)
+                    .await?
+                    .0
+                    .get_cell()
+            }
+            Seat::Vms => Actor::spawn_linked(None, VmSupervisor, seats.vms.clone(), root)
+                .await?
+                .0
+                .get_cell(),
+            Seat::Observer => Actor::spawn_linked(None, Observer, seats.observer.clone(), root)
+                .await?
+                .0
+                .get_cell(),
+        })
+    }
+
+    /// Stops every actor from `seat` on, the last first, with its children.
+    async fn empty_from(&mut self, seat: Seat) {
+        let (mut stopping, staying): (Vec<_>, Vec<_>) =
+            self.children.drain(..).partition(|(of, _)| *of >= seat);
+        self.children = staying;
+        stopping.sort_by_key(|(of, _)| std::cmp::Reverse(*of));
+        for (_, cell) in stopping {
+            // A supervisor's plain stop kills its children in the middle of
+            // whatever they await: stop them in order first.
+            cell.stop_children_and_wait(None, None).await;
+            let _ = cell.stop_and_wait(None, None).await;
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The only place that knows how rows look on disk: bincode in an envelope.
+//!
+//! `"VM"`, kind (1 byte), schema version (2), payload length (4), CRC-32C of
+//! the payload (4), payload; integers little-endian. The checksum is for rot,
+//! the kind for rows in the wrong table, the length and the decoder's limit for
+//! corrupt lengths, which would otherwise ask for all memory there is.
+//!
+//! bincode is complete but abandoned (RUSTSEC-2025-0141). `tests` hold golden
+//! bytes of every kind: a struct of a released schema never changes; a new
+//! version gets a new struct and `From` the old one.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+const MAGIC: [u8; 2] = *b"VM";
+const HEADER: usize = 2 + 1 + 2 + 4 + 4;
+/// The largest payload: a VM's record with all its labels is far below.
+const MAX_PAYLOAD: usize = 1 << 20;
+
+/// What a row is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// A template.
+    Template = 1,
+    /// A VM.
+    Vm = 2,
+    /// A disk.
+    Disk = 3,
+    /// An image.
+    Image = 4,
+    /// An operation.
+    Operation = 5,
+    /// An event.
+    Event = 6,
+    /// An idempotency key.
+    Idempotency = 7,
+    /// The store's own.
+    Meta = 8,
+}
+
+/// The schema this build writes, for all kinds.
+pub const SCHEMA: u16 = 1;
+
+/// Why a row cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Written by a newer VMAN.
+    #[error("schema {found} is newer than this build's {SCHEMA}")]
+    Newer {
+        /// The row's schema.
+        found: u16,
+    },
+    /// Not a row, or rotten.
+    #[error("{0}")]
+    Corrupt(String),
+}
+
+fn corrupt(why: impl Into<String>) -> DecodeError {
+    DecodeError::Corrupt(why.into())
+}
+
+/// A row's bytes.
+pub fn encode<T: Serialize>(kind: Kind, value: &T) -> Vec<u8> {
+    let mut out = vec![0; HEADER];
+    bincode::serde::encode_into_std_write(value, &mut out, bincode::config::standard())
+        .expect("a record serialises into memory: its types hold no map with a failing key");
+    let payload = &out[HEADER..];
+    let length = u32::try_from(payload.len()).expect("records are far below 4 GiB");
+    let checksum = crc32c::crc32c(payload);
+    out[0..2].copy_from_slice(&MAGIC);
+    out[2] = kind as u8;
+    out[3..5].copy_from_slice(&SCHEMA.to_le_bytes());
+    out[5..9].copy_from_slice(&length.to_le_bytes());
+    out[9..13].copy_from_slice(&checksum.to_le_bytes());
+    out
+}
+
+/// Reads a row. Every byte must be accounted for.
+pub fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, DecodeError> {
+    let payload = open(kind, bytes)?;
+    let config = bincode::config::standard().with_limit::<MAX_PAYLOAD>();
+    let (value, used) = bincode::serde::decode_from_slice(payload, config)
+        .map_err(|error| corrupt(format!("payload: {error}")))?;
+    if used != payload.len() {
+        return Err(corrupt(format!("{} bytes left over", payload.len() - used)));
+    }
+    Ok(value)
+}
+
+fn open(kind: Kind, bytes: &[u8]) -> Result<&[u8], DecodeError> {
+    let (header, payload) = bytes
+        .split_at_checked(HEADER)
+        .ok_or_else(|| corrupt("shorter than its header"))?;
+    if header[0..2] != MAGIC {
+        return Err(corrupt("no magic"));
+    }
+    if header[2] != kind as u8 {
+        return Err(corrupt(format!(
+            "kind {} where {} belongs",
+            header[2], kind as u8
+        )));
+    }
+    let schema = u16::from_le_bytes([header[3], header[4]]);
+    if schema > SCHEMA {
+        return Err(DecodeError::Newer { found: schema });
+    }
+    if schema == 0 {
+        return Err(corrupt("schema 0"));
+    }
+    let length = u32::from_le_bytes([header[5], header[6], header[7], header[8]]);
+    if length as usize != payload.len() || payload.len() > MAX_PAYLOAD {
+        return Err(corrupt(format!(
+            "length {length} for {} bytes",
+            payload.len()
+        )));
+    }
+    let checksum = u32::from_le_bytes([header[9], header[10], header[11], header[12]]);
+    if checksum != crc32c::crc32c(payload) {
+        return Err(corrupt("checksum mismatch"));
+    }
+    Ok(payload)
+}

@@ -1,0 +1,340 @@
+//! The state as of one revision: immutable, shared, and cheap to derive the
+//! next from (persistent maps). Every read of VMAN is answered from it.
+//!
+//! `apply` is the one place where guards are checked and retention is kept.
+
+use super::codec::{self, Kind};
+use crate::ports::{Row, RowBatch, Table};
+use imbl::{OrdMap, Vector};
+use serde::Serialize;
+use std::sync::Arc;
+use vman_model::{
+    Change, DiskId, DiskRecord, Event, Guard, IdempotencyKey, IdempotencyRecord, ImageName,
+    ImageRecord, OperationId, OperationRecord, Revision, TemplateName, TemplateRecord, UnixMs,
+    VmId, Write, vm::VmRecord,
+};
+
+/// Finished operations kept; the oldest are forgotten first.
+pub(super) const MAX_OPERATIONS: usize = 10_000;
+/// How long an idempotency key is remembered, in milliseconds (a day).
+pub(super) const IDEMPOTENCY_MS: u64 = 24 * 3_600 * 1_000;
+/// Revisions for which events are kept on disk.
+pub(super) const MAX_EVENTS: u64 = 100_000;
+/// Events kept in memory for streams that are up to date.
+pub(super) const RECENT_EVENTS: usize = 1_024;
+/// Forgotten rows per change: keeps a commit's cost bounded.
+const MAX_PRUNED: usize = 4;
+
+/// A record with the revision of its last change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Versioned<T> {
+    /// The change that wrote it.
+    pub revision: Revision,
+    /// The record.
+    pub value: T,
+}
+
+/// A row that could not be read and was set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantined {
+    /// `table/key`.
+    pub row: String,
+    /// Why.
+    pub error: String,
+}
+
+/// What a commit answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The revision of the change.
+    pub revision: Revision,
+}
+
+type Rows<K, V> = OrdMap<K, Arc<Versioned<V>>>;
+
+/// Everything, as of one revision.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory {
+    /// The last change.
+    pub revision: Revision,
+    /// Templates by name.
+    pub templates: Rows<TemplateName, TemplateRecord>,
+    /// VMs by id.
+    pub vms: Rows<VmId, VmRecord>,
+    /// Disks by id.
+    pub disks: Rows<DiskId, DiskRecord>,
+    /// Images by name.
+    pub images: Rows<ImageName, ImageRecord>,
+    /// Operations by id; ids sort by the time they were made.
+    pub operations: Rows<OperationId, OperationRecord>,
+    /// Remembered keys.
+    pub idempotency: OrdMap<IdempotencyKey, Arc<IdempotencyRecord>>,
+    /// The same keys in the order they came, for forgetting.
+    pub(super) key_order: Vector<IdempotencyKey>,
+    /// The last events, oldest first.
+    pub recent_events: Vector<Arc<Event>>,
+    /// Rows set aside.
+    pub quarantined: Vector<Quarantined>,
+}
+
+impl Inventory {
+    /// The first guard that does not hold.
+    fn violated(&self, guards: &[Guard]) -> Option<Guard> {
+        guards.iter().find(|guard| !self.holds(guard)).cloned()
+    }
+
+    fn holds(&self, guard: &Guard) -> bool {
+        match guard {
+            Guard::TemplateAbsent(name) => !self.templates.contains_key(name),
+            Guard::TemplatePresent(name) => self.templates.contains_key(name),
+            Guard::TemplateUnused(name) => self.vms_of_template(name).next().is_none(),
+            Guard::VmAbsent(id) => !self.vms.contains_key(id),
+            Guard::VmsBelow(limit) => self.vms.len() < *limit,
+            Guard::VmRevision(id, revision) => {
+                self.vms.get(id).is_some_and(|vm| vm.revision == *revision)
+            }
+            Guard::DiskAbsent(id) => !self.disks.contains_key(id),
+            Guard::ImageAbsent(name) => !self.images.contains_key(name),
+            Guard::ImagePresent(name) => self.images.contains_key(name),
+            Guard::ImageUnused(name) => self.users_of_image(name).is_empty(),
+            Guard::KeyUnused(key) => !self.idempotency.contains_key(key),
+        }
+    }
+
+    /// The VMs made from a template.
+    pub fn vms_of_template<'a>(
+        &'a self,
+        name: &'a TemplateName,
+    ) -> impl Iterator<Item = &'a VmId> + 'a {
+        self.vms
+            .iter()
+            .filter(move |(_, vm)| vm.value.spec.template == *name)
+            .map(|(id, _)| id)
+    }
+
+    /// What keeps an image from being deleted, in words (`vm web-1`, `disk d`).
+    pub fn users_of_image(&self, name: &ImageName) -> Vec<String> {
+        let disks = self
+            .disks
+            .iter()
+            .filter(|(_, disk)| disk.value.image.as_ref() == Some(name))
+            .map(|(id, _)| format!("disk {id}"));
+        let vms = self
+            .vms
+            .iter()
+            .filter(|(_, vm)| vm.value.spec.size.uses_image(name))
+            .map(|(id, _)| format!("vm {id}"));
+        let templates = self
+            .templates
+            .iter()
+            .filter(|(_, template)| template.value.size.uses_image(name))
+            .map(|(id, _)| format!("template {id}"));
+        disks.chain(vms).chain(templates).collect()
+    }
+
+    /// The state after `change`, and the rows that make it durable; or the guard
+    /// that does not hold.
+    pub(super) fn apply(
+        &self,
+        change: Change,
+        now: UnixMs,
+    ) -> Result<(Inventory, RowBatch), Guard> {
+        if let Some(guard) = self.violated(&change.guards) {
+            return Err(guard);
+        }
+        let mut next = self.clone();
+        next.revision = Revision(self.revision.0 + 1);
+        let mut rows = Vec::with_capacity(change.writes.len() + 3);
+        let tells = change.event.is_some();
+        for write in change.writes {
+            next.write(write, tells, &mut rows);
+        }
+        if let Some(what) = change.event {
+            next.tell(
+                Event {
+                    revision: next.revision,
+                    what,
+                },
+                &mut rows,
+            );
+        }
+        next.forget(now, &mut rows);
+        Ok((next, rows))
+    }
+
+    fn write(&mut self, write: Write, tells: bool, rows: &mut RowBatch) {
+        let revision = self.revision;
+        match write {
+            Write::PutTemplate(value) => {
+                let key = value.name.clone();
+                put(
+                    &mut self.templates,
+                    Table::Templates,
+                    Kind::Template,
+                    key,
+                    revision,
+                    value,
+                    rows,
+                );
+            }
+            Write::EraseTemplate(name) => {
+                erase(&mut self.templates, Table::Templates, &name, rows);
+            }
+            Write::PutVm(mut value) => {
+                if tells {
+                    value.last_event = Some(revision);
+                }
+                let key = value.id.clone();
+                put(
+                    &mut self.vms,
+                    Table::Vms,
+                    Kind::Vm,
+                    key,
+                    revision,
+                    *value,
+                    rows,
+                );
+            }
+            Write::EraseVm(id) => erase(&mut self.vms, Table::Vms, &id, rows),
+            Write::PutDisk(value) => {
+                let key = value.id.clone();
+                put(
+                    &mut self.disks,
+                    Table::Disks,
+                    Kind::Disk,
+                    key,
+                    revision,
+                    value,
+                    rows,
+                );
+            }
+            Write::EraseDisk(id) => erase(&mut self.disks, Table::Disks, &id, rows),
+            Write::PutImage(value) => {
+                let key = value.name.clone();
+                put(
+                    &mut self.images,
+                    Table::Images,
+                    Kind::Image,
+                    key,
+                    revision,
+                    value,
+                    rows,
+                );
+            }
+            Write::EraseImage(name) => erase(&mut self.images, Table::Images, &name, rows),
+            Write::PutOperation(value) => {
+                let key = value.id.clone();
+                let (table, kind) = (Table::Operations, Kind::Operation);
+                put(
+                    &mut self.operations,
+                    table,
+                    kind,
+                    key,
+                    revision,
+                    value,
+                    rows,
+                );
+            }
+            Write::PutIdempotency(value) => {
+                rows.push(Row {
+                    table: Table::Idempotency,
+                    key: value.key.as_str().into(),
+                    value: Some(codec::encode(Kind::Idempotency, &value)),
+                });
+                self.key_order.push_back(value.key.clone());
+                self.idempotency.insert(value.key.clone(), Arc::new(value));
+            }
+        }
+    }
+
+    fn tell(&mut self, event: Event, rows: &mut RowBatch) {
+        rows.push(Row {
+            table: Table::Events,
+            key: event_key(event.revision),
+            value: Some(codec::encode(Kind::Event, &event)),
+        });
+        self.recent_events.push_back(Arc::new(event));
+        if self.recent_events.len() > RECENT_EVENTS {
+            self.recent_events.pop_front();
+        }
+    }
+
+    /// Keeps the bounded tables bounded, a few rows at a time.
+    fn forget(&mut self, now: UnixMs, rows: &mut RowBatch) {
+        if let Some(old) = self.revision.0.checked_sub(MAX_EVENTS) {
+            let key = event_key(Revision(old));
+            rows.push(Row {
+                table: Table::Events,
+                key,
+                value: None,
+            });
+        }
+        for _ in 0..MAX_PRUNED {
+            let Some(key) = self.key_order.front().cloned() else {
+                break;
+            };
+            let stale = |row: &Arc<IdempotencyRecord>| now.since(row.created_at) > IDEMPOTENCY_MS;
+            if !self.idempotency.get(&key).is_none_or(stale) {
+                break;
+            }
+            self.key_order.pop_front();
+            self.idempotency.remove(&key);
+            let key = key.as_str().into();
+            rows.push(Row {
+                table: Table::Idempotency,
+                key,
+                value: None,
+            });
+        }
+        if self.operations.len() > MAX_OPERATIONS {
+            let old: Vec<_> = self
+                .operations
+                .values()
+                .take(MAX_PRUNED * 4)
+                .filter(|op| op.value.status.is_end())
+                .take(MAX_PRUNED)
+                .map(|op| op.value.id.clone())
+                .collect();
+            for id in old {
+                erase(&mut self.operations, Table::Operations, &id, rows);
+            }
+        }
+    }
+}
+
+/// Events sort by revision.
+pub(super) fn event_key(revision: Revision) -> Vec<u8> {
+    revision.0.to_be_bytes().to_vec()
+}
+
+fn put<K: Ord + Clone + AsRef<str>, V: Serialize + Clone>(
+    map: &mut Rows<K, V>,
+    table: Table,
+    kind: Kind,
+    key: K,
+    revision: Revision,
+    value: V,
+    rows: &mut RowBatch,
+) {
+    let bytes = codec::encode(kind, &(revision, &value));
+    rows.push(Row {
+        table,
+        key: key.as_ref().into(),
+        value: Some(bytes),
+    });
+    map.insert(key, Arc::new(Versioned { revision, value }));
+}
+
+fn erase<K: Ord + Clone + AsRef<str>, V: Clone>(
+    map: &mut Rows<K, V>,
+    table: Table,
+    key: &K,
+    rows: &mut RowBatch,
+) {
+    map.remove(key);
+    rows.push(Row {
+        table,
+        key: key.as_ref().into(),
+        value: None,
+    });
+}

@@ -1,0 +1,250 @@
+//! Reads the state back at start: refuses a newer schema, sets aside what it
+//! cannot read, and never turns a lost store into an empty inventory.
+
+use super::{
+    codec::{self, DecodeError, Kind, SCHEMA},
+    inventory::{Inventory, Quarantined, RECENT_EVENTS, Versioned, event_key},
+};
+use crate::ports::{Clock, CommitError, LoadError, Row, RowBatch, Storage, Table};
+use imbl::OrdMap;
+use serde::de::DeserializeOwned;
+use std::{str::FromStr, sync::Arc};
+use vman_model::{
+    Cause, Event, EventDraft, EventKind, IdempotencyRecord, Origin, Revision, Subject,
+};
+
+/// The row of [`Table::Meta`] that holds the last revision.
+pub(super) const REVISION_KEY: &[u8] = b"revision";
+
+/// Why the state cannot be read back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreLoadError {
+    /// The storage does not open or read.
+    #[error(transparent)]
+    Storage(#[from] LoadError),
+    /// Written by a newer VMAN.
+    #[error(
+        "the store was written by a newer VMAN (schema {found}, this build knows {SCHEMA}): \
+         install that version again, or restore the backup made before the upgrade"
+    )]
+    Newer {
+        /// The store's schema.
+        found: u16,
+    },
+    /// What was set aside could not be made durable.
+    #[error("cannot set unreadable records aside: {0}")]
+    Quarantine(#[from] CommitError),
+}
+
+/// Reads everything.
+pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory, StoreLoadError> {
+    storage.open()?;
+    let mut reader = Reader {
+        storage,
+        set_aside: Vec::new(),
+    };
+    let mut inventory = Inventory {
+        revision: reader.revision()?,
+        templates: reader.table(Table::Templates, Kind::Template)?,
+        vms: reader.table(Table::Vms, Kind::Vm)?,
+        disks: reader.table(Table::Disks, Kind::Disk)?,
+        images: reader.table(Table::Images, Kind::Image)?,
+        operations: reader.table(Table::Operations, Kind::Operation)?,
+        ..Inventory::default()
+    };
+    let mut keys = reader.idempotency()?;
+    keys.sort_by_key(|row| row.created_at);
+    inventory.key_order = keys.iter().map(|row| row.key.clone()).collect();
+    inventory.idempotency = keys
+        .into_iter()
+        .map(|row| (row.key.clone(), Arc::new(row)))
+        .collect();
+    inventory.recent_events = reader
+        .recent_events(inventory.revision)?
+        .into_iter()
+        .collect();
+    let set_aside = reader.set_aside;
+    quarantine(storage, clock, &mut inventory, set_aside)?;
+    inventory.quarantined = listed(storage)?.into_iter().collect();
+    Ok(inventory)
+}
+
+/// A row that cannot be read: table, key, bytes, why.
+type SetAside = (Table, Vec<u8>, Vec<u8>, String);
+
+struct Reader<'a> {
+    storage: &'a dyn Storage,
+    set_aside: Vec<SetAside>,
+}
+
+impl Reader<'_> {
+    fn revision(&mut self) -> Result<Revision, StoreLoadError> {
+        let Some(bytes) = self.storage.get(Table::Meta, REVISION_KEY)? else {
+            return Ok(Revision::default());
+        };
+        match codec::decode(Kind::Meta, &bytes) {
+            Ok(revision) => Ok(revision),
+            Err(DecodeError::Newer { found }) => Err(StoreLoadError::Newer { found }),
+            // Without it revisions could repeat: take the highest that is seen.
+            Err(DecodeError::Corrupt(_)) => self.highest_event(),
+        }
+    }
+
+    fn highest_event(&self) -> Result<Revision, StoreLoadError> {
+        let events = self.storage.load(Table::Events)?;
+        let last = events
+            .last()
+            .and_then(|(key, _)| key.as_slice().try_into().ok());
+        // A gap of a thousand covers changes that told no event.
+        Ok(Revision(last.map_or(0, u64::from_be_bytes) + 1_000))
+    }
+
+    fn table<K, V>(
+        &mut self,
+        table: Table,
+        kind: Kind,
+    ) -> Result<OrdMap<K, Arc<Versioned<V>>>, StoreLoadError>
+    where
+        K: Ord + Clone + FromStr,
+        V: DeserializeOwned + Clone,
+    {
+        let mut map = OrdMap::new();
+        for (key, bytes) in self.storage.load(table)? {
+            let id = std::str::from_utf8(&key)
+                .ok()
+                .and_then(|s| K::from_str(s).ok());
+            let value = codec::decode::<(Revision, V)>(kind, &bytes);
+            match (id, value) {
+                (_, Err(DecodeError::Newer { found })) => {
+                    return Err(StoreLoadError::Newer { found });
+                }
+                (Some(id), Ok((revision, value))) => {
+                    map.insert(id, Arc::new(Versioned { revision, value }));
+                }
+                (None, Ok(_)) => self
+                    .set_aside
+                    .push((table, key, bytes, "bad key".to_owned())),
+                (_, Err(DecodeError::Corrupt(why))) => {
+                    self.set_aside.push((table, key, bytes, why));
+                }
+            }
+        }
+        Ok(map)
+    }
+
+    fn idempotency(&mut self) -> Result<Vec<IdempotencyRecord>, StoreLoadError> {
+        let mut out = Vec::new();
+        for (key, bytes) in self.storage.load(Table::Idempotency)? {
+            match codec::decode(Kind::Idempotency, &bytes) {
+                Ok(row) => out.push(row),
+                Err(DecodeError::Newer { found }) => return Err(StoreLoadError::Newer { found }),
+                Err(DecodeError::Corrupt(why)) => {
+                    self.set_aside.push((Table::Idempotency, key, bytes, why));
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    fn recent_events(&mut self, last: Revision) -> Result<Vec<Arc<Event>>, StoreLoadError> {
+        let from = event_key(Revision(last.0.saturating_sub(RECENT_EVENTS as u64)));
+        let mut out = Vec::new();
+        for (key, bytes) in self
+            .storage
+            .range(Table::Events, &from, RECENT_EVENTS + 1)?
+        {
+            match codec::decode(Kind::Event, &bytes) {
+                Ok(event) => out.push(Arc::new(event)),
+                Err(DecodeError::Newer { found }) => return Err(StoreLoadError::Newer { found }),
+                Err(DecodeError::Corrupt(why)) => {
+                    self.set_aside.push((Table::Events, key, bytes, why));
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+fn row_name(table: Table, key: &[u8]) -> String {
+    format!(
+        "{}/{}",
+        table.as_str(),
+        String::from_utf8_lossy(key).escape_debug()
+    )
+}
+
+/// Moves unreadable rows into their own table, with the event that tells it.
+fn quarantine(
+    storage: &dyn Storage,
+    clock: &dyn Clock,
+    inventory: &mut Inventory,
+    set_aside: Vec<SetAside>,
+) -> Result<(), StoreLoadError> {
+    for (table, key, bytes, why) in set_aside {
+        let name = row_name(table, &key);
+        let mut value = why.clone().into_bytes();
+        value.push(0);
+        value.extend_from_slice(&bytes);
+        let event = EventDraft {
+            at: clock.now(),
+            subject: Subject::Daemon,
+            kind: EventKind::RecordQuarantined,
+            from: None,
+            to: None,
+            reason: None,
+            detail: format!("the record {name} cannot be read and was set aside: {why}"),
+            incarnation: None,
+            operation: None,
+            cause: Cause {
+                origin: Origin::Daemon,
+                input: "load".to_owned(),
+                led_by: None,
+            },
+            previous: None,
+        };
+        let change = vman_model::Change {
+            event: Some(event),
+            ..Default::default()
+        };
+        let (next, mut rows): (Inventory, RowBatch) = inventory
+            .apply(change, clock.now())
+            .expect("a change without guards violates none");
+        rows.push(Row {
+            table,
+            key,
+            value: None,
+        });
+        rows.push(Row {
+            table: Table::Quarantine,
+            key: name.into_bytes(),
+            value: Some(value),
+        });
+        rows.push(revision_row(next.revision));
+        storage.commit(&rows)?;
+        *inventory = next;
+    }
+    Ok(())
+}
+
+fn listed(storage: &dyn Storage) -> Result<Vec<Quarantined>, StoreLoadError> {
+    let rows = storage.load(Table::Quarantine)?;
+    Ok(rows
+        .into_iter()
+        .map(|(key, value)| {
+            let why = value.split(|b| *b == 0).next().unwrap_or_default();
+            Quarantined {
+                row: String::from_utf8_lossy(&key).into_owned(),
+                error: String::from_utf8_lossy(why).into_owned(),
+            }
+        })
+        .collect())
+}
+
+/// The row that keeps the last revision.
+pub(super) fn revision_row(revision: Revision) -> Row {
+    Row {
+        table: Table::Meta,
+        key: REVISION_KEY.to_vec(),
+        value: Some(codec::encode(Kind::Meta, &revision)),
+    }
+}

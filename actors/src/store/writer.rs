@@ -1,0 +1,149 @@
+//! The writer thread: takes what waits, up to [`MAX_GROUP`] changes, makes one
+//! durable commit of it, publishes the new inventory, then answers them all.
+//!
+//! It waits for nothing to fill a group: while one commit syncs, the next group
+//! gathers by itself.
+
+use super::{
+    StoreArguments, StoreError, StoreMsg,
+    handle::StoreSlot,
+    inventory::{Committed, Inventory},
+    load::revision_row,
+};
+use crate::ports::{Clock, CommitError, RowBatch, Storage};
+use ractor::ActorRef;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+    mpsc,
+};
+use tokio::sync::oneshot;
+use vman_model::Change;
+
+/// The most changes in one commit: more gain nothing, and every one of them
+/// waits for the last.
+pub(super) const MAX_GROUP: usize = 256;
+/// The most changes waiting. Beyond it callers are told to come again, so that
+/// a stalled disk does not fill the memory.
+pub(super) const MAX_WAITING: usize = 8_192;
+
+type Reply = oneshot::Sender<Result<Committed, StoreError>>;
+
+/// The way to the writer thread. Dropping it ends the thread.
+pub struct Writer {
+    queue: mpsc::Sender<(Change, Reply)>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Writer {
+    /// `epoch` is the store actor's: a thread of an earlier one writes nothing.
+    pub(super) fn spawn(arguments: &StoreArguments, epoch: u64, store: ActorRef<StoreMsg>) -> Self {
+        let (queue, changes) = mpsc::channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let thread = WriterThread {
+            storage: arguments.storage.clone(),
+            clock: arguments.clock.clone(),
+            slot: arguments.slot.clone(),
+            waiting: waiting.clone(),
+            epoch,
+        };
+        std::thread::Builder::new()
+            .name("vman-store".to_owned())
+            .spawn(move || {
+                if let Err(why) = thread.run(&changes) {
+                    // The queue is dropped here: whoever waits in it learns that
+                    // it does not know either.
+                    drop(changes);
+                    let _ = store.cast(StoreMsg::WriterLost(why));
+                }
+            })
+            .expect("the store's one thread is started before anything depends on it");
+        Self { queue, waiting }
+    }
+
+    pub(super) fn enqueue(&self, change: Change, reply: Reply) {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            let _ = reply.send(Err(StoreError::Busy));
+            return;
+        }
+        // If the thread has ended, the reply is dropped with the message.
+        let _ = self.queue.send((change, reply));
+    }
+}
+
+struct WriterThread {
+    storage: Arc<dyn Storage>,
+    clock: Arc<dyn Clock>,
+    slot: Arc<StoreSlot>,
+    waiting: Arc<AtomicUsize>,
+    epoch: u64,
+}
+
+impl WriterThread {
+    /// Ends when the store actor is gone, or with why the truth must be read
+    /// again.
+    fn run(&self, changes: &mpsc::Receiver<(Change, Reply)>) -> Result<(), String> {
+        while let Ok(first) = changes.recv() {
+            let mut group = vec![first];
+            group.extend(changes.try_iter().take(MAX_GROUP - 1));
+            self.waiting.fetch_sub(group.len(), Ordering::Relaxed);
+            self.commit(group)?;
+        }
+        Ok(())
+    }
+
+    fn commit(&self, group: Vec<(Change, Reply)>) -> Result<(), String> {
+        let turn = self.slot.turn();
+        if *turn != self.epoch {
+            return Err("another writer has taken over".to_owned());
+        }
+        let now = self.clock.now();
+        let before = self.slot.inventory();
+        let mut next = Inventory::clone(&before);
+        let (mut rows, mut accepted) = (RowBatch::new(), Vec::with_capacity(group.len()));
+        for (change, reply) in group {
+            match next.apply(change, now) {
+                Ok((after, more)) => {
+                    accepted.push((
+                        Committed {
+                            revision: after.revision,
+                        },
+                        reply,
+                    ));
+                    next = after;
+                    rows.extend(more);
+                }
+                Err(guard) => {
+                    let _ = reply.send(Err(StoreError::Conflict(guard)));
+                }
+            }
+        }
+        if accepted.is_empty() {
+            return Ok(());
+        }
+        rows.push(revision_row(next.revision));
+        match self.storage.commit(&rows) {
+            Ok(()) => {
+                self.slot.publish(Arc::new(next));
+                drop(turn);
+                for (committed, reply) in accepted {
+                    let _ = reply.send(Ok(committed));
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let unknown = matches!(error, CommitError::Unknown(_));
+                let told = StoreError::from(error.clone());
+                for (_, reply) in accepted {
+                    let _ = reply.send(Err(told.clone()));
+                }
+                if unknown {
+                    Err(error.to_string())
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+}

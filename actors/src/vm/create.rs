@@ -1,0 +1,278 @@
+//! Making a VM: one commit of its record and its root disk's. Files come at its
+//! first start, so that a VM that was answered is only rows, and a VM that was
+//! not leaves nothing.
+
+use super::handle::VmsHandle;
+use crate::{ports::Clock, store::StoreError};
+use std::fmt::Write as _;
+use vman_model::{
+    Cause, Change, DiskFormat, DiskId, DiskRecord, EventDraft, EventKind, Guard, IdempotencyRecord,
+    ImageKind, ImageName, Incarnation, OperationId, Origin, Subject, VmId, VmUuid, Write,
+    change::IdempotentAnswer,
+    restart::RestartHistory,
+    vm::{Desired, Phase, Reason, VmRecord, VmSpec},
+};
+
+/// What a VM is made from.
+#[derive(Clone, Debug)]
+pub struct NewVm {
+    /// Its id; generated if it is not given.
+    pub id: Option<VmId>,
+    /// What it shall be: its template's values and what the request overrides.
+    pub spec: VmSpec,
+    /// Who asks.
+    pub origin: Origin,
+    /// The client's key with the fingerprint of its request.
+    pub idempotency: Option<(vman_model::IdempotencyKey, [u8; 32])>,
+}
+
+/// Why a VM was not made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CreateError {
+    /// The name is taken.
+    #[error("a VM named {0} exists")]
+    Exists(VmId),
+    /// The id of its root disk is taken by another disk.
+    #[error("a disk named {0} exists")]
+    DiskExists(DiskId),
+    /// Its template was deleted meanwhile.
+    #[error("no template named {0}")]
+    NoTemplate(vman_model::TemplateName),
+    /// An image it names is not there or of another kind.
+    #[error("{field}: no {kind} image named {name}")]
+    NoImage {
+        /// The field that names it.
+        field: &'static str,
+        /// The kind it must be.
+        kind: &'static str,
+        /// Its name.
+        name: ImageName,
+    },
+    /// The root disk is smaller than the image it is a clone of.
+    #[error(
+        "disk_gib: the root disk of {disk_mib} MiB is smaller than its image {name} of {image_mib} MiB"
+    )]
+    DiskTooSmall {
+        /// The size asked for.
+        disk_mib: u64,
+        /// The image.
+        name: ImageName,
+        /// Its size, rounded up.
+        image_mib: u64,
+    },
+    /// There are as many VMs as the configuration allows.
+    #[error("there are {0} VMs already, which is the configured limit (VMAN_MAX_VMS)")]
+    TooMany(usize),
+    /// The idempotency key was used meanwhile.
+    #[error("the idempotency key was used meanwhile")]
+    KeyInUse,
+    /// The store.
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+const MIB: u64 = 1 << 20;
+
+impl VmsHandle {
+    /// Makes a VM. `Ok` means that it is durable.
+    pub async fn create(&self, new: NewVm) -> Result<VmId, CreateError> {
+        let uuid = VmUuid::from_random(self.clock.random());
+        let id = new.id.clone().unwrap_or_else(|| generated_id(uuid));
+        let disk = self.root_disk(&id, &new.spec)?;
+        let images = self.check_images(&new.spec)?;
+        let record = self.record(&id, uuid, new.spec, disk.as_ref());
+        let mut change = Change {
+            guards: vec![
+                Guard::VmAbsent(id.clone()),
+                Guard::TemplatePresent(record.spec.template.clone()),
+                Guard::VmsBelow(self.max_vms),
+            ],
+            writes: Vec::new(),
+            event: Some(self.event(&id, new.origin)),
+        };
+        change
+            .guards
+            .extend(images.into_iter().map(Guard::ImagePresent));
+        if let Some(disk) = disk {
+            change.guards.push(Guard::DiskAbsent(disk.id.clone()));
+            change.writes.push(Write::PutDisk(disk));
+        }
+        if let Some((key, fingerprint)) = new.idempotency {
+            change.guards.push(Guard::KeyUnused(key.clone()));
+            change.writes.push(Write::PutIdempotency(IdempotencyRecord {
+                key,
+                fingerprint,
+                answer: IdempotentAnswer::Vm(id.clone()),
+                created_at: self.clock.now(),
+            }));
+        }
+        change.writes.push(Write::PutVm(Box::new(record)));
+        self.store
+            .commit(change)
+            .await
+            .map_err(|error| match error {
+                StoreError::Conflict(Guard::VmAbsent(id)) => CreateError::Exists(id),
+                StoreError::Conflict(Guard::DiskAbsent(id)) => CreateError::DiskExists(id),
+                StoreError::Conflict(Guard::TemplatePresent(name)) => CreateError::NoTemplate(name),
+                StoreError::Conflict(Guard::VmsBelow(limit)) => CreateError::TooMany(limit),
+                StoreError::Conflict(Guard::KeyUnused(_)) => CreateError::KeyInUse,
+                StoreError::Conflict(Guard::ImagePresent(name)) => CreateError::NoImage {
+                    field: "image",
+                    kind: "usable",
+                    name,
+                },
+                error => CreateError::Store(error),
+            })?;
+        Ok(id)
+    }
+
+    fn image_of_kind(
+        &self,
+        field: &'static str,
+        name: &ImageName,
+        kind: ImageKind,
+    ) -> Result<vman_model::ImageRecord, CreateError> {
+        let inventory = self.store.inventory();
+        let image = inventory
+            .images
+            .get(name)
+            .filter(|image| image.value.kind == kind);
+        image
+            .map(|image| image.value.clone())
+            .ok_or_else(|| CreateError::NoImage {
+                field,
+                kind: kind.as_str(),
+                name: name.clone(),
+            })
+    }
+
+    /// Every image that the VM boots is there and of its kind.
+    fn check_images(&self, spec: &VmSpec) -> Result<Vec<ImageName>, CreateError> {
+        let mut names = Vec::new();
+        if let Some(name) = &spec.size.image {
+            names.push(self.image_of_kind("image", name, ImageKind::Disk)?.name);
+        }
+        if let Some(boot) = &spec.size.boot {
+            names.push(
+                self.image_of_kind("boot.kernel", &boot.kernel, ImageKind::Kernel)?
+                    .name,
+            );
+            if let Some(initrd) = &boot.initrd {
+                names.push(
+                    self.image_of_kind("boot.initrd", initrd, ImageKind::Initrd)?
+                        .name,
+                );
+            }
+        }
+        Ok(names)
+    }
+
+    fn root_disk(&self, id: &VmId, spec: &VmSpec) -> Result<Option<DiskRecord>, CreateError> {
+        let image_mib = match &spec.size.image {
+            Some(name) => {
+                let image = self.image_of_kind("image", name, ImageKind::Disk)?;
+                Some((name, image.virtual_size.div_ceil(MIB)))
+            }
+            None => None,
+        };
+        let size_mib = match (spec.size.disk_mib, image_mib) {
+            (None, None) => return Ok(None),
+            (None, Some((_, image_mib))) => image_mib,
+            (Some(disk_mib), Some((name, image_mib))) if disk_mib < image_mib => {
+                let name = name.clone();
+                return Err(CreateError::DiskTooSmall {
+                    disk_mib,
+                    name,
+                    image_mib,
+                });
+            }
+            (Some(disk_mib), _) => disk_mib,
+        };
+        Ok(Some(DiskRecord {
+            id: root_disk_id(id),
+            size_mib,
+            format: DiskFormat::Qcow2,
+            image: spec.size.image.clone(),
+            vm_id: Some(id.clone()),
+            root: true,
+            created_at: self.clock.now(),
+        }))
+    }
+
+    fn record(&self, id: &VmId, uuid: VmUuid, spec: VmSpec, disk: Option<&DiskRecord>) -> VmRecord {
+        let now = self.clock.now();
+        VmRecord {
+            id: id.clone(),
+            uuid,
+            spec,
+            mac: mac_of(uuid),
+            root_disk: disk.map(|disk| disk.id.clone()),
+            created_at: now,
+            desired: Desired::Stopped,
+            phase: Phase::Stopped,
+            phase_since: now,
+            reason: Reason::Created,
+            detail: "made and never started".to_owned(),
+            incarnation: Incarnation::default(),
+            boot_id: None,
+            process: None,
+            started_at: None,
+            claim: None,
+            ending: None,
+            stop: None,
+            restarting: false,
+            unresponsive: false,
+            restarts: RestartHistory::default(),
+            backoff_ms: 0,
+            operations: Vec::new(),
+            last_event: None,
+        }
+    }
+
+    fn event(&self, id: &VmId, origin: Origin) -> EventDraft {
+        EventDraft {
+            at: self.clock.now(),
+            subject: Subject::Vm(id.clone()),
+            kind: EventKind::VmCreated,
+            from: None,
+            to: Some(Phase::Stopped),
+            reason: Some(Reason::Created),
+            detail: format!("VM {id} was made"),
+            incarnation: None,
+            operation: None,
+            cause: Cause {
+                origin,
+                input: "create".to_owned(),
+                led_by: None,
+            },
+            previous: None,
+        }
+    }
+}
+
+fn generated_id(uuid: VmUuid) -> VmId {
+    VmId::parse(&format!("vm-{}", &uuid.to_string()[..13])).expect("hex and hyphens are an id")
+}
+
+/// A VM's root disk is named after it; the longest names leave no room for more.
+fn root_disk_id(id: &VmId) -> DiskId {
+    let long = format!("{id}-root");
+    DiskId::parse(&long).unwrap_or_else(|_| {
+        DiskId::parse(&format!("{}-root", &id.as_str()[..58])).expect("58 and 5 characters fit")
+    })
+}
+
+/// A locally administered unicast address of the VM's own, kept for life.
+fn mac_of(uuid: VmUuid) -> [u8; 6] {
+    let [a, b, c, d, ..] = uuid.0;
+    [0x52, 0x56, a, b, c, d]
+}
+
+/// An id that sorts by the time it was made.
+pub(super) fn operation_id(clock: &dyn Clock) -> OperationId {
+    let mut id = format!("op-{:012x}-", clock.now().0);
+    for byte in &clock.random()[..6] {
+        let _ = write!(id, "{byte:02x}");
+    }
+    OperationId::parse(&id).expect("hex and hyphens are an id")
+}

@@ -1,0 +1,288 @@
+//! How others reach VMs: the directory of present refs, and commands with a
+//! bound on how many wait.
+
+use super::{create, msg::VmMsg, supervisor::VmSupervisorMsg};
+use crate::{
+    ports::{Clock, ConsoleTail, HostError, Hypervisor},
+    slot::Slot,
+    store::{StoreError, StoreHandle},
+};
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use ractor::ActorRef;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::sync::{Mutex, MutexGuard, Semaphore, oneshot};
+use vman_model::{
+    IdempotencyRecord, OperationId, OperationRecord, Revision, VmId,
+    vm::{Command, CommandContext, Refusal},
+};
+
+/// Commands that may wait for one VM. A VM takes one in a few milliseconds;
+/// more than this is a client gone wild.
+const MAX_WAITING_COMMANDS: usize = 16;
+/// How often a command is sent again to a VM whose actor was just replaced.
+const MAX_REROUTES: usize = 3;
+
+/// A command with everything that is committed together with it.
+#[derive(Clone, Debug)]
+pub struct CommandRequest {
+    /// What is asked.
+    pub command: Command,
+    /// By whom, and the operation it becomes.
+    pub context: CommandContext,
+    /// Only if the VM still has this revision.
+    pub if_revision: Option<Revision>,
+    /// The client's key, stored in the same commit.
+    pub idempotency: Option<IdempotencyRecord>,
+}
+
+/// Why a command was not taken. Except for `Unknown`, nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// The VM refused it in its present state.
+    #[error("refused: {}", .0.code())]
+    Refused(Refusal),
+    /// No such VM.
+    #[error("no such VM")]
+    NotFound,
+    /// The VM has changed since the revision the client named.
+    #[error("the VM has changed meanwhile")]
+    Stale,
+    /// The idempotency key was used meanwhile.
+    #[error("the idempotency key was used meanwhile")]
+    KeyInUse,
+    /// Too many commands wait for this VM.
+    #[error("too many commands are waiting for this VM")]
+    TooMany,
+    /// The VM's actor failed too often and rests for a while.
+    #[error("the VM's actor failed too often and is left alone for a while; its guest runs on")]
+    Quarantined,
+    /// The VM's actor, or what it depends on, is being restarted.
+    #[error("the VM's actor is being restarted")]
+    Unavailable,
+    /// The store refused it.
+    #[error(transparent)]
+    Store(StoreError),
+    /// It is unknown whether it was taken.
+    #[error("it is unknown whether the command was taken")]
+    Unknown,
+    /// For routing only: this actor's VM is erased.
+    #[error("the VM is erased")]
+    Retired,
+}
+
+/// The turn of one VM on the host. It outlives the VM's actor, so that what an
+/// earlier actor began is waited for and what it had not begun is dropped.
+#[derive(Clone, Default)]
+pub(super) struct HostGate(Arc<(Mutex<()>, AtomicU64)>);
+
+impl HostGate {
+    pub(super) fn next_generation(&self) -> u64 {
+        self.0.1.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    pub(super) fn is_current(&self, generation: u64) -> bool {
+        self.0.1.load(Ordering::SeqCst) == generation
+    }
+
+    pub(super) async fn lock(&self) -> MutexGuard<'_, ()> {
+        self.0.0.lock().await
+    }
+}
+
+/// What the directory knows of one VM's actor.
+#[derive(Clone)]
+pub(super) struct Entry {
+    pub(super) actor: Option<ActorRef<VmMsg>>,
+    pub(super) quarantined: bool,
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) gate: HostGate,
+}
+
+impl Default for Entry {
+    fn default() -> Self {
+        Self {
+            actor: None,
+            quarantined: false,
+            permits: Arc::new(Semaphore::new(MAX_WAITING_COMMANDS)),
+            gate: HostGate::default(),
+        }
+    }
+}
+
+/// The present refs of all VM actors, and the seat of their supervisor. A VM
+/// at rest has none until somebody asks something of it.
+#[derive(Default)]
+pub struct VmDirectory {
+    pub(super) supervisor: Slot<VmSupervisorMsg>,
+    entries: RwLock<BTreeMap<VmId, Entry>>,
+}
+
+impl VmDirectory {
+    pub(super) fn get(&self, id: &VmId) -> Option<Entry> {
+        self.entries
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .cloned()
+    }
+
+    pub(super) fn update(&self, id: &VmId, change: impl FnOnce(&mut Entry)) -> Entry {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.entry(id.clone()).or_default();
+        change(entry);
+        entry.clone()
+    }
+
+    pub(super) fn remove(&self, id: &VmId) {
+        self.entries
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
+    }
+
+    pub(super) fn forget_actors(&self) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        for entry in entries.values_mut() {
+            entry.actor = None;
+            entry.quarantined = false;
+        }
+    }
+
+    /// How many VM actors there are.
+    pub fn len(&self) -> usize {
+        self.entries
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// VMs, as others see them.
+#[derive(Clone)]
+pub struct VmsHandle {
+    pub(super) directory: Arc<VmDirectory>,
+    pub(super) store: StoreHandle,
+    pub(super) clock: Arc<dyn Clock>,
+    hypervisor: Arc<dyn Hypervisor>,
+    pub(super) max_vms: usize,
+}
+
+impl VmsHandle {
+    /// A handle that stays good across restarts of the actors.
+    pub fn new(
+        directory: Arc<VmDirectory>,
+        store: StoreHandle,
+        clock: Arc<dyn Clock>,
+        hypervisor: Arc<dyn Hypervisor>,
+        max_vms: usize,
+    ) -> Self {
+        Self {
+            directory,
+            store,
+            clock,
+            hypervisor,
+            max_vms,
+        }
+    }
+
+    /// A fresh id for an operation; ids sort by the time they were made.
+    pub fn new_operation_id(&self) -> OperationId {
+        create::operation_id(self.clock.as_ref())
+    }
+
+    /// Gives a command to a VM. `Ok` means that it is durable: the operation
+    /// reaches an end whatever dies.
+    pub async fn command(
+        &self,
+        id: &VmId,
+        request: CommandRequest,
+    ) -> Result<OperationRecord, CommandError> {
+        for _ in 0..MAX_REROUTES {
+            let entry = self.route(id).await?;
+            let actor = entry.actor.ok_or(CommandError::Unavailable)?;
+            let permit = entry
+                .permits
+                .try_acquire_owned()
+                .map_err(|_| CommandError::TooMany)?;
+            let (reply, answer) = oneshot::channel();
+            let message = VmMsg::Command(Box::new(request.clone()), reply);
+            actor.cast(message).map_err(|_| CommandError::Unavailable)?;
+            // Waits to the end even if the client has gone: the permit bounds
+            // what is in the mailbox.
+            let answer = tokio::spawn(async move {
+                let answer = answer.await;
+                drop(permit);
+                answer
+            });
+            match answer.await {
+                Ok(Ok(Err(CommandError::Retired))) => {}
+                Ok(Ok(answer)) => return answer,
+                // The actor died with the command: it may have been committed.
+                Ok(Err(_)) | Err(_) => return Err(CommandError::Unknown),
+            }
+        }
+        Err(CommandError::Unavailable)
+    }
+
+    async fn route(&self, id: &VmId) -> Result<Entry, CommandError> {
+        if !self.store.inventory().vms.contains_key(id) {
+            return Err(CommandError::NotFound);
+        }
+        if let Some(entry) = self.directory.get(id) {
+            if entry.quarantined {
+                return Err(CommandError::Quarantined);
+            }
+            if entry.actor.is_some() {
+                return Ok(entry);
+            }
+        }
+        let supervisor = self
+            .directory
+            .supervisor
+            .get()
+            .ok_or(CommandError::Unavailable)?;
+        let (reply, answer) = oneshot::channel();
+        supervisor
+            .cast(VmSupervisorMsg::Ensure(id.clone(), reply))
+            .map_err(|_| CommandError::Unavailable)?;
+        answer.await.map_err(|_| CommandError::Unavailable)?;
+        self.directory.get(id).ok_or(CommandError::Unavailable)
+    }
+
+    /// The end of a VM's serial console, at most `max` bytes.
+    pub async fn console(&self, id: &VmId, max: usize) -> Result<ConsoleTail, HostError> {
+        self.hypervisor.console(id, max).await
+    }
+
+    /// A VM's serial console as it is written, after its last `backlog` bytes.
+    pub fn follow_console(&self, id: &VmId, backlog: usize) -> BoxStream<'static, Bytes> {
+        self.hypervisor.follow_console(id, backlog)
+    }
+
+    /// The last `limit` events about a VM, newest first.
+    pub async fn explain(
+        &self,
+        id: &VmId,
+        limit: usize,
+    ) -> Result<Vec<Arc<vman_model::Event>>, crate::ports::LoadError> {
+        let last = self
+            .store
+            .inventory()
+            .vms
+            .get(id)
+            .and_then(|vm| vm.value.last_event);
+        self.store.events().chain(last, limit).await
+    }
+}

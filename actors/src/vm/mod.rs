@@ -1,0 +1,408 @@
+//! VmActor: one VM, its QEMU and its QMP connection.
+//!
+//! Owns: the VM's record (every change of it is committed from here) and the
+//! [`Machine`] of its present incarnation.
+//! Must not: decide (the model's `step` does), await anything longer than a
+//! commit (effects run in tasks and report facts), or end a guest because it
+//! ends itself.
+//! A handler reads: decide, persist, dispatch. Dies when it is unknown whether
+//! a commit was written; its successor reads the truth and adopts its QEMU.
+//! Look next: `effects.rs` (what is dispatched), `supervisor.rs` (who restarts
+//! it), `handle.rs` (how others reach it).
+
+mod create;
+mod effects;
+mod handle;
+mod msg;
+mod supervisor;
+
+#[cfg(test)]
+mod tests;
+
+pub use create::{CreateError, NewVm};
+pub use handle::{CommandError, CommandRequest, VmDirectory, VmsHandle};
+pub use supervisor::{RecoveryProgress, VmSupervisor, VmSupervisorArguments, VmSupervisorMsg};
+
+use crate::{
+    disks::DisksHandle,
+    network::NetworkHandle,
+    ports::{Clock, Hypervisor, Machine, MachineNews},
+    store::{StoreError, StoreHandle},
+};
+use effects::Lane;
+use msg::VmMsg;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use std::{sync::Arc, time::Duration};
+use supervisor::RecoveryGuard;
+use tokio::sync::{Semaphore, oneshot};
+use vman_model::{
+    Change, Guard, Incarnation, OperationRecord, Revision, VmId, Write,
+    vm::{self as model, Decision, Fact, Input, Moment, Reply, VmRecord},
+};
+
+/// How long after a refused commit a fact is tried again: the disk is full or
+/// read-only, and guests run on meanwhile.
+const RETRY_FACT: Duration = Duration::from_millis(500);
+
+/// What every VmActor needs.
+#[derive(Clone)]
+pub struct VmDeps {
+    /// The store.
+    pub store: StoreHandle,
+    /// QEMU.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Disk and image files.
+    pub disks: DisksHandle,
+    /// The network.
+    pub network: NetworkHandle,
+    /// Time and randomness.
+    pub clock: Arc<dyn Clock>,
+    /// A permit for each QEMU that may be launching at once.
+    pub launches: Arc<Semaphore>,
+}
+
+/// One VM's actor.
+pub struct VmActor;
+
+/// What a VmActor is started with.
+pub struct VmArguments {
+    deps: VmDeps,
+    id: VmId,
+    supervisor: ActorRef<VmSupervisorMsg>,
+    gate: handle::HostGate,
+    /// Held until it is known what became of the VM's QEMU.
+    recovering: Option<RecoveryGuard>,
+}
+
+/// What a VmActor holds.
+pub struct VmState {
+    deps: VmDeps,
+    id: VmId,
+    supervisor: ActorRef<VmSupervisorMsg>,
+    /// The record and the revision it was committed at; none once it is erased.
+    record: Option<(Revision, VmRecord)>,
+    machine: Option<(Incarnation, Arc<dyn Machine>)>,
+    lane: Lane,
+    recovering: Option<RecoveryGuard>,
+}
+
+impl Actor for VmActor {
+    type Msg = VmMsg;
+    type State = VmState;
+    type Arguments = VmArguments;
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<VmMsg>,
+        arguments: VmArguments,
+    ) -> Result<VmState, ActorProcessingErr> {
+        let VmArguments {
+            deps,
+            id,
+            supervisor,
+            gate,
+            recovering,
+        } = arguments;
+        let lane = Lane::open(gate);
+        let record = deps
+            .store
+            .inventory()
+            .vms
+            .get(&id)
+            .map(|vm| (vm.revision, vm.value.clone()));
+        Ok(VmState {
+            deps,
+            id,
+            supervisor,
+            record,
+            machine: None,
+            lane,
+            recovering,
+        })
+    }
+
+    async fn post_start(
+        &self,
+        myself: ActorRef<VmMsg>,
+        state: &mut VmState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.recover(&myself).await
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<VmMsg>,
+        message: VmMsg,
+        state: &mut VmState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            VmMsg::Command(request, reply) => state.command(&myself, *request, reply).await?,
+            VmMsg::Fact(incarnation, fact) => state.fact(&myself, incarnation, fact).await?,
+            VmMsg::Timer(incarnation, timer) => {
+                state
+                    .fact(&myself, incarnation, Fact::TimerDue(timer))
+                    .await?;
+            }
+            VmMsg::News(incarnation, bag) => {
+                for news in bag.take() {
+                    state.fact(&myself, incarnation, fact_of(news)).await?;
+                }
+            }
+            VmMsg::Machine(incarnation, machine) => state.machine(incarnation, machine),
+            VmMsg::LaneFree => state.lane_free(&myself),
+            VmMsg::Recover => state.recover(&myself).await?,
+        }
+        state.note_recovery();
+        Ok(())
+    }
+}
+
+fn fact_of(news: MachineNews) -> Fact {
+    match news {
+        MachineNews::Ready(state) => Fact::Ready(state),
+        MachineNews::RunState(state) => Fact::RunStateChanged(state),
+        MachineNews::GuestReset => Fact::GuestReset,
+        MachineNews::Deaf(detail) => Fact::Deaf { detail },
+        MachineNews::Exited { status, stderr } => Fact::Exited { status, stderr },
+    }
+}
+
+/// What a turn came to.
+enum Turned {
+    /// Persisted and dispatched; the answer to a command, and its operation.
+    Done(Option<Reply>, Vec<OperationRecord>),
+    /// Certainly not persisted, so nothing was dispatched.
+    NotWritten(StoreError),
+}
+
+impl VmState {
+    /// Decides, persists, dispatches. `Err` means that the truth must be read
+    /// again.
+    async fn turn(
+        &mut self,
+        myself: &ActorRef<VmMsg>,
+        input: Input,
+    ) -> Result<Turned, ActorProcessingErr> {
+        self.turn_with(myself, input, Vec::new(), Vec::new()).await
+    }
+
+    async fn turn_with(
+        &mut self,
+        myself: &ActorRef<VmMsg>,
+        input: Input,
+        guards: Vec<Guard>,
+        writes: Vec<Write>,
+    ) -> Result<Turned, ActorProcessingErr> {
+        let Some((revision, record)) = self.record.as_ref() else {
+            return Ok(Turned::Done(None, Vec::new()));
+        };
+        let moment = Moment {
+            now: self.deps.clock.now(),
+            boot_id: self.deps.clock.boot_id(),
+        };
+        let decision = model::step(record, input, &moment);
+        if matches!(decision.reply, Some(Reply::Refused(_))) {
+            return Ok(Turned::Done(decision.reply, Vec::new()));
+        }
+        let operations = decision.operations.clone();
+        if decision.event.is_some() {
+            let own = Guard::VmRevision(self.id.clone(), *revision);
+            let change = self.change(&decision, own, guards, writes);
+            match self.deps.store.commit(change).await {
+                Ok(committed) => self.persisted(&decision, committed.revision),
+                // The record is not what this actor believes.
+                Err(StoreError::Conflict(Guard::VmRevision(..))) => {
+                    return Err("the VM's record was changed behind its actor".into());
+                }
+                Err(error) if error.is_certain() => return Ok(Turned::NotWritten(error)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.dispatch(myself, decision.effects);
+        Ok(Turned::Done(decision.reply, operations))
+    }
+
+    fn change(
+        &self,
+        decision: &Decision,
+        own: Guard,
+        mut guards: Vec<Guard>,
+        mut writes: Vec<Write>,
+    ) -> Change {
+        guards.push(own);
+        match decision.erased {
+            None => writes.push(Write::PutVm(Box::new(decision.record.clone()))),
+            Some(erasure) => {
+                writes.push(Write::EraseVm(self.id.clone()));
+                writes.extend(self.release_disks(erasure.keep_root_disk));
+            }
+        }
+        writes.extend(decision.operations.iter().cloned().map(Write::PutOperation));
+        Change {
+            guards,
+            writes,
+            event: decision.event.clone(),
+        }
+    }
+
+    /// The erased VM's root disk goes with it unless it is kept; other disks are
+    /// free again.
+    fn release_disks(&self, keep_root_disk: bool) -> Vec<Write> {
+        let inventory = self.deps.store.inventory();
+        let mine = inventory
+            .disks
+            .values()
+            .filter(|d| d.value.vm_id.as_ref() == Some(&self.id));
+        mine.map(|disk| {
+            let mut disk = disk.value.clone();
+            if disk.root && !keep_root_disk {
+                return Write::EraseDisk(disk.id);
+            }
+            disk.vm_id = None;
+            disk.root = false;
+            Write::PutDisk(disk)
+        })
+        .collect()
+    }
+
+    fn persisted(&mut self, decision: &Decision, revision: Revision) {
+        if decision.erased.is_some() {
+            tracing::info!(vm_id = %self.id, "VM erased");
+            self.record = None;
+            self.machine = None;
+            let _ = self
+                .supervisor
+                .cast(VmSupervisorMsg::Erased(self.id.clone()));
+            return;
+        }
+        let before = self.record.as_ref().map(|(_, record)| record.phase);
+        let mut record = decision.record.clone();
+        record.last_event = Some(revision);
+        log_change(&record, before, decision);
+        let machine_is_old = !record.phase.may_have_process()
+            || self
+                .machine
+                .as_ref()
+                .is_some_and(|(of, _)| *of != record.incarnation);
+        if machine_is_old {
+            self.machine = None;
+        }
+        self.record = Some((revision, record));
+    }
+
+    async fn command(
+        &mut self,
+        myself: &ActorRef<VmMsg>,
+        request: CommandRequest,
+        reply: oneshot::Sender<Result<OperationRecord, CommandError>>,
+    ) -> Result<(), ActorProcessingErr> {
+        if self.record.is_none() {
+            // Erased: a VM of the same name, if there is one, has another actor.
+            let _ = reply.send(Err(CommandError::Retired));
+            return Ok(());
+        }
+        let (revision, _) = self.record.as_ref().expect("checked above");
+        if request
+            .if_revision
+            .is_some_and(|wanted| wanted != *revision)
+        {
+            let _ = reply.send(Err(CommandError::Stale));
+            return Ok(());
+        }
+        let guards = request
+            .idempotency
+            .iter()
+            .map(|row| Guard::KeyUnused(row.key.clone()))
+            .collect();
+        let writes = request
+            .idempotency
+            .into_iter()
+            .map(Write::PutIdempotency)
+            .collect();
+        let input = Input::Command(request.command, request.context.clone());
+        let answer = match self.turn_with(myself, input, guards, writes).await? {
+            Turned::Done(Some(Reply::Refused(refusal)), _) => Err(CommandError::Refused(refusal)),
+            Turned::Done(_, operations) => operations
+                .into_iter()
+                .find(|op| op.id == request.context.operation)
+                .ok_or(CommandError::Retired),
+            Turned::NotWritten(StoreError::Conflict(Guard::KeyUnused(_))) => {
+                Err(CommandError::KeyInUse)
+            }
+            Turned::NotWritten(error) => Err(CommandError::Store(error)),
+        };
+        let _ = reply.send(answer);
+        Ok(())
+    }
+
+    async fn fact(
+        &mut self,
+        myself: &ActorRef<VmMsg>,
+        incarnation: Incarnation,
+        fact: Fact,
+    ) -> Result<(), ActorProcessingErr> {
+        let input = Input::Fact(incarnation, fact.clone());
+        if let Turned::NotWritten(error) = self.turn(myself, input).await? {
+            tracing::warn!(vm_id = %self.id, %error, "cannot record what happened, trying again");
+            myself.send_after(RETRY_FACT, move || VmMsg::Fact(incarnation, fact));
+        }
+        Ok(())
+    }
+
+    async fn recover(&mut self, myself: &ActorRef<VmMsg>) -> Result<(), ActorProcessingErr> {
+        if let Turned::NotWritten(error) = self.turn(myself, Input::Recover).await? {
+            tracing::warn!(vm_id = %self.id, %error, "cannot begin the VM's recovery, trying again");
+            myself.send_after(RETRY_FACT, || VmMsg::Recover);
+        }
+        self.note_recovery();
+        Ok(())
+    }
+
+    /// Recovery of this VM is over once it is known what became of its QEMU.
+    fn note_recovery(&mut self) {
+        let unresolved = self.record.as_ref().is_some_and(|(_, record)| {
+            record.phase == model::Phase::Unknown && !record.unresponsive
+        });
+        if !unresolved {
+            self.recovering = None;
+        }
+    }
+}
+
+fn log_change(record: &VmRecord, before: Option<model::Phase>, decision: &Decision) {
+    let cause = decision
+        .event
+        .as_ref()
+        .map_or("", |event| event.cause.input.as_str());
+    let operation_id = record.operations.first().map(|op| op.id.as_str());
+    if before == Some(record.phase) {
+        tracing::debug!(
+            vm_id = %record.id,
+            incarnation = record.incarnation.0,
+            phase = record.phase.as_str(),
+            cause,
+            "VM updated"
+        );
+    } else if record.phase == model::Phase::Failed {
+        tracing::warn!(
+            vm_id = %record.id,
+            incarnation = record.incarnation.0,
+            phase = record.phase.as_str(),
+            reason = record.reason.as_str(),
+            detail = record.detail,
+            cause,
+            "VM failed"
+        );
+    } else {
+        tracing::info!(
+            vm_id = %record.id,
+            incarnation = record.incarnation.0,
+            phase = record.phase.as_str(),
+            reason = record.reason.as_str(),
+            detail = record.detail,
+            operation_id,
+            cause,
+            "VM changed phase"
+        );
+    }
+}

@@ -1,0 +1,128 @@
+//! What a VmActor is told, and the bounded bag its machine's news wait in.
+
+use crate::{
+    ports::{Machine, MachineNews},
+    vm::handle::{CommandError, CommandRequest},
+};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::sync::oneshot;
+use vman_model::{
+    Incarnation, OperationRecord,
+    vm::{Fact, Timer},
+};
+
+/// What a VmActor is told.
+pub enum VmMsg {
+    /// A user's command.
+    Command(
+        Box<CommandRequest>,
+        oneshot::Sender<Result<OperationRecord, CommandError>>,
+    ),
+    /// Something that happened in an incarnation.
+    Fact(Incarnation, Fact),
+    /// News of a machine wait in the bag.
+    News(Incarnation, Arc<Mailbag>),
+    /// The machine of an incarnation was launched or found.
+    Machine(Incarnation, Arc<dyn Machine>),
+    /// A delay ran out.
+    Timer(Incarnation, Timer),
+    /// Begin to recover again: it could not be recorded the first time.
+    Recover,
+    /// The effect that had the host's turn has ended.
+    LaneFree,
+}
+
+/// News of one machine, waiting for its VM. Whatever a QEMU sends, at most
+/// [`MAX_NEWS`] wait, and at most one message about them is in the mailbox.
+#[derive(Default)]
+pub struct Mailbag(Mutex<Bag>);
+
+/// More than any honest sequence between two turns of an actor.
+const MAX_NEWS: usize = 32;
+
+#[derive(Default)]
+struct Bag {
+    news: VecDeque<MachineNews>,
+    announced: bool,
+}
+
+impl Mailbag {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Bag> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts news in; answers whether the VM has to be told that some wait.
+    pub fn put(&self, news: MachineNews) -> bool {
+        let mut bag = self.lock();
+        bag.coalesce(news);
+        !std::mem::replace(&mut bag.announced, true)
+    }
+
+    /// Takes everything out.
+    pub fn take(&self) -> VecDeque<MachineNews> {
+        let mut bag = self.lock();
+        bag.announced = false;
+        std::mem::take(&mut bag.news)
+    }
+}
+
+impl Bag {
+    /// The newest of a kind stands for a run of that kind; a guest that resets
+    /// itself in a loop is told once per turn.
+    fn coalesce(&mut self, news: MachineNews) {
+        use MachineNews::{Deaf, GuestReset, Ready, RunState};
+        if news == GuestReset && self.news.contains(&GuestReset) {
+            return;
+        }
+        let same_run = matches!(
+            (self.news.back(), &news),
+            (Some(Ready(_)), Ready(_))
+                | (Some(RunState(_)), RunState(_))
+                | (Some(Deaf(_)), Deaf(_))
+        );
+        if same_run {
+            self.news.pop_back();
+        }
+        if self.news.len() >= MAX_NEWS {
+            // Deaf and Ready flapping: what is newest is what matters.
+            self.news.pop_front();
+        }
+        self.news.push_back(news);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vman_model::vm::{ExitStatus, RunState};
+
+    #[test]
+    fn a_storm_of_news_waits_in_bounded_space_and_the_exit_is_kept() {
+        let bag = Mailbag::default();
+        assert!(
+            bag.put(MachineNews::GuestReset),
+            "the first news has to be announced"
+        );
+        for i in 0..10_000 {
+            assert!(!bag.put(MachineNews::GuestReset));
+            bag.put(MachineNews::RunState(RunState::Paused));
+            bag.put(MachineNews::Deaf(i.to_string()));
+            bag.put(MachineNews::Ready(RunState::Running));
+        }
+        let exit = MachineNews::Exited {
+            status: ExitStatus::Code(0),
+            stderr: String::new(),
+        };
+        bag.put(exit.clone());
+        let news = bag.take();
+        assert!(news.len() <= MAX_NEWS);
+        assert_eq!(news.back(), Some(&exit));
+        assert!(
+            bag.put(MachineNews::GuestReset),
+            "after a take news are announced again"
+        );
+    }
+}

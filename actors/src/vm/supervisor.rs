@@ -1,0 +1,273 @@
+//! VmSupervisor: starts a VmActor for each VM that has something to do, and
+//! restarts one that failed, alone, with a budget of its own.
+//!
+//! Owns: the entries of the [`VmDirectory`].
+//! Must not: die with a VmActor, or hold the others up for one that fails: a
+//! VM over its budget is quarantined (its guest runs on) and tried again later.
+
+use super::{
+    VmActor, VmArguments, VmDeps,
+    handle::{Entry, VmDirectory},
+};
+use crate::slot::Slot;
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::oneshot, sync::watch, time::Instant};
+use vman_model::VmId;
+
+/// A VmActor may fail this often within [`WINDOW`] before it is quarantined.
+const MAX_FAILURES: usize = 5;
+const WINDOW: Duration = Duration::from_mins(1);
+/// The delay before the second restart in the window; it doubles.
+const BACKOFF: Duration = Duration::from_millis(50);
+/// How long a quarantined VM is left alone.
+const QUARANTINE: Duration = Duration::from_mins(1);
+
+/// What the VmSupervisor is told.
+pub enum VmSupervisorMsg {
+    /// Somebody asks something of a VM that has no actor.
+    Ensure(VmId, oneshot::Sender<()>),
+    /// A VM was erased: its actor has nothing more to do.
+    Erased(VmId),
+    /// Start a failed VM's actor again.
+    Respawn(VmId),
+}
+
+/// How many VMs still have to be found again after the daemon started.
+#[derive(Clone)]
+pub struct RecoveryProgress(watch::Receiver<usize>);
+
+/// Held by each VmActor until it knows what became of its QEMU.
+pub(super) struct RecoveryGuard(Arc<watch::Sender<usize>>);
+
+impl Drop for RecoveryGuard {
+    fn drop(&mut self) {
+        self.0.send_modify(|left| *left -= 1);
+    }
+}
+
+impl RecoveryProgress {
+    /// How many are left.
+    pub fn left(&self) -> usize {
+        *self.0.borrow()
+    }
+
+    /// Waits until none is left.
+    pub async fn done(&mut self) {
+        // An error means that the counter is gone: nothing is left to wait for.
+        let _ = self.0.wait_for(|left| *left == 0).await;
+    }
+}
+
+/// What the VmSupervisor needs.
+#[derive(Clone)]
+pub struct VmSupervisorArguments {
+    /// What every VmActor needs.
+    pub deps: VmDeps,
+    /// Where their refs are published.
+    pub directory: Arc<VmDirectory>,
+    /// Counts the VMs under recovery.
+    pub recovery: Arc<watch::Sender<usize>>,
+}
+
+impl VmSupervisorArguments {
+    /// A fresh set; the progress tells when recovery is over.
+    pub fn new(deps: VmDeps, directory: Arc<VmDirectory>) -> (Self, RecoveryProgress) {
+        let recovery = Arc::new(watch::Sender::new(0));
+        let progress = RecoveryProgress(recovery.subscribe());
+        (
+            Self {
+                deps,
+                directory,
+                recovery,
+            },
+            progress,
+        )
+    }
+}
+
+/// What the VmSupervisor holds.
+pub struct VmSupervisorState {
+    arguments: VmSupervisorArguments,
+    actors: HashMap<ActorId, VmId>,
+    failures: BTreeMap<VmId, Vec<Instant>>,
+}
+
+/// The VmSupervisor actor.
+pub struct VmSupervisor;
+
+impl Actor for VmSupervisor {
+    type Msg = VmSupervisorMsg;
+    type State = VmSupervisorState;
+    type Arguments = VmSupervisorArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<VmSupervisorMsg>,
+        arguments: VmSupervisorArguments,
+    ) -> Result<VmSupervisorState, ActorProcessingErr> {
+        // What an earlier supervisor started has died with it.
+        arguments.directory.forget_actors();
+        Slot::set(&arguments.directory.supervisor, myself);
+        Ok(VmSupervisorState {
+            arguments,
+            actors: HashMap::new(),
+            failures: BTreeMap::new(),
+        })
+    }
+
+    async fn post_start(
+        &self,
+        myself: ActorRef<VmSupervisorMsg>,
+        state: &mut VmSupervisorState,
+    ) -> Result<(), ActorProcessingErr> {
+        let inventory = state.arguments.deps.store.inventory();
+        let busy = inventory
+            .vms
+            .iter()
+            .filter(|(_, vm)| !vm.value.phase.is_rest());
+        let busy: Vec<VmId> = busy.map(|(id, _)| id.clone()).collect();
+        // Guards first, so that the count cannot touch zero in between.
+        let guards: Vec<_> = busy.iter().map(|_| state.guard()).collect();
+        for (id, guard) in busy.iter().zip(guards) {
+            state.spawn(&myself, id, Some(guard)).await;
+        }
+        Ok(())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<VmSupervisorMsg>,
+        message: VmSupervisorMsg,
+        state: &mut VmSupervisorState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            VmSupervisorMsg::Ensure(id, reply) => {
+                state.ensure(&myself, &id).await;
+                let _ = reply.send(());
+            }
+            VmSupervisorMsg::Erased(id) => state.retire(&id),
+            VmSupervisorMsg::Respawn(id) => {
+                state
+                    .arguments
+                    .directory
+                    .update(&id, |entry| entry.quarantined = false);
+                state.ensure(&myself, &id).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<VmSupervisorMsg>,
+        event: SupervisionEvent,
+        state: &mut VmSupervisorState,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorFailed(actor, error) => {
+                if let Some(id) = state.actors.remove(&actor.get_id()) {
+                    state.failed(&myself, id, &error.to_string());
+                }
+            }
+            SupervisionEvent::ActorTerminated(actor, _, _) => {
+                state.actors.remove(&actor.get_id());
+            }
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {}
+        }
+        Ok(())
+    }
+}
+
+impl VmSupervisorState {
+    fn guard(&self) -> RecoveryGuard {
+        self.arguments.recovery.send_modify(|left| *left += 1);
+        RecoveryGuard(self.arguments.recovery.clone())
+    }
+
+    async fn ensure(&mut self, myself: &ActorRef<VmSupervisorMsg>, id: &VmId) {
+        let entry = self.arguments.directory.get(id).unwrap_or_default();
+        let known = self.arguments.deps.store.inventory().vms.contains_key(id);
+        if known && entry.actor.is_none() && !entry.quarantined {
+            self.spawn(myself, id, None).await;
+        }
+    }
+
+    async fn spawn(
+        &mut self,
+        myself: &ActorRef<VmSupervisorMsg>,
+        id: &VmId,
+        recovering: Option<RecoveryGuard>,
+    ) {
+        let entry: Entry = self.arguments.directory.update(id, |_| {});
+        let arguments = VmArguments {
+            deps: self.arguments.deps.clone(),
+            id: id.clone(),
+            supervisor: myself.clone(),
+            gate: entry.gate,
+            recovering,
+        };
+        match Actor::spawn_linked(None, VmActor, arguments, myself.get_cell()).await {
+            Ok((actor, _)) => {
+                self.actors.insert(actor.get_id(), id.clone());
+                self.arguments
+                    .directory
+                    .update(id, |entry| entry.actor = Some(actor));
+            }
+            Err(error) => {
+                tracing::error!(vm_id = %id, %error, "cannot start the VM's actor");
+                self.failed(myself, id.clone(), &error.to_string());
+            }
+        }
+    }
+
+    /// Restarts a failed actor: at once the first time, then with backoff, and
+    /// not at all for a while when the budget is used up.
+    fn failed(&mut self, myself: &ActorRef<VmSupervisorMsg>, id: VmId, error: &str) {
+        let now = Instant::now();
+        let failures = self.failures.entry(id.clone()).or_default();
+        failures.retain(|at| now.duration_since(*at) < WINDOW);
+        failures.push(now);
+        let count = failures.len();
+        let over_budget = count > MAX_FAILURES;
+        self.arguments.directory.update(&id, |entry| {
+            entry.actor = None;
+            entry.quarantined = over_budget;
+        });
+        let delay = if over_budget {
+            tracing::error!(
+                vm_id = %id,
+                error,
+                "the VM's actor failed too often and is left alone for a while; its guest runs on"
+            );
+            QUARANTINE
+        } else {
+            tracing::error!(vm_id = %id, error, failures = count, "the VM's actor failed, restarting it");
+            let doublings = u32::try_from(count.saturating_sub(2)).unwrap_or(0);
+            if count == 1 {
+                Duration::ZERO
+            } else {
+                BACKOFF * 2_u32.pow(doublings.min(16))
+            }
+        };
+        myself.send_after(delay, move || VmSupervisorMsg::Respawn(id));
+    }
+
+    fn retire(&mut self, id: &VmId) {
+        if let Some(actor) = self
+            .arguments
+            .directory
+            .get(id)
+            .and_then(|entry| entry.actor)
+        {
+            self.arguments.directory.remove(id);
+            self.failures.remove(id);
+            // What is in its mailbox is answered with "retired" and sent anew.
+            let _ = actor.drain();
+        }
+    }
+}
