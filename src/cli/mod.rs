@@ -15,7 +15,6 @@ mod sse;
 pub mod target;
 pub mod terminal;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;
 pub mod view;
 mod wait;

@@ -5,7 +5,7 @@
 use super::{
     environment::Environment,
     fault::{Fault, Source},
-    keys::{self, CLIENT_VARIABLES, TEST_PREFIX},
+    keys::{self, CLIENT_VARIABLES, FOREIGN_PREFIXES},
 };
 use std::{
     collections::BTreeMap,
@@ -156,7 +156,9 @@ impl Layers {
 
     fn variable(&mut self, name: &str, value: &str, source: impl Fn(&str) -> Source) {
         let foreign = !name.starts_with("VMAN_")
-            || name.starts_with(TEST_PREFIX)
+            || FOREIGN_PREFIXES
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
             || CLIENT_VARIABLES.contains(&name);
         if foreign {
             return;

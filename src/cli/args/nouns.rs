@@ -69,6 +69,9 @@ pub struct NewVm {
     /// When VMAN starts it again: never, on-failure or always
     #[arg(long, value_name = "WORD")]
     pub restart: Option<String>,
+    /// How often it is started again within the policy's window before it is given up
+    #[arg(long, value_name = "N", requires = "restart")]
+    pub max_restarts: Option<u32>,
 }
 
 /// Commands about VMs.

@@ -364,7 +364,7 @@ async fn the_configuration_is_shown_with_sources_and_checked_with_all_faults() {
         "nonsens=1",
     ];
     let ran = run_in(&line, &environment, Buffer::default(), |_| {}).await;
-    assert_eq!(ran.code, 1);
+    assert_eq!(ran.code, 2);
     assert!(
         ran.err.contains("2 fault(s)") && ran.err.contains("from 1 to 4094"),
         "{}",

@@ -23,7 +23,17 @@ fn hang_up_once(
 async fn a_lost_post_is_repeated_under_the_same_key_and_a_lost_delete_is_not() {
     let daemon = Daemon::start(hang_up_once(|_| Reply::Json(201, vm("hello", "stopped")))).await;
     let ran = daemon
-        .run(&["vm", "create", "hello", "-t", "small", "-o", "name"])
+        .run(&[
+            "vm",
+            "create",
+            "hello",
+            "-t",
+            "small",
+            "--restart",
+            "always",
+            "-o",
+            "name",
+        ])
         .await;
     assert_eq!((ran.code, ran.out.as_str()), (0, "hello\n"), "{}", ran.err);
     let seen = daemon.seen();
@@ -37,7 +47,7 @@ async fn a_lost_post_is_repeated_under_the_same_key_and_a_lost_delete_is_not() {
     );
     assert_eq!(
         seen[0].json(),
-        json!({"template_name": "small", "name": "hello"})
+        json!({"template_name": "small", "name": "hello", "restart": {"policy": "always"}})
     );
     let daemon = Daemon::start(hang_up_once(|_| Reply::Json(204, Value::Null))).await;
     let ran = daemon.run(&["vm", "delete", "hello"]).await;
