@@ -6,6 +6,7 @@
 //! Look next: `commands/`, one file a noun.
 
 pub mod args;
+pub mod ask;
 pub mod client;
 mod commands;
 pub mod error;
@@ -14,7 +15,6 @@ mod sse;
 pub mod target;
 pub mod terminal;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;
 pub mod view;
 mod wait;

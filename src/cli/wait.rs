@@ -3,20 +3,17 @@
 //! An operation is durable, so a daemon that is away for a moment is waited for as well.
 
 use super::{
-    Session,
-    args::Wait,
-    client::{Answer, Ask},
-    error::CliError,
-    sanitize::one_line,
-    view::first,
+    Session, args::Wait, ask::Ask, client::Answer, error::CliError, sanitize::one_line, view::first,
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
 /// How long one question waits at the daemon. Short on a terminal, so that the progress line moves.
 const STEP_ON_TERMINAL_S: u64 = 1;
 const STEP_S: u64 = 20;
+/// Pause between two questions where the daemon did not wait.
+const LEAST_TURN: Duration = Duration::from_millis(200);
 /// A daemon that restarts with many VMs is back within this.
 const ABSENCE: Duration = Duration::from_secs(30);
 
@@ -69,7 +66,6 @@ impl Session<'_> {
         while !has_ended(&operation) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                line.finish_and_clear();
                 return Err(CliError::Failed(format!(
                     "{} has not ended within {} s and goes on\n  wait on with `vman operation wait {id}`",
                     title(&operation),
@@ -84,6 +80,7 @@ impl Session<'_> {
             };
             // Rounded up, or the last part of a second would be asked for in a busy loop.
             let step = step.min(left.as_secs() + 1);
+            let asked = Instant::now();
             let ask = Ask::get(&["operations", &id, "wait"])
                 .query("timeout_s", step)
                 .patience(step);
@@ -91,6 +88,10 @@ impl Session<'_> {
                 Ok(answer) if is_operation(&answer.value) => {
                     absent_since = None;
                     operation = answer.value;
+                    // A daemon that answers without waiting must not be asked in a busy loop.
+                    if !has_ended(&operation) && asked.elapsed() < LEAST_TURN {
+                        tokio::time::sleep(LEAST_TURN).await;
+                    }
                 }
                 Ok(_) => return Err(self.client.garbled("an operation was expected")),
                 Err(error) if error.is_absence() => {
@@ -104,7 +105,6 @@ impl Session<'_> {
                 Err(error) => return Err(error),
             }
         }
-        line.finish_and_clear();
         verdict(operation)
     }
 
@@ -112,7 +112,8 @@ impl Session<'_> {
         if !self.terminal.err_is_terminal {
             return ProgressBar::hidden();
         }
-        let line = ProgressBar::new_spinner();
+        // However the wait ends, the line is gone before anything else is printed.
+        let line = ProgressBar::new_spinner().with_finish(ProgressFinish::AndClear);
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
             line.set_style(style);
         }

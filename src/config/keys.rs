@@ -178,8 +178,8 @@ pub const KEYS: &[Key] = &[
 /// Variables that the client commands read; the daemon accepts and ignores them.
 pub const CLIENT_VARIABLES: &[&str] = &["VMAN_URL", "VMAN_TOKEN"];
 
-/// Variables with this prefix belong to the project's own tests and are ignored by the daemon.
-pub const TEST_PREFIX: &str = "VMAN_TEST_";
+/// Variables with these prefixes belong to the project's own tests, test guest and demo; the daemon ignores them.
+pub const FOREIGN_PREFIXES: &[&str] = &["VMAN_TEST_", "VMAN_GUEST_", "VMAN_DEMO_"];
 
 /// The key with this file name.
 pub fn find(name: &str) -> Option<&'static Key> {

@@ -5,7 +5,7 @@
 use super::{
     environment::Environment,
     fault::{Fault, Source},
-    keys::{self, CLIENT_VARIABLES, TEST_PREFIX},
+    keys::{self, CLIENT_VARIABLES, FOREIGN_PREFIXES},
 };
 use std::{
     collections::BTreeMap,
@@ -156,7 +156,9 @@ impl Layers {
 
     fn variable(&mut self, name: &str, value: &str, source: impl Fn(&str) -> Source) {
         let foreign = !name.starts_with("VMAN_")
-            || name.starts_with(TEST_PREFIX)
+            || FOREIGN_PREFIXES
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
             || CLIENT_VARIABLES.contains(&name);
         if foreign {
             return;
@@ -182,6 +184,10 @@ impl Layers {
     }
 
     fn put(&mut self, name: &'static str, text: &str, source: Source) {
+        if text.contains(char::REPLACEMENT_CHARACTER) {
+            let what = format!("{name} is not valid UTF-8");
+            return self.faults.push(Fault::new(source, what));
+        }
         let text = text.trim().to_owned();
         self.values.insert(name, Raw { text, source });
     }

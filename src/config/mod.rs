@@ -14,7 +14,6 @@ mod parts;
 mod read;
 mod subnet;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;
 
 pub use environment::Environment;

@@ -176,6 +176,7 @@ fn a_file_named_by_the_flag_replaces_the_systems_files() {
 fn each_wrong_value_is_answered_with_one_message_that_names_it_and_its_source() {
     let long = format!("/{}", "x".repeat(120));
     let wrong = [
+        ("STORAGE_PATH", "/a\u{fffd}", "is not valid UTF-8"),
         ("STORAGE_PATH", "relative/path", "must be an absolute path"),
         ("STORAGE_PATH", "/var/lib/../etc", "without `..`"),
         ("RUNTIME_PATH", "", "must be an absolute path"),

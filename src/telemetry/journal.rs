@@ -26,9 +26,10 @@ pub(super) struct JournalSink {
 impl JournalSink {
     /// Needs journald's socket to exist, not journald to read it.
     pub(super) fn open(path: &Path, fallback: Box<dyn Sink>) -> io::Result<Self> {
+        // Connecting tells whether somebody listens and, unlike sending, never waits: this is not the sink's thread.
+        UnixDatagram::unbound()?.connect(path)?;
+        // Not connected itself: journald may be restarted and then has a new socket of the same name.
         let socket = UnixDatagram::unbound()?;
-        // Not connected: journald may be restarted and then has a new socket of the same name.
-        socket.send_to(&[], path)?;
         Ok(Self {
             socket,
             path: path.to_owned(),

@@ -10,7 +10,6 @@ mod panic;
 mod queue;
 mod record;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;
 mod text;
 

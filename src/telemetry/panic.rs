@@ -18,11 +18,13 @@ pub(super) fn report(info: &PanicHookInfo<'_>) {
         .location()
         .map_or_else(|| "unknown".to_owned(), ToString::to_string);
     let thread = std::thread::current();
+    let backtrace = std::backtrace::Backtrace::capture();
+    let captured = backtrace.status() == std::backtrace::BacktraceStatus::Captured;
     tracing::error!(
         panic = text,
         location,
         thread = thread.name().unwrap_or("unnamed"),
-        backtrace = %std::backtrace::Backtrace::capture(),
+        backtrace = captured.then(|| tracing::field::display(&backtrace)),
         "a part of vman panicked",
     );
 }

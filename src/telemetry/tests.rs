@@ -112,14 +112,14 @@ fn a_journald_that_never_reads_makes_nobody_wait_and_drops_are_counted() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let deaf = UnixDatagram::bind(&path).unwrap();
-    let sink = JournalSink::open(&path, Box::new(Lines::default())).unwrap();
-    let queue = Queue::start("journald", 8, Box::new(sink)).unwrap();
-    let record = Arc::new(Record::own(Level::INFO, "hello", Vec::new()));
-    // Nothing more fits into the kernel's queue: the thread waits in its first send, and our queue fills. A logger
-    // that waited too would never get out of the loop below.
+    // Nothing more fits into the kernel's queue: opening must not wait, the thread waits in its first send, and our
+    // queue fills. A logger that waited too would never get out of the loop below.
     let filler = UnixDatagram::unbound().unwrap();
     filler.set_nonblocking(true).unwrap();
     while filler.send_to(b"MESSAGE=filler\n", &path).is_ok() {}
+    let sink = JournalSink::open(&path, Box::new(Lines::default())).unwrap();
+    let queue = Queue::start("journald", 8, Box::new(sink)).unwrap();
+    let record = Arc::new(Record::own(Level::INFO, "hello", Vec::new()));
     let deadline = soon();
     while queue.dropped() < 100 {
         queue.offer(&record);

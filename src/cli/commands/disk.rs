@@ -4,7 +4,7 @@ use super::{object, some};
 use crate::cli::{
     Session,
     args::{DiskCommand, DiskSize},
-    client::Ask,
+    ask::Ask,
     error::CliError,
     view,
 };

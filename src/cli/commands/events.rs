@@ -3,7 +3,7 @@
 use crate::cli::{
     Session,
     args::{EventsFlags, Format},
-    client::Ask,
+    ask::Ask,
     error::CliError,
     sse::{Message, Parser},
     view,

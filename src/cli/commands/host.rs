@@ -3,7 +3,7 @@
 use crate::cli::{
     Session,
     args::{Format, NetworkCommand, ObserverCommand},
-    client::Ask,
+    ask::Ask,
     error::CliError,
     view,
 };

@@ -3,7 +3,8 @@
 use crate::cli::{
     Session,
     args::{ImageCommand, ImageKind},
-    client::{Ask, Body},
+    ask::Ask,
+    client::Body,
     error::CliError,
     view,
 };

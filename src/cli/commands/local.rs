@@ -28,8 +28,9 @@ pub(in crate::cli) fn config(
     terminal: &mut Terminal,
 ) -> Result<(), CliError> {
     let (ConfigCommand::Show(flags) | ConfigCommand::Check(flags)) = command;
+    // The same exit code as that of `vman serve` with this configuration.
     let config = Config::load(&flags.overrides(global), environment)
-        .map_err(|error| CliError::Failed(error.to_string()))?;
+        .map_err(|error| CliError::Usage(error.to_string()))?;
     if matches!(command, ConfigCommand::Check(_)) {
         return terminal.line("the configuration is valid");
     }

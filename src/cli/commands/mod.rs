@@ -1,6 +1,6 @@
 //! The commands, one file a noun: flags into a request, the answer into a view.
 
-use super::{Session, args::Wait, client::Ask, error::CliError, view, view::View, wait::Outcome};
+use super::{Session, args::Wait, ask::Ask, error::CliError, view, view::View, wait::Outcome};
 use serde_json::{Map, Value};
 
 pub(super) mod disk;

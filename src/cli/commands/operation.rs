@@ -1,6 +1,6 @@
 //! `vman operation …`
 
-use crate::cli::{Session, args::OperationCommand, client::Ask, error::CliError, view};
+use crate::cli::{Session, args::OperationCommand, ask::Ask, error::CliError, view};
 use std::time::Duration;
 
 pub(in crate::cli) async fn run(

@@ -4,7 +4,7 @@ use super::{object, some};
 use crate::cli::{
     Session,
     args::{Size, TemplateCommand},
-    client::Ask,
+    ask::Ask,
     error::CliError,
     view,
 };

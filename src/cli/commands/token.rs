@@ -4,7 +4,7 @@ use super::object;
 use crate::cli::{
     Session,
     args::{Format, Scope, TokenCommand},
-    client::Ask,
+    ask::Ask,
     error::CliError,
     view,
 };

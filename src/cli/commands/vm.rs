@@ -4,7 +4,7 @@ use super::{object, some};
 use crate::cli::{
     Session,
     args::{Format, NewVm, Targets, VmCommand, Wait},
-    client::Ask,
+    ask::Ask,
     error::CliError,
     sanitize::{Sanitizer, one_line},
     view::{self, first},
@@ -69,10 +69,16 @@ pub(in crate::cli) async fn run(
 
 async fn create(vm: &NewVm, session: &Session<'_>) -> Result<Value, CliError> {
     let mut body = super::template::size(&vm.size);
+    let restart = vm.restart.as_ref().map(|policy| {
+        Value::Object(object([
+            ("policy", Some(policy.clone().into())),
+            ("max_restarts", some(vm.max_restarts.as_ref())),
+        ]))
+    });
     body.extend(object([
         ("template_name", Some(vm.template.clone().into())),
         ("name", some(vm.name.as_ref())),
-        ("restart", some(vm.restart.as_ref())),
+        ("restart", restart),
     ]));
     let ask = Ask::post(&["vms"]).json(Value::Object(body));
     Ok(session.client.ask(&ask).await?.value)
