@@ -1,1 +1,3 @@
 //! VMAN.
+
+pub mod http;
