@@ -80,7 +80,22 @@ fn document(mut api: openapi::OpenApi) -> openapi::OpenApi {
         let _ = writeln!(text, "| `{code}` | {status} | {meaning} |");
     }
     api.info.description = Some(text);
+    close_requests(&mut api);
     api
+}
+
+/// What is sent to VMAN is refused where it has unknown fields: the document
+/// says so.
+fn close_requests(api: &mut openapi::OpenApi) {
+    use openapi::{RefOr, Schema, schema::AdditionalProperties};
+    let Some(components) = &mut api.components else {
+        return;
+    };
+    for name in ["Boot", "NewTemplate", "NewVm", "NewRestart", "ActionOptions"] {
+        if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(name) {
+            object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+        }
+    }
 }
 
 struct Documents {

@@ -18,7 +18,7 @@ const MAX_LABEL_VALUE: usize = 255;
 
 /// Direct kernel boot, by image name.
 #[derive(Serialize, ToSchema)]
-#[schema(as = Boot, additional_properties = false)]
+#[schema(as = Boot)]
 pub(crate) struct BootBody<'a> {
     /// The kernel image.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]

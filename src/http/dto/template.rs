@@ -61,7 +61,6 @@ impl<'a> TemplateBody<'a> {
 
 /// A template to be made. Give `ram_amount` or `ram_mib`.
 #[derive(ToSchema)]
-#[schema(additional_properties = false)]
 #[allow(
     dead_code,
     reason = "its fields are the document; `read_template` reads them one by one"

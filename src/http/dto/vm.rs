@@ -73,7 +73,7 @@ pub(crate) struct VmBody<'a> {
     /// Its id: the name its user gave it, or a generated one.
     id: &'a str,
     /// The UUID its QEMU carries.
-    #[schema(value_type = String, format = Uuid)]
+    #[schema(value_type = String)]
     uuid: Shown<VmUuid>,
     /// Its size and the template it came from.
     vm_template: VmTemplateBody<'a>,
@@ -191,7 +191,6 @@ fn restart(vm: &VmRecord) -> RestartBody {
 
 /// When a VM is to be started again by itself.
 #[derive(ToSchema)]
-#[schema(additional_properties = false)]
 #[allow(
     dead_code,
     reason = "its fields are the document; `read_restart` reads them one by one"
@@ -215,7 +214,7 @@ pub(crate) struct NewRestart {
 
 /// A VM to be made. What is not said is taken from the template.
 #[derive(ToSchema)]
-#[schema(additional_properties = false)]
+#[schema(as = NewVm)]
 #[allow(
     dead_code,
     reason = "its fields are the document; `read_vm` reads them one by one"

@@ -50,7 +50,6 @@ const ACTIONS: [(&str, Action); 6] = [
 
 /// How a stop or restart shall be done. Both may be given in the query instead.
 #[derive(ToSchema)]
-#[schema(additional_properties = false)]
 #[allow(
     dead_code,
     reason = "its fields are the document; `Manner` reads them one by one"

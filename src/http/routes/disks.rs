@@ -40,7 +40,7 @@ pub(crate) async fn list_disks(
     if let Some(same) = unchanged(&headers, inventory.revision) {
         return Ok(same);
     }
-    let rows = inventory.disks.range(page.upwards());
+    let rows = inventory.disks.range::<_, DiskId>(page.upwards());
     let response = page.answer(&uri, rows, |row| DiskBody::of(row));
     Ok(tagged(response, inventory.revision))
 }

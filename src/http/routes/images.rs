@@ -238,7 +238,7 @@ pub(crate) async fn list_images(
     }
     let rows = inventory
         .images
-        .range(page.upwards())
+        .range::<_, ImageName>(page.upwards())
         .filter(|(_, row)| kind.is_none_or(|kind| row.value.kind == kind));
     let response = page.answer(&uri, rows, |row| ImageBody::of(row));
     Ok(tagged(response, inventory.revision))

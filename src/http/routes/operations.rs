@@ -52,7 +52,7 @@ pub(crate) async fn list_operations(
     let inventory = state.inventory();
     let rows = inventory
         .operations
-        .range(page.downwards())
+        .range::<_, OperationId>(page.downwards())
         .rev()
         .filter(|(_, row)| {
             let of_vm = vm

@@ -95,7 +95,7 @@ pub(crate) async fn list_templates(
     if let Some(same) = unchanged(&headers, inventory.revision) {
         return Ok(same);
     }
-    let rows = inventory.templates.range(page.upwards());
+    let rows = inventory.templates.range::<_, TemplateName>(page.upwards());
     let response = page.answer(&uri, rows, |row| TemplateBody::of(row));
     Ok(tagged(response, inventory.revision))
 }

@@ -150,7 +150,7 @@ pub(crate) async fn list_vms(
     }
     let rows = inventory
         .vms
-        .range(page.upwards())
+        .range::<_, VmId>(page.upwards())
         .filter(|(_, row)| filter.keeps(&row.value));
     let response = page.answer(&uri, rows, |row| VmBody::of(row));
     Ok(tagged(response, inventory.revision))
