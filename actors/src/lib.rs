@@ -5,6 +5,8 @@
 //! what is durable, [`ports`] for what is outside.
 
 pub mod disks;
+#[cfg(any(test, feature = "fakes"))]
+pub mod fakes;
 pub mod network;
 pub mod observer;
 pub mod ports;

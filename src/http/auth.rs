@@ -7,6 +7,7 @@
 //! operator's browser can drive nothing (DNS rebinding, cross-site requests).
 
 use super::error::{ApiError, Code};
+use crate::config::AuthMode;
 use axum::http::{HeaderMap, Uri, header};
 use std::{collections::BTreeSet, net::SocketAddr};
 
@@ -29,15 +30,6 @@ pub enum Peer {
     },
 }
 
-/// What TCP callers must show.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AuthMode {
-    /// Nothing (a loopback listener only).
-    None,
-    /// A bearer token.
-    Token,
-}
-
 /// Who may call over the UNIX socket besides root.
 #[derive(Clone, Debug, Default)]
 pub struct LocalCallers {
@@ -54,8 +46,9 @@ pub struct LocalCallers {
 pub struct Access {
     /// What TCP callers must show.
     pub mode: AuthMode,
-    /// Who may call over the UNIX socket.
-    pub local: LocalCallers,
+    /// Who may call over the UNIX socket; where it is not said, whoever the
+    /// socket's owner and mode let in.
+    pub local: Option<LocalCallers>,
     /// Names besides `localhost` and the loopback addresses by which a loopback
     /// listener may be called (without port).
     pub hosts: Vec<String>,
@@ -70,6 +63,22 @@ fn is_open(path: &str) -> bool {
 }
 
 impl Access {
+    /// With nothing but what TCP callers must show.
+    pub fn new(mode: AuthMode) -> Self {
+        Self {
+            mode,
+            local: None,
+            hosts: Vec::new(),
+        }
+    }
+
+    /// With the callers that the socket is for.
+    #[must_use]
+    pub fn with_local(mut self, local: LocalCallers) -> Self {
+        self.local = Some(local);
+        self
+    }
+
     /// The name under which the caller's changes are recorded.
     pub(crate) fn admit(
         &self,
@@ -87,7 +96,12 @@ impl Access {
 
     fn principal(&self, peer: Option<&Peer>) -> Result<String, ApiError> {
         match peer {
-            Some(Peer::Local { uid, gid }) if self.local.may_call(*uid, *gid) => {
+            Some(Peer::Local { uid, gid })
+                if self
+                    .local
+                    .as_ref()
+                    .is_none_or(|local| local.may_call(*uid, *gid)) =>
+            {
                 Ok(format!("local:{uid}"))
             }
             Some(Peer::Local { uid, .. }) => Err(ApiError::new(
@@ -171,11 +185,11 @@ mod tests {
     fn access(mode: AuthMode) -> Access {
         Access {
             mode,
-            local: LocalCallers {
+            local: Some(LocalCallers {
                 own_uid: 500,
                 group: Some(600),
                 members: BTreeSet::from([700]),
-            },
+            }),
             hosts: vec!["vman.test".to_owned()],
         }
     }

@@ -23,10 +23,10 @@ mod serve;
 mod state;
 mod waiting;
 
-pub use auth::{Access, AuthMode, LocalCallers, Peer};
+pub use auth::{Access, LocalCallers, Peer};
 pub use error::{ApiError, Code, ERROR_CODES, FieldError};
 pub use openapi::openapi_yaml;
-pub use serve::{Listener, ServeSettings, serve};
+pub use serve::{Bounds, Listeners, serve, serve_within};
 pub use state::{HttpSettings, HttpState, Limits, Readiness, Shared, StorageCheck};
 
 use axum::{Router, http::Method, middleware};

@@ -91,7 +91,13 @@ fn close_requests(api: &mut openapi::OpenApi) {
     let Some(components) = &mut api.components else {
         return;
     };
-    for name in ["Boot", "NewTemplate", "NewVm", "NewRestart", "ActionOptions"] {
+    for name in [
+        "Boot",
+        "NewTemplate",
+        "NewVm",
+        "NewRestart",
+        "ActionOptions",
+    ] {
         if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(name) {
             object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
         }

@@ -4,7 +4,7 @@
 //! the operator on the socket. A client that sends no headers, or does not read
 //! what it asked for, is cut.
 
-use super::auth::Peer;
+use super::{auth::Peer, state::HttpState};
 use axum::{Router, extract::Request};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -32,16 +32,22 @@ use tower::Service;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where clients come in.
-pub enum Listener {
+#[derive(Default)]
+pub struct Listeners {
     /// Over TCP.
-    Tcp(TcpListener),
+    pub tcp: Option<TcpListener>,
     /// Over the UNIX socket.
+    pub unix: Option<UnixListener>,
+}
+
+enum Listener {
+    Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-/// What serving keeps to.
+/// What serving keeps its clients to.
 #[derive(Clone, Copy, Debug)]
-pub struct ServeSettings {
+pub struct Bounds {
     /// Connections at once, for each listener.
     pub max_connections: usize,
     /// How long a client may take to send its request's headers, and how long a
@@ -53,7 +59,7 @@ pub struct ServeSettings {
     pub drain: Duration,
 }
 
-impl Default for ServeSettings {
+impl Default for Bounds {
     fn default() -> Self {
         Self {
             max_connections: 4_096,
@@ -64,28 +70,39 @@ impl Default for ServeSettings {
     }
 }
 
-/// Serves until `shutdown` is cancelled; then accepts no more, lets requests
-/// under way finish within `drain`, and cuts the rest.
+/// Serves the API until `shutdown` is cancelled; then accepts no more, lets
+/// requests under way finish within `drain`, and cuts the rest.
 pub async fn serve(
-    listeners: Vec<Listener>,
+    listeners: Listeners,
+    state: HttpState,
+    shutdown: CancellationToken,
+    drain: Duration,
+) {
+    let bounds = Bounds {
+        drain,
+        ..Bounds::default()
+    };
+    serve_within(listeners, super::router(state), shutdown, bounds).await;
+}
+
+/// The same with bounds of the caller's choice.
+pub async fn serve_within(
+    listeners: Listeners,
     router: Router,
     shutdown: CancellationToken,
-    settings: ServeSettings,
+    bounds: Bounds,
 ) {
+    let tcp = listeners.tcp.map(Listener::Tcp);
+    let unix = listeners.unix.map(Listener::Unix);
     let mut accepting = JoinSet::new();
-    for listener in listeners {
-        accepting.spawn(accept(listener, router.clone(), shutdown.clone(), settings));
+    for listener in tcp.into_iter().chain(unix) {
+        accepting.spawn(accept(listener, router.clone(), shutdown.clone(), bounds));
     }
     while accepting.join_next().await.is_some() {}
 }
 
-async fn accept(
-    listener: Listener,
-    router: Router,
-    shutdown: CancellationToken,
-    settings: ServeSettings,
-) {
-    let permits = Arc::new(Semaphore::new(settings.max_connections));
+async fn accept(listener: Listener, router: Router, shutdown: CancellationToken, bounds: Bounds) {
+    let permits = Arc::new(Semaphore::new(bounds.max_connections));
     let mut connections = JoinSet::new();
     loop {
         let next = async {
@@ -99,8 +116,7 @@ async fn accept(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let connection =
-                    connection(stream, peer, router.clone(), shutdown.clone(), settings);
+                let connection = connection(stream, peer, router.clone(), shutdown.clone(), bounds);
                 connections.spawn(async move {
                     connection.await;
                     drop(permit);
@@ -114,7 +130,7 @@ async fn accept(
     }
     drop(listener);
     let drained = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(settings.drain, drained).await.is_err() {
+    if tokio::time::timeout(bounds.drain, drained).await.is_err() {
         tracing::warn!(
             left = connections.len(),
             "requests are still under way, their connections are cut"
@@ -147,7 +163,7 @@ async fn connection(
     peer: Peer,
     router: Router,
     shutdown: CancellationToken,
-    settings: ServeSettings,
+    bounds: Bounds,
 ) {
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
@@ -157,9 +173,9 @@ async fn connection(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(settings.header_timeout)
+        .header_read_timeout(bounds.header_timeout)
         .max_buf_size(64 * 1024);
-    let io = TokioIo::new(Timed::new(stream, settings.write_timeout));
+    let io = TokioIo::new(Timed::new(stream, bounds.write_timeout));
     let mut serving = pin!(builder.serve_connection(io, service));
     let served = tokio::select! {
         served = serving.as_mut() => served,

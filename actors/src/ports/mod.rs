@@ -6,6 +6,8 @@
 //! calls is hot enough for that to matter beside a process or a disk.
 
 pub mod clock;
+#[cfg(any(test, feature = "fakes"))]
+pub mod contract;
 pub mod files;
 pub mod hypervisor;
 pub mod network;

@@ -30,11 +30,14 @@ use crate::{
     store::{StoreError, StoreHandle},
 };
 use effects::Lane;
-use msg::VmMsg;
+use msg::{Mailbag, Pace, VmMsg};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::{sync::Arc, time::Duration};
 use supervisor::RecoveryGuard;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::Instant,
+};
 use vman_model::{
     Change, Guard, Incarnation, OperationRecord, Revision, VmId, Write,
     vm::{self as model, Decision, Fact, Input, Moment, Reply, VmRecord},
@@ -83,6 +86,7 @@ pub struct VmState {
     record: Option<(Revision, VmRecord)>,
     machine: Option<(Incarnation, Arc<dyn Machine>)>,
     lane: Lane,
+    pace: Pace,
     recovering: Option<RecoveryGuard>,
 }
 
@@ -117,6 +121,7 @@ impl Actor for VmActor {
             record,
             machine: None,
             lane,
+            pace: Pace::default(),
             recovering,
         })
     }
@@ -144,9 +149,7 @@ impl Actor for VmActor {
                     .await?;
             }
             VmMsg::News(incarnation, bag) => {
-                for news in bag.take() {
-                    state.fact(&myself, incarnation, fact_of(news)).await?;
-                }
+                state.news(&myself, incarnation, &bag).await?;
             }
             VmMsg::Machine(incarnation, machine) => state.machine(incarnation, machine),
             VmMsg::LaneFree => state.lane_free(&myself),
@@ -345,6 +348,26 @@ impl VmState {
         if let Turned::NotWritten(error) = self.turn(myself, input).await? {
             tracing::warn!(vm_id = %self.id, %error, "cannot record what happened, trying again");
             myself.send_after(RETRY_FACT, move || VmMsg::Fact(incarnation, fact));
+        }
+        Ok(())
+    }
+
+    async fn news(
+        &mut self,
+        myself: &ActorRef<VmMsg>,
+        incarnation: Incarnation,
+        bag: &Arc<Mailbag>,
+    ) -> Result<(), ActorProcessingErr> {
+        if let Err(pause) = self.pace.turn(Instant::now())
+            && !bag.has_exit()
+        {
+            // They stay in the bag, and whatever comes meanwhile joins them.
+            let bag = bag.clone();
+            myself.send_after(pause, move || VmMsg::News(incarnation, bag));
+            return Ok(());
+        }
+        for news in bag.take() {
+            self.fact(myself, incarnation, fact_of(news)).await?;
         }
         Ok(())
     }

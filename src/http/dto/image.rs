@@ -17,9 +17,9 @@ pub(crate) struct ImageBody<'a> {
     /// The inspected format: `raw` or `qcow2`.
     format: &'static str,
     /// Bytes of its file.
-    file_size: u64,
+    size_bytes: u64,
     /// Bytes of the disk a guest would see.
-    virtual_size: u64,
+    virtual_size_bytes: u64,
     /// SHA-256 of the file as it was uploaded, lower-case hex.
     sha256: &'a str,
     /// When it became usable.
@@ -36,8 +36,8 @@ impl<'a> ImageBody<'a> {
             name: image.name.as_str(),
             kind: image.kind.as_str(),
             format: image.format.as_str(),
-            file_size: image.file_size,
-            virtual_size: image.virtual_size,
+            size_bytes: image.file_size,
+            virtual_size_bytes: image.virtual_size,
             sha256: &image.sha256,
             created_at: Time(image.created_at),
             revision: row.revision.0,

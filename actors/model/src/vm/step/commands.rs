@@ -71,15 +71,19 @@ fn stop(turn: &mut Turn<'_>, intent: StopIntent, context: CommandContext) {
             turn.terminate("stop was asked for while QEMU was being started");
         }
         Phase::Running | Phase::Paused => {
+            let cpus = cpus(turn);
             accept_stop(turn, intent, context);
-            begin_stop(turn, intent);
+            begin_stop(turn, intent, cpus);
         }
         Phase::Stopping if intent.force => {
             accept_stop(turn, intent, context);
             turn.terminate("stop by force was asked for");
         }
         // A polite stop of a VM that is restarting makes it a stop.
-        Phase::Stopping if !stopping_already => accept_stop(turn, intent, context),
+        Phase::Stopping if !stopping_already => {
+            accept_stop(turn, intent, context);
+            turn.arm(Timer::StopDeadline, intent.timeout_ms);
+        }
         Phase::Killing | Phase::Releasing if !stopping_already => {
             accept_stop(turn, intent, context);
         }
@@ -90,7 +94,7 @@ fn stop(turn: &mut Turn<'_>, intent: StopIntent, context: CommandContext) {
             // A QEMU that was found but does not answer can be ended all the
             // same; otherwise adoption goes on and then stops it.
             if turn.record.unresponsive {
-                begin_stop(turn, intent);
+                begin_stop(turn, intent, Cpus::Run);
             }
         }
     }
@@ -105,16 +109,33 @@ fn accept_stop(turn: &mut Turn<'_>, intent: StopIntent, context: CommandContext)
     turn.record.stop = Some(intent);
 }
 
+/// Whether a guest that is to be stopped could hear of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cpus {
+    /// They run, as far as is known.
+    Run,
+    /// They have to be let run first.
+    StandStill,
+}
+
+fn cpus(turn: &Turn<'_>) -> Cpus {
+    if turn.record.phase == Phase::Paused {
+        Cpus::StandStill
+    } else {
+        Cpus::Run
+    }
+}
+
 /// Ends a live QEMU, politely or by force. Also how adoption goes on with a
 /// stop that was under way.
-pub(super) fn begin_stop(turn: &mut Turn<'_>, intent: StopIntent) {
+pub(super) fn begin_stop(turn: &mut Turn<'_>, intent: StopIntent, cpus: Cpus) {
     turn.ending(Reason::User, "stop was asked for");
     turn.record.stop = Some(intent);
     if intent.force {
         return turn.terminate("stop by force was asked for");
     }
     turn.fail_actions("the VM is being stopped");
-    if turn.record.phase == Phase::Paused {
+    if cpus == Cpus::StandStill {
         // A guest that stands still hears nothing.
         turn.effect(Effect::Continue);
     }
@@ -139,7 +160,8 @@ fn restart(turn: &mut Turn<'_>, intent: StopIntent, context: CommandContext) {
             turn.record.desired = Desired::Running;
             turn.record.restarting = true;
             turn.record.restarts.forgive();
-            begin_stop(turn, intent);
+            let cpus = cpus(turn);
+            begin_stop(turn, intent, cpus);
         }
         Phase::Stopping | Phase::Killing | Phase::Releasing => turn.refuse(Refusal::BeingStopped),
         Phase::Unknown => turn.refuse(Refusal::Recovering),

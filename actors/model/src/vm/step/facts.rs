@@ -2,7 +2,7 @@
 
 use super::{
     KILL_AGAIN_MS, LAUNCH_DEADLINE_MS, POWERDOWN_AGAIN_MS, RELEASE_AGAIN_MS,
-    commands::begin_stop,
+    commands::{Cpus, begin_stop},
     release::{end_by_exit, end_by_gone, release, released},
     turn::{Turn, is_action, wants_end, wants_running},
 };
@@ -133,7 +133,7 @@ fn alive(turn: &mut Turn<'_>, state: RunState) {
         RunState::Running => {
             let from = turn.record.phase;
             if from != Phase::Running {
-                if from == Phase::Paused && turn.record.reason == Reason::IoError {
+                if turn.record.reason == Reason::IoError {
                     turn.record.reason = Reason::User;
                 }
                 turn.enter(Phase::Running, "the guest runs");
@@ -148,6 +148,8 @@ fn alive(turn: &mut Turn<'_>, state: RunState) {
         ),
         RunState::Prelaunch => turn.effect(Effect::Continue),
         RunState::Shutdown => {
+            // It ran, however shortly: a start that waits for it has succeeded.
+            came_up(turn);
             turn.ending(Reason::GuestShutdown, "the guest powered itself off");
             turn.terminate("the guest powered itself off");
         }
@@ -194,17 +196,25 @@ fn adopted(turn: &mut Turn<'_>, state: RunState) {
         }
         return alive(turn, state);
     }
-    if state == RunState::Shutdown {
-        return turn.terminate("the guest has powered off");
+    match state {
+        RunState::Running => end_adopted(turn, Cpus::Run),
+        RunState::Paused | RunState::IoError => end_adopted(turn, Cpus::StandStill),
+        RunState::Shutdown => {
+            turn.ending(Reason::GuestShutdown, "the guest powered itself off");
+            turn.terminate("the guest has powered off");
+        }
+        RunState::Prelaunch | RunState::GuestPanicked | RunState::InternalError => {
+            turn.ending(Reason::User, "stop was asked for");
+            turn.terminate("the guest cannot power off by itself");
+        }
     }
-    end_adopted(turn);
 }
 
 /// What is found alive is to end: goes on with the stop that was under way.
-fn end_adopted(turn: &mut Turn<'_>) {
+fn end_adopted(turn: &mut Turn<'_>, cpus: Cpus) {
     let polite = turn.record.stop.filter(|stop| !stop.force);
     match (turn.record.desired, polite) {
-        (Desired::Running | Desired::Stopped, Some(stop)) => begin_stop(turn, stop),
+        (Desired::Running | Desired::Stopped, Some(stop)) => begin_stop(turn, stop, cpus),
         (Desired::Running | Desired::Stopped, None) | (Desired::Erased { .. }, _) => {
             turn.ending(Reason::User, "stop was asked for");
             turn.terminate("ending it was under way when the daemon stopped");
@@ -254,13 +264,14 @@ fn deaf(turn: &mut Turn<'_>, detail: String) {
             }
         }
         Phase::Unknown => {
-            turn.record.unresponsive = true;
+            let known = std::mem::replace(&mut turn.record.unresponsive, true);
             turn.record.detail = format!("its QEMU lives but does not answer: {detail}");
             fail_interrupted_actions(turn);
             if wants_end(&turn.record) {
-                end_adopted(turn);
-            } else if turn.record.started_at.is_none() {
+                end_adopted(turn, Cpus::Run);
+            } else if turn.record.started_at.is_none() && !known {
                 // It never ran: a launch that hangs is given up like any other.
+                // Told again, its deadline does not begin anew.
                 turn.arm(Timer::LaunchDeadline, LAUNCH_DEADLINE_MS);
             }
         }
@@ -298,7 +309,11 @@ fn action_done(
     turn.finish(|k| k == kind, OperationStatus::Succeeded, None);
     match (turn.record.phase, action) {
         (Phase::Running, QmpAction::Pause) => alive(turn, RunState::Paused),
-        (Phase::Paused, QmpAction::Resume) => alive(turn, RunState::Running),
+        // After an I/O error the CPUs may have stopped again before this answer
+        // came, so only the run state itself tells that they run.
+        (Phase::Paused, QmpAction::Resume) if turn.record.reason != Reason::IoError => {
+            alive(turn, RunState::Running);
+        }
         _ => {}
     }
 }

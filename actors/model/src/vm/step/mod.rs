@@ -8,14 +8,18 @@
 //! |---|---|
 //! | Stopped | Start → Claiming; Delete → Releasing |
 //! | Claiming | claimed → Launching; denied, Stop or Delete → Releasing |
-//! | Launching | QMP ready → Running; exit → Releasing; deadline, Stop or Delete → Killing |
+//! | Launching | QMP ready → Running or Paused; guest powered off or panicked, deadline, Stop or Delete → Killing; exit → Releasing |
 //! | Running, Paused | Pause, Resume, Reset; Stop or Restart → Stopping (force → Killing); guest powered off or panicked, Delete → Killing; exit → Releasing |
 //! | Stopping | guest powered off, deadline, Stop by force, Delete → Killing; exit → Releasing |
 //! | Killing | exit → Releasing |
 //! | Releasing | released → Stopped, Claiming, Backoff, Failed or erased |
 //! | Backoff | due or Start → Claiming; Stop → Stopped; Delete → Releasing |
 //! | Failed | Start → Claiming; Stop → Stopped; Delete → Releasing |
-//! | Unknown | ready → Running, Paused, Stopping or Killing; gone or exit → Releasing; alive but deaf → reported, and ended only if a stop or delete is desired |
+//! | Unknown | ready → Launching (never let run), Running, Paused, Stopping or Killing; gone or exit → Releasing; alive but deaf → reported, and ended only if a stop or delete is desired |
+//!
+//! Recover (the daemon or the actor started again) leads every phase that may
+//! have a QEMU to Unknown, or to Releasing if the host was booted meanwhile;
+//! the others repeat their effect. `docs/vm-lifecycle.md` tells it to people.
 //!
 //! Every exit passes Releasing, which is retried until it has succeeded: a
 //! Stopped or Failed VM holds nothing.
@@ -103,7 +107,12 @@ fn recover(turn: &mut Turn<'_>) {
         .is_some_and(|b| *b != turn.moment.boot_id);
     match turn.record.phase {
         Phase::Stopped | Phase::Failed => {}
-        Phase::Claiming => turn.effect(Effect::Claim),
+        Phase::Claiming => {
+            // No QEMU of this life has been started: what will be, is of this
+            // boot, whatever boot the claim was begun in.
+            turn.record.boot_id = Some(turn.moment.boot_id.clone());
+            turn.effect(Effect::Claim);
+        }
         Phase::Launching
         | Phase::Running
         | Phase::Paused

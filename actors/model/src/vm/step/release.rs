@@ -77,11 +77,19 @@ pub(super) fn end_by_gone(turn: &mut Turn<'_>) {
 
 pub(super) fn end_by_host_reboot(turn: &mut Turn<'_>) {
     let detail = "the host was booted again";
-    // Whatever was ending it, the reboot ended it.
-    turn.record.ending = Some(Ending {
-        reason: Reason::HostReboot,
-        detail: detail.to_owned(),
-    });
+    let guest_was_done = turn
+        .record
+        .ending
+        .as_ref()
+        .is_some_and(|e| e.reason == Reason::GuestShutdown);
+    // Whatever else was ending it, the reboot ended it. A guest that had powered
+    // itself off stays off.
+    if !guest_was_done {
+        turn.record.ending = Some(Ending {
+            reason: Reason::HostReboot,
+            detail: detail.to_owned(),
+        });
+    }
     release(turn);
 }
 
@@ -98,21 +106,19 @@ pub(super) fn released(turn: &mut Turn<'_>, erased: bool) {
             "erased".clone_into(&mut turn.record.detail);
             turn.erase(keep_root_disk);
         }
-        Desired::Stopped => {
-            rest(turn, Phase::Stopped, ending);
-            turn.finish(
-                |kind| kind == OperationKind::VmStop,
-                OperationStatus::Succeeded,
-                None,
-            );
-        }
+        Desired::Stopped => stopped(turn, ending),
         Desired::Running => again_or_rest(turn, ending),
     }
 }
 
 fn again_or_rest(turn: &mut Turn<'_>, ending: Ending) {
-    if turn.record.restarting {
+    if turn.record.restarting && ending.reason == Reason::User {
         return turn.begin_life(Reason::User, "started again as asked for");
+    }
+    if turn.record.restarting {
+        // Its launch was cut: it is still begun for what it was begun for.
+        let reason = turn.record.reason;
+        return turn.begin_life(reason, format!("started again: {}", ending.detail));
     }
     if ending.reason == Reason::HostReboot {
         return turn.begin_life(
@@ -123,7 +129,7 @@ fn again_or_rest(turn: &mut Turn<'_>, ending: Ending) {
     let mode = turn.record.spec.restart.mode;
     if ending.reason == Reason::GuestShutdown && mode != RestartMode::Always {
         turn.record.desired = Desired::Stopped;
-        return rest(turn, Phase::Stopped, ending);
+        return stopped(turn, ending);
     }
     // A start that a user waits for tells its failure at once.
     let awaited = !turn.record.operations.is_empty();
@@ -159,6 +165,16 @@ fn again_or_rest(turn: &mut Turn<'_>, ending: Ending) {
             );
         }
     }
+}
+
+fn stopped(turn: &mut Turn<'_>, ending: Ending) {
+    rest(turn, Phase::Stopped, ending);
+    turn.finish(
+        |kind| kind == OperationKind::VmStop,
+        OperationStatus::Succeeded,
+        None,
+    );
+    turn.supersede("end of the VM's run", |_| true);
 }
 
 fn fail(turn: &mut Turn<'_>, ending: Ending) {

@@ -135,18 +135,26 @@ impl<'a> Turn<'a> {
 
     /// Ends QEMU with SIGTERM first, so that it flushes what it caches.
     pub(super) fn terminate(&mut self, detail: impl Into<String>) {
-        self.fail_actions("the VM is being stopped");
-        self.enter(Phase::Killing, detail);
+        self.enter_killing(detail);
         self.effect(Effect::Terminate);
         self.arm(Timer::KillAgain, TERMINATE_GRACE_MS);
     }
 
     /// Ends QEMU with SIGKILL, for one that does not hear.
     pub(super) fn kill(&mut self, detail: impl Into<String>) {
-        self.fail_actions("the VM is being stopped");
-        self.enter(Phase::Killing, detail);
+        self.enter_killing(detail);
         self.effect(Effect::Kill);
         self.arm(Timer::KillAgain, KILL_AGAIN_MS);
+    }
+
+    fn enter_killing(&mut self, detail: impl Into<String>) {
+        self.fail_actions("the VM is being stopped");
+        self.enter(Phase::Killing, detail);
+        if let Some(stop) = &mut self.record.stop {
+            // The guest has had its time: a daemon that comes after this one
+            // does not grant it once more.
+            stop.force = true;
+        }
     }
 
     /// A new life: a new incarnation, and nothing of the last one.

@@ -1,0 +1,64 @@
+# VMAN's commands. `make` lists them; the work is in cargo and in the scripts under contrib/.
+
+SHELL := /bin/bash
+export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
+PREFIX ?= /usr/local
+TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+
+.DEFAULT_GOAL := help
+.PHONY: help run run-clean test test-long bench build release fmt lint guest deny install clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## build, start a demo daemon and boot a guest in it; Ctrl-C ends the daemon
+	@contrib/setup.sh run
+	@contrib/run/demo.sh
+
+run-clean: ## remove the demo: its VMs and all it stored
+	@contrib/run/demo.sh clean
+
+test: ## run everything: fmt, clippy, unit, property, contract and real-QEMU tests
+	@contrib/setup.sh test
+	@contrib/test.sh
+
+test-long: ## the same with the long tests (those marked ignored)
+	@contrib/setup.sh test
+	@contrib/test.sh --run-ignored all
+
+bench: ## measure, beside the bare floor
+	@contrib/setup.sh run
+	@contrib/guest/build.sh
+	cargo build --release
+	cargo bench --bench vman
+
+build: ## build for development
+	cargo build --workspace
+
+release: ## build for use
+	cargo build --release --locked
+
+fmt: ## format the code
+	cargo fmt --all
+
+lint: ## check format and lints
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+guest: ## build the guest that tests and demo boot (contrib/guest/out), its disk image too
+	@contrib/guest/build.sh
+	@contrib/guest/build.sh --disk
+
+deny: ## check licences, banned crates and sources of the dependencies
+	@cargo deny --version >/dev/null 2>&1 || { \
+	  echo "installing cargo-deny (some minutes): cargo install --locked cargo-deny"; \
+	  cargo install --locked cargo-deny; }
+	cargo deny check licenses bans sources
+
+install: ## install the release build below PREFIX (/usr/local); run `make release` first
+	@test -x $(TARGET)/release/vman || { echo "nothing to install yet: run 'make release' first" >&2; exit 1; }
+	install -D -m 755 $(TARGET)/release/vman $(DESTDIR)$(PREFIX)/bin/vman
+
+clean: ## remove what was built, the guest too
+	cargo clean
+	rm -rf contrib/guest/out

@@ -1,0 +1,211 @@
+//! The simulated host as a test, or a person, sees it.
+
+use super::{
+    clock::FakeClock,
+    fence::FencedStorage,
+    files::{FakeDisks, FakeImages},
+    hypervisor::FakeHypervisor,
+    network::FakeNetwork,
+    script::Script,
+    storage::MemoryStorage,
+    world::{LiveQemu, Signalled, World},
+};
+use crate::{
+    ports::{Hypervisor, MachineNews, Storage},
+    root::Ports,
+};
+use std::sync::Arc;
+use vman_model::{
+    DiskId, VmId,
+    vm::{ExitStatus, RunState},
+};
+
+/// One simulated host with everything on it. Clones are the same host.
+///
+/// [`FakeHost::ports`] gives the whole daemon what it acts through. A second
+/// call is a second start of the daemon: what the first one still tries comes to
+/// nothing, as if it had been killed at that moment, while its QEMUs run on.
+#[derive(Clone)]
+pub struct FakeHost {
+    world: Arc<World>,
+    storage: MemoryStorage,
+    clock: FakeClock,
+}
+
+impl Default for FakeHost {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FakeHost {
+    /// A host where everything works within a few milliseconds, the same in
+    /// every run.
+    pub fn new() -> Self {
+        Self::seeded(1)
+    }
+
+    /// The same, with another row of random numbers.
+    pub fn seeded(seed: u64) -> Self {
+        let world = Arc::<World>::default();
+        let clock = FakeClock::new(world.clone(), seed);
+        Self {
+            world,
+            storage: MemoryStorage::new(),
+            clock,
+        }
+    }
+
+    /// A host that takes its time as a real one does, for people who try the
+    /// daemon out (`VMAN_OPERATOR_DRY_RUN=1`).
+    pub fn simulated() -> Self {
+        let host = Self::seeded(u64::from(std::process::id()));
+        host.script(|script| *script = Script::lifelike());
+        host.clock.follow_real_time();
+        host
+    }
+
+    /// What a daemon that starts now acts through.
+    pub fn ports(&self) -> Ports {
+        let (world, daemon) = (self.world.clone(), self.world.next_daemon());
+        let storage = FencedStorage {
+            inner: self.storage.clone(),
+            world: world.clone(),
+            daemon,
+        };
+        let w = || world.clone();
+        Ports {
+            storage: Arc::new(storage) as Arc<dyn Storage>,
+            hypervisor: Arc::new(FakeHypervisor { world: w(), daemon }) as Arc<dyn Hypervisor>,
+            disks: Arc::new(FakeDisks { world: w(), daemon }),
+            images: Arc::new(FakeImages { world: w(), daemon }),
+            network: Arc::new(FakeNetwork { world: w(), daemon }),
+            clock: Arc::new(self.clock.clone()),
+        }
+    }
+
+    /// Kills the daemon: whatever its tasks and threads still try comes to
+    /// nothing. Its QEMUs run on.
+    pub fn kill_daemon(&self) {
+        self.world.next_daemon();
+    }
+
+    /// Says how every VM behaves that has no script of its own.
+    pub fn script(&self, change: impl FnOnce(&mut Script)) {
+        self.world.change_script(None, change);
+    }
+
+    /// Says how one VM behaves. The first word about it begins with what holds
+    /// for all.
+    pub fn script_vm(&self, vm: &VmId, change: impl FnOnce(&mut Script)) {
+        self.world.change_script(Some(vm), change);
+    }
+
+    /// The rows of the store, and what becomes of its commits.
+    pub fn storage(&self) -> &MemoryStorage {
+        &self.storage
+    }
+
+    /// The wall clock.
+    pub fn clock(&self) -> &FakeClock {
+        &self.clock
+    }
+
+    /// So many commits panic in the writer's thread.
+    pub fn panic_in_commits(&self, times: u32) {
+        self.world.panic_in_commits(times);
+    }
+
+    /// The QEMUs that live, by pid.
+    pub fn live(&self) -> Vec<LiveQemu> {
+        let things = self.world.things();
+        things
+            .qemus
+            .values()
+            .map(|qemu| qemu.told.clone())
+            .collect()
+    }
+
+    /// The QEMU of a VM.
+    pub fn qemu(&self, vm: &VmId) -> Option<LiveQemu> {
+        self.live().into_iter().find(|qemu| qemu.vm == *vm)
+    }
+
+    /// The disk files there are.
+    pub fn disk_files(&self) -> Vec<DiskId> {
+        self.world.things().disks.iter().cloned().collect()
+    }
+
+    /// The VMs that hold something of the network.
+    pub fn networks_held(&self) -> Vec<VmId> {
+        self.world.things().networks.keys().cloned().collect()
+    }
+
+    /// What happened that must never happen: a second QEMU of a VM, something
+    /// taken away under a QEMU.
+    pub fn violations(&self) -> Vec<String> {
+        self.world.violations()
+    }
+
+    /// The signals sent so far.
+    pub fn signals(&self) -> Vec<Signalled> {
+        self.world.signals()
+    }
+
+    /// How many QEMUs were ever started.
+    pub fn launched(&self) -> u64 {
+        self.world.launched()
+    }
+
+    /// The most QEMUs that were being started at the same time.
+    pub fn most_starting(&self) -> usize {
+        self.world.most_starting()
+    }
+
+    /// A VM's QEMU ends by itself.
+    pub fn die(&self, vm: &VmId, status: ExitStatus, stderr: &str) {
+        if let Some(qemu) = self.qemu(vm) {
+            self.world.exit(qemu.identity.pid, &status, stderr);
+        }
+    }
+
+    /// The guest powers off, panics, or meets an I/O error.
+    pub fn guest(&self, vm: &VmId, state: RunState) {
+        if let Some(qemu) = self.qemu(vm) {
+            self.world.run_state(qemu.identity.pid, state);
+        }
+    }
+
+    /// The guest resets its machine.
+    pub fn guest_resets(&self, vm: &VmId) {
+        if let Some(qemu) = self.qemu(vm) {
+            self.world.tell(qemu.identity.pid, &MachineNews::GuestReset);
+        }
+    }
+
+    /// A VM's QEMU stops answering (as with SIGSTOP), or answers again.
+    pub fn hang(&self, vm: &VmId, hangs: bool) {
+        let Some(qemu) = self.qemu(vm) else { return };
+        let pid = qemu.identity.pid;
+        if let Some(qemu) = self.world.things().qemus.get_mut(&pid) {
+            qemu.told.hangs = hangs;
+        }
+        let news = if hangs {
+            MachineNews::Deaf("it hangs, as scripted".to_owned())
+        } else {
+            MachineNews::Ready(qemu.state)
+        };
+        self.world.tell(pid, &news);
+    }
+
+    /// The guest writes to its console.
+    pub fn print(&self, vm: &VmId, bytes: &[u8]) {
+        self.world.print(vm, bytes);
+    }
+
+    /// The host is booted again: no process is left, and the daemon's neither.
+    pub fn reboot(&self) {
+        self.kill_daemon();
+        self.world.reboot();
+    }
+}
