@@ -80,7 +80,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let listeners = listeners::bind(&config)?;
     let ports = ports(&config, &lock)?;
     let hypervisor = ports.hypervisor.clone();
-    let (tree, probe) = tokio::join!(Tree::start(ports, &settings(&config)), hypervisor.probe());
+    let settings = settings(&config);
+    let (tree, probe) = tokio::join!(Tree::start(ports, &settings), hypervisor.probe());
     let tree = tree?;
     tracing::info!(
         storage = %config.storage.path.display(),

@@ -5,7 +5,9 @@
 //! The decisions are in `vman-model`, the supervision tree in `vman-actors`.
 //! Look next: `docs/architecture.md`.
 
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod host;
+pub mod http;
 pub mod telemetry;
