@@ -1,2 +1,52 @@
-//! VMAN.
-fn main() {}
+//! The `vman` program: `vman serve` is the daemon, everything else asks it.
+
+use clap::Parser;
+use std::process::ExitCode;
+use vman::{
+    app,
+    cli::{self, Args, Command},
+    config::{Config, Environment},
+    telemetry,
+};
+
+/// The exit code for a wrong configuration, as for wrong usage.
+const WRONG_CONFIGURATION: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let environment = Environment::capture();
+    let Command::Serve(flags) = &args.command else {
+        return runtime(1).block_on(cli::run(args, &environment));
+    };
+    let config = match Config::load(&flags.overrides(&args.global), &environment) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, WRONG_CONFIGURATION),
+    };
+    let _log = match telemetry::init(&config.log) {
+        Ok(guard) => guard,
+        Err(error) => return fail(&error, 1),
+    };
+    let threads = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
+    match runtime(threads).block_on(app::run(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "VMAN ends");
+            fail(&error, error.exit_code())
+        }
+    }
+}
+
+fn runtime(threads: usize) -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("vman")
+        .enable_all()
+        .build()
+        .expect("a process that may not start threads cannot do anything else either")
+}
+
+#[allow(clippy::print_stderr)]
+fn fail(error: &dyn std::error::Error, code: u8) -> ExitCode {
+    eprintln!("vman: {error}");
+    ExitCode::from(code)
+}

@@ -240,12 +240,12 @@ END
 }
 
 farewell() {
-    local pid status=$?
+    local status=$? pid
     trap - EXIT INT TERM HUP
     pid=$(api GET /vms/hello 2>/dev/null | jq -r '.pid // empty' 2>/dev/null) || pid=$guest_pid
     [ -n "$daemon_pid" ] || exit "$status"
     echo
-    say "stopping the daemon"
+    kill -0 "$daemon_pid" 2>/dev/null && say "stopping the daemon"
     stop_daemon
     rm -f "$runtime"/{answer.*,refusal,console,console.json}
     if [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null; then
@@ -253,7 +253,7 @@ farewell() {
         say "  to go on with it        make run"
         say "  to end only the guest   kill $pid"
     else
-        say "no daemon is left, and no guest."
+        say "no daemon is left${guest_pid:+, and no guest}."
     fi
     say "  to remove the demo      make run-clean"
     exit "$status"
@@ -262,6 +262,7 @@ farewell() {
 # --- commands -------------------------------------------------------------------------------
 
 run() {
+    local status=0
     if alive; then
         say "a demo daemon is already running on http://$(cat "$demo/listen" 2>/dev/null || echo "(socket $socket)")"
         say "use that one, or end it first (Ctrl-C in its terminal)"
@@ -280,8 +281,10 @@ run() {
     boot
     guest_pid=$(vm_field pid)
     tell "$guest_pid"
-    # Its status is ours: 0 after Ctrl-C, else what ended it.
-    wait "$daemon_pid" || say "the daemon ended by itself, status $?; see $log"
+    # Until Ctrl-C, which goes to farewell, or until somebody follows the fifth advice. Without
+    # the shell's own word on a killed process.
+    { wait "$daemon_pid" || status=$?; } 2>/dev/null
+    say "the daemon ended by itself, status $status; see $log"
 }
 
 # The QEMUs of the demo, by their command lines: only for when no daemon can be asked.
@@ -289,7 +292,7 @@ end_left_guests() {
     local dir
     for dir in /proc/[0-9]*; do
         [ -O "$dir" ] && [[ $(readlink "$dir/exe" 2>/dev/null) == */qemu-system-* ]] || continue
-        if tr '\0' '\n' <"$dir/cmdline" 2>/dev/null | grep -qF "$demo/storage"; then
+        if tr '\0' '\n' <"$dir/cmdline" 2>/dev/null | grep -qF -e "$demo/storage/" -e "$runtime/"; then
             say "ending the guest with pid ${dir#/proc/}"
             kill "${dir#/proc/}" 2>/dev/null || true
         fi

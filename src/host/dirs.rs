@@ -3,6 +3,8 @@
 //! Must not: know what is in the files. Look next: [`super::images`], [`super::disks`],
 //! [`super::store_redb`].
 
+use super::proc;
+use rustix::process::Pid;
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, Write},
@@ -15,6 +17,10 @@ use std::{
 /// daemon looks for it.
 const HOLDER_LOOKS: u32 = 5;
 const HOLDER_PAUSE: Duration = Duration::from_millis(10);
+/// How often, and how long apart, a lock without a living holder is tried again: about two seconds,
+/// for a child of a killed daemon on its way to exec.
+const DYING_LOOKS: u32 = 100;
+const DYING_PAUSE: Duration = Duration::from_millis(20);
 /// The lock file holds two numbers.
 const HOLDER_MAX_BYTES: u64 = 64;
 
@@ -131,10 +137,8 @@ pub(crate) fn holder_beside(file: &Path) -> Option<Holder> {
 }
 
 fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command name is in parentheses and may hold anything; field 3 follows the last one.
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(19)?.parse().ok()
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    proc::start_time(pid).ok()?
 }
 
 /// Why the storage path could not be had.
@@ -185,7 +189,7 @@ impl StorageLock {
             .mode(0o600)
             .open(dirs.lock_file())
             .map_err(io_error)?;
-        match file.try_lock() {
+        match try_lock(&file, &dirs) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(StorageLockError::Held {
@@ -204,6 +208,33 @@ impl StorageLock {
     pub fn dirs(&self) -> &StorageDirs {
         &self.dirs
     }
+}
+
+/// Takes the lock. A daemon that was killed while it started a QEMU leaves a child that holds the
+/// lock until its exec, some milliseconds later: without a living holder the lock is waited for.
+fn try_lock(file: &File, dirs: &StorageDirs) -> Result<(), TryLockError> {
+    for _ in 0..DYING_LOOKS {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Holder::read(&dirs.lock_file()).is_none() => {
+                std::thread::sleep(DYING_PAUSE);
+            }
+            other => return other,
+        }
+    }
+    file.try_lock()
+}
+
+/// Whether files can be written below `root`: tried with one of one byte.
+pub fn check_writable(root: &Path) -> Result<(), String> {
+    let told = |error: io::Error| {
+        format!(
+            "the storage path {} cannot be written: {error}",
+            root.display()
+        )
+    };
+    let path = StorageDirs::new(root).tmp().join("health-check");
+    fs::write(&path, b"x").map_err(told)?;
+    fs::remove_file(&path).map_err(told)
 }
 
 fn look_for_holder(path: &Path) -> Option<Holder> {

@@ -220,11 +220,15 @@ impl VmUuid {
             return None;
         }
         let hex: Vec<u8> = s.bytes().filter(|b| *b != b'-').collect();
+        // from_str_radix would take a sign for a digit.
+        if hex.len() != 32 || !hex.iter().all(u8::is_ascii_hexdigit) {
+            return None;
+        }
         let mut out = [0; 16];
         for (byte, pair) in out.iter_mut().zip(hex.chunks(2)) {
             *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
         }
-        (hex.len() == 32).then_some(Self(out))
+        Some(Self(out))
     }
 }
 
@@ -267,6 +271,14 @@ mod tests {
         fn a_uuid_reads_back_as_it_was_written(bytes: [u8; 16]) {
             let uuid = VmUuid::from_random(bytes);
             prop_assert_eq!(VmUuid::parse(&uuid.to_string()), Some(uuid));
+        }
+
+        #[test]
+        fn a_sign_is_no_hex_digit(at in 0usize..32) {
+            let mut text: Vec<u8> = "00000000-0000-4000-8000-000000000000".into();
+            let place = text.iter().enumerate().filter(|(_, b)| **b != b'-').nth(at).map(|(i, _)| i);
+            text[place.unwrap()] = b'+';
+            prop_assert_eq!(VmUuid::parse(std::str::from_utf8(&text).unwrap()), None);
         }
 
         #[test]

@@ -22,7 +22,7 @@ use std::{
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use vman_model::{
     DiskFormat, DiskRecord, Incarnation,
-    vm::{Claim, Effect, ExitStatus, Fact, QmpAction, RunState, VmRecord},
+    vm::{Claim, Effect, ExitStatus, Fact, QmpAction, VmRecord},
 };
 
 /// The root disk's slot on the pcie-root-ports; the first network card's is next.
@@ -197,13 +197,11 @@ impl VmState {
         let done = machine.act(MachineAction::Resume);
         let vm = myself.clone();
         tokio::spawn(async move {
-            let fact = match done.await {
-                Ok(()) => Fact::RunStateChanged(RunState::Running),
-                Err(error) => Fact::Deaf {
-                    detail: error.to_string(),
-                },
-            };
-            let _ = vm.cast(VmMsg::Fact(incarnation, fact));
+            // That it runs is told by the machine itself, in the order of its news.
+            if let Err(error) = done.await {
+                let detail = error.to_string();
+                let _ = vm.cast(VmMsg::Fact(incarnation, Fact::Deaf { detail }));
+            }
         });
     }
 

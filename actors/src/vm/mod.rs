@@ -30,12 +30,14 @@ use crate::{
     store::{StoreError, StoreHandle},
 };
 use effects::Lane;
-use msg::VmMsg;
+use msg::{Mailbag, Pace, VmMsg};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use std::collections::VecDeque;
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 use supervisor::Recovering;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::Instant,
+};
 use vman_model::{
     Change, Guard, Incarnation, OperationRecord, Revision, VmId, Write,
     vm::{self as model, Decision, Fact, Input, Moment, Reply, VmRecord},
@@ -86,6 +88,7 @@ pub struct VmState {
     record: Option<(Revision, VmRecord)>,
     machine: Option<(Incarnation, Arc<dyn Machine>)>,
     lane: Lane,
+    pace: Pace,
     recovery: Recovering,
     recovered: Recovered,
     /// What could not be recorded yet, in the order it happened.
@@ -142,6 +145,7 @@ impl Actor for VmActor {
             record,
             machine: None,
             lane,
+            pace: Pace::default(),
             recovery,
             recovered: Recovered::NotBegun,
             unwritten: VecDeque::new(),
@@ -177,10 +181,7 @@ impl Actor for VmActor {
                 state.take(&myself, due).await?;
             }
             VmMsg::News(incarnation, bag) => {
-                for news in bag.take() {
-                    let news = Unwritten::Fact(incarnation, fact_of(news));
-                    state.take(&myself, news).await?;
-                }
+                state.news(&myself, incarnation, &bag).await?;
             }
             VmMsg::Machine(incarnation, machine) => state.machine(incarnation, machine),
             VmMsg::LaneFree => state.lane_free(&myself),
@@ -395,6 +396,33 @@ impl VmState {
             && let Some(error) = self.write_down(myself).await?
         {
             tracing::warn!(vm_id = %self.id, %error, "cannot record what happened, trying again");
+        }
+        Ok(())
+    }
+
+    async fn news(
+        &mut self,
+        myself: &ActorRef<VmMsg>,
+        incarnation: Incarnation,
+        bag: &Arc<Mailbag>,
+    ) -> Result<(), ActorProcessingErr> {
+        let pause = if self.unwritten.is_empty() {
+            self.pace
+                .turn(Instant::now())
+                .err()
+                .filter(|_| !bag.has_exit())
+        } else {
+            Some(RETRY_FACT)
+        };
+        if let Some(pause) = pause {
+            // They stay in the bag, and whatever comes meanwhile joins them.
+            let bag = bag.clone();
+            myself.send_after(pause, move || VmMsg::News(incarnation, bag));
+            return Ok(());
+        }
+        for news in bag.take() {
+            self.take(myself, Unwritten::Fact(incarnation, fact_of(news)))
+                .await?;
         }
         Ok(())
     }

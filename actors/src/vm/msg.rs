@@ -7,8 +7,9 @@ use crate::{
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use vman_model::{
     Incarnation, OperationRecord,
     vm::{Fact, Timer},
@@ -49,6 +50,7 @@ const MAX_NEWS: usize = 32;
 struct Bag {
     news: VecDeque<MachineNews>,
     announced: bool,
+    held: bool,
 }
 
 impl Mailbag {
@@ -59,7 +61,7 @@ impl Mailbag {
     /// A bag whose news are not announced until it is opened.
     pub fn held() -> Self {
         Self(Mutex::new(Bag {
-            announced: true,
+            held: true,
             ..Bag::default()
         }))
     }
@@ -67,15 +69,23 @@ impl Mailbag {
     /// From here on news are announced; answers whether some wait already.
     pub fn open(&self) -> bool {
         let mut bag = self.lock();
+        bag.held = false;
         bag.announced = !bag.news.is_empty();
         bag.announced
     }
 
-    /// Puts news in; answers whether the VM has to be told that some wait.
+    /// Puts news in; answers whether the VM has to be told that some wait. An
+    /// exit is told even if other news were: it waits for no turn.
     pub fn put(&self, news: MachineNews) -> bool {
+        let urgent = matches!(news, MachineNews::Exited { .. });
         let mut bag = self.lock();
         bag.coalesce(news);
-        !std::mem::replace(&mut bag.announced, true)
+        !bag.held && (!std::mem::replace(&mut bag.announced, true) || urgent)
+    }
+
+    /// Whether the last news is in it.
+    pub fn has_exit(&self) -> bool {
+        matches!(self.lock().news.back(), Some(MachineNews::Exited { .. }))
     }
 
     /// Takes everything out.
@@ -111,10 +121,47 @@ impl Bag {
     }
 }
 
+/// How often a VM turns to its machine's news: a guest that resets or suspends
+/// itself in a loop shall not fill the event log.
+#[derive(Default)]
+pub(super) struct Pace {
+    window: Option<Instant>,
+    turns: u32,
+}
+
+/// Turns within [`WINDOW`]; an honest guest needs a handful in its life.
+const MAX_TURNS: u32 = 20;
+const WINDOW: Duration = Duration::from_secs(1);
+
+impl Pace {
+    /// Takes a turn, or answers how long to wait for the next one.
+    pub(super) fn turn(&mut self, now: Instant) -> Result<(), Duration> {
+        let age = self.window.map(|began| now.duration_since(began));
+        match age {
+            Some(age) if age < WINDOW && self.turns >= MAX_TURNS => {
+                return Err(WINDOW.saturating_sub(age));
+            }
+            Some(age) if age < WINDOW => self.turns += 1,
+            Some(_) | None => (self.window, self.turns) = (Some(now), 1),
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use vman_model::vm::{ExitStatus, RunState};
+
+    #[test]
+    fn a_guest_in_a_loop_is_listened_to_a_bounded_number_of_times_a_second() {
+        let (mut pace, began) = (Pace::default(), Instant::now());
+        let heard = |pace: &mut Pace, at| (0..1_000).filter(|_| pace.turn(at).is_ok()).count();
+        assert_eq!(heard(&mut pace, began), MAX_TURNS as usize);
+        let soon = began + Duration::from_millis(300);
+        assert_eq!(pace.turn(soon), Err(Duration::from_millis(700)));
+        assert_eq!(heard(&mut pace, began + WINDOW), MAX_TURNS as usize);
+    }
 
     #[test]
     fn a_held_bag_announces_nothing_until_it_is_opened() {
@@ -149,6 +196,11 @@ mod tests {
         let news = bag.take();
         assert!(news.len() <= MAX_NEWS);
         assert_eq!(news.back(), Some(&exit));
+        assert!(
+            bag.put(exit.clone()) && bag.put(exit),
+            "an exit is always announced"
+        );
+        bag.take();
         assert!(
             bag.put(MachineNews::GuestReset),
             "after a take news are announced again"

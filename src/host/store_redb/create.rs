@@ -4,7 +4,7 @@
 //! under another name, synced, renamed, and the folder synced. A marker beside the file then says
 //! that it exists: a file that is gone later was lost, and must not become an empty inventory.
 
-use super::Problem;
+use super::problem::Problem;
 use crate::host::dirs::sync_dir;
 use redb::{Builder, TableDefinition};
 use std::{

@@ -12,15 +12,15 @@
 
 mod backend;
 mod create;
+mod problem;
 #[cfg(test)]
 mod tests;
 
-use crate::host::dirs;
 use backend::{GuardedFile, Shared, Watch};
 use create::{Rows, definition};
+use problem::{Problem, contained, panic_text};
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend,
-    StorageError, TableError, TransactionError, backends::FileBackend,
+    Builder, Database, ReadableDatabase, StorageBackend, TableError, backends::FileBackend,
 };
 use std::{
     fs::{File, OpenOptions},
@@ -73,102 +73,6 @@ enum Outcome {
     Unknown(String),
 }
 
-/// Why something did not work, before it is known what was asked for.
-#[derive(Debug)]
-enum Problem {
-    Locked,
-    Corrupt(String),
-    Io(String),
-}
-
-impl From<io::Error> for Problem {
-    fn from(error: io::Error) -> Self {
-        Problem::Io(error.to_string())
-    }
-}
-
-impl From<StorageError> for Problem {
-    fn from(error: StorageError) -> Self {
-        match error {
-            // redb says `InvalidData` for a wrong magic number, `UnexpectedEof` for a short file.
-            StorageError::Io(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
-                ) =>
-            {
-                Problem::Corrupt(error.to_string())
-            }
-            StorageError::Io(error) => error.into(),
-            StorageError::Corrupted(what) => Problem::Corrupt(what),
-            other => Problem::Io(other.to_string()),
-        }
-    }
-}
-
-impl From<TableError> for Problem {
-    fn from(error: TableError) -> Self {
-        match error {
-            TableError::Storage(error) => error.into(),
-            other => Problem::Corrupt(other.to_string()),
-        }
-    }
-}
-
-impl From<TransactionError> for Problem {
-    fn from(error: TransactionError) -> Self {
-        match error {
-            TransactionError::Storage(error) => error.into(),
-            other => Problem::Io(other.to_string()),
-        }
-    }
-}
-
-impl Problem {
-    fn from_open(error: DatabaseError) -> Self {
-        match error {
-            DatabaseError::DatabaseAlreadyOpen => Problem::Locked,
-            DatabaseError::Storage(error) => error.into(),
-            DatabaseError::UpgradeRequired(_) | DatabaseError::RepairAborted => {
-                Problem::Corrupt(error.to_string())
-            }
-            other => Problem::Io(other.to_string()),
-        }
-    }
-
-    fn at(self, path: &Path) -> LoadError {
-        let text = path.display().to_string();
-        match self {
-            Problem::Locked => LoadError::Locked {
-                path: text,
-                holder: dirs::holder_beside(path)
-                    .map(|holder| format!(" (pid {})", holder.pid))
-                    .unwrap_or_default(),
-            },
-            Problem::Corrupt(error) => LoadError::Corrupt { path: text, error },
-            Problem::Io(error) => LoadError::Io { path: text, error },
-        }
-    }
-}
-
-/// redb asserts what a corrupt file does not keep; no such panic may leave this module.
-fn contained<T>(what: impl FnOnce() -> Result<T, Problem>) -> Result<T, Problem> {
-    catch_unwind(AssertUnwindSafe(what)).unwrap_or_else(|panic| {
-        let said = panic_text(&*panic);
-        Err(Problem::Corrupt(format!(
-            "the database gave up on it: {said}"
-        )))
-    })
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
-        .unwrap_or_else(|| "panic".to_owned())
-}
-
 impl RedbStorage {
     /// The store in the file `path`. Nothing is touched before [`Storage::open`].
     pub fn new(path: impl Into<PathBuf>) -> Self {
@@ -213,7 +117,7 @@ impl RedbStorage {
             {
                 return Err(Problem::Corrupt("its checksums do not match".to_owned()));
             }
-            walk(&database)?;
+            look(&database)?;
             guarded.accept()?;
             Ok(Opened {
                 database,
@@ -319,18 +223,13 @@ fn open_for_writing_or_reading(path: &Path) -> io::Result<(File, bool)> {
     }
 }
 
-/// Visits every row: what cannot be read shall be known before the file is written to.
-fn walk(database: &Database) -> Result<(), Problem> {
+/// Whether the tables are ours. That they can be read is known by their checksums.
+fn look(database: &Database) -> Result<(), Problem> {
     let transaction = database.begin_read()?;
     // The first commit made it; without it this is some other program's file.
     transaction.open_table(definition(Table::Meta))?;
     for table in Table::ALL {
-        let Some(rows) = existing(transaction.open_table(definition(table)))? else {
-            continue;
-        };
-        for row in rows.iter()? {
-            row?;
-        }
+        existing(transaction.open_table(definition(table)))?;
     }
     Ok(())
 }

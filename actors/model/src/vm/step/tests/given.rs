@@ -137,6 +137,14 @@ pub(super) const RUN_STATES: [RunState; 7] = [
     RunState::IoError,
     RunState::InternalError,
 ];
+const TIMERS: [Timer; 6] = [
+    Timer::LaunchDeadline,
+    Timer::PowerdownAgain,
+    Timer::StopDeadline,
+    Timer::KillAgain,
+    Timer::ReleaseAgain,
+    Timer::BackoffDue,
+];
 const KINDS: [OperationKind; 7] = [
     OperationKind::VmStart,
     OperationKind::VmStop,
@@ -153,6 +161,10 @@ pub(super) fn all_commands() -> Vec<Command> {
         Command::Start,
         STOP,
         FORCED_STOP,
+        Command::Stop {
+            force: false,
+            timeout_ms: 0,
+        },
         RESTART,
         Command::Restart {
             force: true,
@@ -200,14 +212,7 @@ pub(super) fn all_facts() -> Vec<Fact> {
             stderr: detail(),
         });
     }
-    for timer in [
-        Timer::LaunchDeadline,
-        Timer::PowerdownAgain,
-        Timer::StopDeadline,
-        Timer::KillAgain,
-        Timer::ReleaseAgain,
-        Timer::BackoffDue,
-    ] {
+    for timer in TIMERS {
         facts.push(Fact::TimerDue(timer));
     }
     for action in [QmpAction::Pause, QmpAction::Resume, QmpAction::Reset] {
@@ -270,8 +275,13 @@ pub(super) fn budgets() -> impl Strategy<Value = RestartBudget> {
     )
 }
 
+/// Numbers, the dangerous ones above all.
+fn extremes() -> impl Strategy<Value = u64> {
+    prop_oneof![any::<u64>(), Just(0), Just(1), Just(u64::MAX)]
+}
+
 pub(super) fn intents() -> impl Strategy<Value = StopIntent> {
-    (any::<bool>(), any::<u64>()).prop_map(|(force, timeout_ms)| StopIntent { force, timeout_ms })
+    (any::<bool>(), extremes()).prop_map(|(force, timeout_ms)| StopIntent { force, timeout_ms })
 }
 
 fn operations() -> impl Strategy<Value = Vec<OpenOperation>> {
@@ -308,8 +318,8 @@ pub(super) fn records() -> impl Strategy<Value = VmRecord> {
     let policy = (
         modes(),
         budgets(),
-        prop::collection::vec(any::<u64>(), 0..8),
-        any::<u64>(),
+        prop::collection::vec(extremes(), 0..8),
+        extremes(),
         operations(),
     );
     (place, life, policy).prop_map(|(place, life, policy)| {
@@ -343,10 +353,14 @@ pub(super) fn commands() -> impl Strategy<Value = Command> {
     prop::sample::select(all_commands())
 }
 
+pub(super) fn timers() -> impl Strategy<Value = Timer> {
+    prop::sample::select(TIMERS.to_vec())
+}
+
 pub(super) fn facts() -> impl Strategy<Value = Fact> {
     prop::sample::select(all_facts())
 }
 
 pub(super) fn moments() -> impl Strategy<Value = Moment> {
-    (any::<u64>(), 0..3_u64).prop_map(|(now, boot_number)| moment(now, boot_number))
+    (extremes(), 0..3_u64).prop_map(|(now, boot_number)| moment(now, boot_number))
 }

@@ -8,33 +8,22 @@
 
 use super::{
     given::{context, identity, moment},
+    machine::Qemu,
     oracle::Oracle,
 };
 use crate::{
     ids::Incarnation,
     time::UnixMs,
     vm::{
-        messages::{Command, Effect, ExitStatus, Fact, Input, QmpAction, RunState, Timer},
-        phase::Phase,
+        messages::{Command, Effect, ExitStatus, Fact, Input, RunState, Timer},
         record::{Claim, VmRecord},
         step::step,
     },
 };
 use std::collections::VecDeque;
 
-/// A living QEMU.
-pub(super) struct Qemu {
-    pub(super) incarnation: Incarnation,
-    pid: u32,
-    pub(super) state: RunState,
-    /// It lives, but answers nothing and takes no SIGTERM.
-    pub(super) deaf: bool,
-    /// The daemon of now holds its pidfd and hears its news.
-    pub(super) attached: bool,
-}
-
 /// Something a task of the daemon is at.
-enum Task {
+pub(super) enum Task {
     /// Wait for QMP of a launched QEMU and let the guest run.
     Boot(Incarnation),
     /// A QMP command.
@@ -54,15 +43,17 @@ pub(super) struct World {
     pub(super) oracle: Oracle,
     /// Whether guests power off when asked to.
     pub(super) polite_guest: bool,
+    /// What a guest has come to when its launch is first told of.
+    pub(super) comes_up: RunState,
     /// The daemon dies within its next step: 0 before the record is durable,
     /// n after it and after n - 1 of its effects.
     pub(super) fuse: Option<usize>,
-    worker: VecDeque<(Incarnation, Effect)>,
-    news: VecDeque<(Incarnation, Fact)>,
-    tasks: Vec<Task>,
+    pub(super) worker: VecDeque<(Incarnation, Effect)>,
+    pub(super) news: VecDeque<(Incarnation, Fact)>,
+    pub(super) tasks: Vec<Task>,
     /// Copies of facts that were told once already.
     late: Vec<(Incarnation, Fact)>,
-    timers: Vec<(Incarnation, Timer, u64)>,
+    pub(super) timers: Vec<(Incarnation, Timer, u64)>,
     names: u32,
 }
 
@@ -77,6 +68,7 @@ impl World {
             qemu: None,
             held: false,
             polite_guest: true,
+            comes_up: RunState::Running,
             fuse: None,
             worker: VecDeque::new(),
             news: VecDeque::new(),
@@ -87,7 +79,7 @@ impl World {
         }
     }
 
-    fn name(&mut self) -> u32 {
+    pub(super) fn name(&mut self) -> u32 {
         self.names += 1;
         self.names
     }
@@ -168,7 +160,7 @@ impl World {
     }
 
     /// No QEMU lives, and none is about to be spawned.
-    fn no_qemu(&self) -> bool {
+    pub(super) fn no_qemu(&self) -> bool {
         let launching = self.worker.iter().any(|(_, e)| *e == Effect::Launch);
         self.qemu.is_none() && !launching
     }
@@ -191,61 +183,6 @@ impl World {
             self.die(ExitStatus::Signal(9));
         } else if !qemu.deaf {
             self.die(ExitStatus::Code(0));
-        }
-    }
-
-    /// QEMU ends.
-    pub(super) fn die(&mut self, status: ExitStatus) {
-        if let Some(qemu) = self.qemu.take()
-            && qemu.attached
-        {
-            self.exited(qemu.incarnation, status);
-        }
-    }
-
-    fn exited(&mut self, incarnation: Incarnation, status: ExitStatus) {
-        let stderr = String::new();
-        self.news
-            .push_back((incarnation, Fact::Exited { status, stderr }));
-    }
-
-    /// The run state changes; it is told to a daemon that can hear it.
-    pub(super) fn becomes(&mut self, state: RunState) {
-        if let Some(qemu) = &mut self.qemu {
-            qemu.state = state;
-            if qemu.attached && !qemu.deaf {
-                let news = (qemu.incarnation, Fact::RunStateChanged(state));
-                self.news.push_back(news);
-            }
-        }
-    }
-
-    pub(super) fn guest_resets(&mut self) {
-        if let Some(qemu) = self.qemu.as_ref().filter(|q| q.attached && !q.deaf) {
-            self.news.push_back((qemu.incarnation, Fact::GuestReset));
-        }
-    }
-
-    pub(super) fn deafen(&mut self) {
-        if let Some(qemu) = &mut self.qemu {
-            qemu.deaf = true;
-            if qemu.attached {
-                let detail = "no answer".to_owned();
-                self.news
-                    .push_back((qemu.incarnation, Fact::Deaf { detail }));
-            }
-        }
-    }
-
-    pub(super) fn heal(&mut self) {
-        if let Some(qemu) = &mut self.qemu
-            && qemu.deaf
-        {
-            qemu.deaf = false;
-            if qemu.attached {
-                self.news
-                    .push_back((qemu.incarnation, Fact::Ready(qemu.state)));
-            }
         }
     }
 
@@ -286,38 +223,6 @@ impl World {
         true
     }
 
-    fn spawn(&mut self, incarnation: Incarnation) -> u32 {
-        assert!(self.qemu.is_none(), "a second QEMU is spawned");
-        let pid = self.name();
-        self.qemu = Some(Qemu {
-            incarnation,
-            pid,
-            state: RunState::Prelaunch,
-            deaf: false,
-            attached: true,
-        });
-        self.tasks.push(Task::Boot(incarnation));
-        pid
-    }
-
-    fn adopt(&mut self, incarnation: Incarnation) {
-        let Some(qemu) = &mut self.qemu else {
-            self.news.push_back((incarnation, Fact::Gone));
-            return;
-        };
-        assert_eq!(qemu.incarnation, incarnation, "an earlier QEMU lives on");
-        qemu.attached = true;
-        self.news
-            .push_back((incarnation, Fact::Found(identity(qemu.pid))));
-        let detail = "no greeting".to_owned();
-        let answer = if qemu.deaf {
-            Fact::Deaf { detail }
-        } else {
-            Fact::Ready(qemu.state)
-        };
-        self.news.push_back((incarnation, answer));
-    }
-
     fn run_task(&mut self, task: Task, fail: bool) {
         match task {
             Task::Tell(incarnation, fact) => self.tell(Input::Fact(incarnation, fact)),
@@ -328,45 +233,12 @@ impl World {
                 }
                 if qemu.incarnation == incarnation && !qemu.deaf {
                     if qemu.state == RunState::Prelaunch {
-                        qemu.state = RunState::Running;
+                        qemu.state = self.comes_up;
                     }
                     self.news.push_back((incarnation, Fact::Ready(qemu.state)));
                 }
             }
             Task::Qmp(incarnation, effect) => self.qmp(incarnation, effect, fail),
-        }
-    }
-
-    fn qmp(&mut self, incarnation: Incarnation, effect: Effect, fail: bool) {
-        let state = self
-            .qemu
-            .as_ref()
-            .filter(|q| q.incarnation == incarnation && !q.deaf && !fail)
-            .map(|q| q.state);
-        let stands = matches!(
-            state,
-            Some(RunState::Prelaunch | RunState::Paused | RunState::IoError)
-        );
-        let runs = state == Some(RunState::Running);
-        match effect {
-            Effect::Continue if stands => self.becomes(RunState::Running),
-            Effect::Powerdown if runs && self.polite_guest => self.becomes(RunState::Shutdown),
-            Effect::Act(operation, action) => {
-                match action {
-                    QmpAction::Pause if runs => self.becomes(RunState::Paused),
-                    QmpAction::Resume if stands => self.becomes(RunState::Running),
-                    QmpAction::Reset if state.is_some() => self.guest_resets(),
-                    _ => {}
-                }
-                let error = state.is_none().then(|| "no answer".to_owned());
-                let done = Fact::ActionDone {
-                    operation,
-                    action,
-                    error,
-                };
-                self.tasks.push(Task::Tell(incarnation, done));
-            }
-            _ => {}
         }
     }
 
@@ -411,6 +283,7 @@ impl World {
     /// their order, until nothing is left to happen.
     pub(super) fn settle(&mut self) {
         self.fuse = None;
+        self.comes_up = RunState::Running;
         for _ in 0..5_000 {
             if self.work(false) {
                 continue;
@@ -431,78 +304,5 @@ impl World {
             }
         }
         panic!("it never comes to an end: {:#?}", self.record);
-    }
-
-    /// What must hold between any two steps.
-    fn check(&self) {
-        let record = &self.record;
-        if self.erased {
-            assert!(self.no_qemu() && !self.held, "erased, but not gone");
-            return;
-        }
-        let rests = matches!(
-            record.phase,
-            Phase::Stopped | Phase::Failed | Phase::Backoff
-        );
-        if rests {
-            assert!(!self.held, "{:?} holds something", record.phase);
-        }
-        if rests || matches!(record.phase, Phase::Claiming | Phase::Releasing) {
-            assert!(self.no_qemu(), "a QEMU lives in {:?}", record.phase);
-        }
-        assert!(self.goes_on(), "a dead end: {record:#?}");
-    }
-
-    fn armed(&self, timer: Timer) -> bool {
-        let now = self.record.incarnation;
-        self.timers.iter().any(|(i, t, _)| *i == now && *t == timer)
-    }
-
-    /// Whether an answer that `which` picks is still to come in this life.
-    fn awaits(&self, which: fn(&Fact) -> bool) -> bool {
-        let now = self.record.incarnation;
-        let told = self.tasks.iter().filter_map(|task| match task {
-            Task::Tell(incarnation, fact) => Some((*incarnation, fact)),
-            Task::Boot(_) | Task::Qmp(..) => None,
-        });
-        let news = self.news.iter().map(|(i, fact)| (*i, fact));
-        told.chain(news).any(|(i, fact)| i == now && which(fact))
-    }
-
-    fn works_at(&self, which: fn(&Effect) -> bool) -> bool {
-        let now = self.record.incarnation;
-        self.worker.iter().any(|(i, e)| *i == now && which(e))
-    }
-
-    /// Whether something is under way that will lead out of the phase.
-    fn goes_on(&self) -> bool {
-        let exits = self.awaits(|f| matches!(f, Fact::Exited { .. } | Fact::LaunchFailed { .. }));
-        match self.record.phase {
-            Phase::Stopped | Phase::Failed => true,
-            Phase::Claiming => {
-                self.works_at(|e| *e == Effect::Claim)
-                    || self.awaits(|f| matches!(f, Fact::Claimed(_) | Fact::ClaimDenied { .. }))
-            }
-            Phase::Launching => self.armed(Timer::LaunchDeadline),
-            Phase::Running | Phase::Paused => self.qemu.is_some() || exits,
-            Phase::Stopping => self.armed(Timer::StopDeadline),
-            Phase::Killing => self.armed(Timer::KillAgain) || exits,
-            Phase::Releasing => {
-                self.works_at(|e| matches!(e, Effect::Release { .. }))
-                    || self
-                        .awaits(|f| matches!(f, Fact::Released { .. } | Fact::ReleaseFailed { .. }))
-                    || self.armed(Timer::ReleaseAgain)
-            }
-            Phase::Backoff => self.armed(Timer::BackoffDue),
-            Phase::Unknown => {
-                let deaf = self.record.unresponsive && self.qemu.is_some();
-                let given_time =
-                    self.record.started_at.is_some() || self.armed(Timer::LaunchDeadline);
-                self.works_at(|e| *e == Effect::Adopt)
-                    || exits
-                    || (deaf && given_time)
-                    || self.awaits(|f| matches!(f, Fact::Gone | Fact::Ready(_) | Fact::Deaf { .. }))
-            }
-        }
     }
 }

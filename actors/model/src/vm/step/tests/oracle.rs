@@ -8,7 +8,7 @@ use crate::{
     time::UnixMs,
     vm::{
         messages::{Command, Fact, Input, Reply, RunState},
-        phase::Phase,
+        phase::{Desired, Phase},
         record::{Reason, VmRecord},
         step::Decision,
     },
@@ -88,7 +88,7 @@ impl Oracle {
         if record.phase == Phase::Stopped {
             self.last_life = Some(record.incarnation);
         }
-        self.says_why(record);
+        Self::says_why(record);
     }
 
     /// Every command has one reply; operations open once and end once.
@@ -146,9 +146,7 @@ impl Oracle {
     }
 
     fn hears(&mut self, before: &VmRecord, input: &Input, decision: &Decision) {
-        let (Input::Fact(life, Fact::Ready(state))
-        | Input::Fact(life, Fact::RunStateChanged(state))) = input
-        else {
+        let Input::Fact(life, Fact::Ready(state) | Fact::RunStateChanged(state)) = input else {
             return;
         };
         if *life != before.incarnation {
@@ -209,7 +207,7 @@ impl Oracle {
     }
 
     /// The reason fits the phase.
-    fn says_why(&self, record: &VmRecord) {
+    fn says_why(record: &VmRecord) {
         match record.phase {
             Phase::Running => assert!(
                 matches!(
@@ -220,7 +218,7 @@ impl Oracle {
                 record.reason
             ),
             Phase::Paused => {
-                assert!(!record.reason.is_failure() || record.reason == Reason::IoError)
+                assert!(!record.reason.is_failure() || record.reason == Reason::IoError);
             }
             Phase::Failed => assert!(record.reason.is_failure(), "failed by {:?}", record.reason),
             Phase::Killing | Phase::Releasing | Phase::Stopping => {
@@ -232,6 +230,8 @@ impl Oracle {
             | Phase::Backoff
             | Phase::Unknown => {}
         }
+        let runs_on = record.desired == Desired::Running;
+        assert!(runs_on || !record.restarting, "it stops, and starts again");
         if record.phase.is_rest() {
             let clean = record.claim.is_none()
                 && record.process.is_none()

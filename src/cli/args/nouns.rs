@@ -1,0 +1,411 @@
+//! The commands of each noun, with their flags.
+
+use super::{ConfigFlags, pair};
+use clap::{Args as ClapArgs, Subcommand, ValueEnum, ValueHint};
+use std::path::PathBuf;
+
+/// Whether to wait for long work.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Wait {
+    /// Answer as soon as the work is recorded
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Wait at most this many seconds; the work goes on after that
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub wait: u32,
+}
+
+/// What a VM or a template may say.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct Size {
+    /// Processors
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// Memory in GiB
+    #[arg(long, value_name = "GIB", conflicts_with = "ram_mib")]
+    pub ram: Option<u64>,
+    /// Memory in MiB
+    #[arg(long, value_name = "MIB")]
+    pub ram_mib: Option<u64>,
+    /// Disk image to boot from
+    #[arg(long, value_name = "NAME")]
+    pub image: Option<String>,
+    /// Kernel image to boot directly
+    #[arg(long, value_name = "NAME")]
+    pub kernel: Option<String>,
+    /// Initrd image for the kernel
+    #[arg(long, value_name = "NAME", requires = "kernel")]
+    pub initrd: Option<String>,
+    /// Command line for the kernel
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "kernel",
+        allow_hyphen_values = true
+    )]
+    pub cmdline: Option<String>,
+    /// bios or uefi
+    #[arg(long, value_name = "WORD")]
+    pub firmware: Option<String>,
+    /// Size of the root disk in GiB
+    #[arg(long, value_name = "GIB")]
+    pub disk_gib: Option<u64>,
+    /// A label; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    pub labels: Vec<(String, String)>,
+}
+
+/// What a new VM says.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct NewVm {
+    /// Its name; made up if not given
+    pub name: Option<String>,
+    /// Template to make it from
+    #[arg(short, long, value_name = "NAME")]
+    pub template: String,
+    /// What it says otherwise than its template
+    #[command(flatten)]
+    pub size: Size,
+    /// When VMAN starts it again: never, on-failure or always
+    #[arg(long, value_name = "WORD")]
+    pub restart: Option<String>,
+    /// How often it is started again within the policy's window before it is given up
+    #[arg(long, value_name = "N", requires = "restart")]
+    pub max_restarts: Option<u32>,
+}
+
+/// Commands about VMs.
+#[derive(Clone, Debug, Subcommand)]
+pub enum VmCommand {
+    /// List VMs
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only those in this state
+        #[arg(long)]
+        state: Option<String>,
+        /// Only those with this label; may be repeated
+        #[arg(long = "label", value_name = "KEY=VALUE")]
+        labels: Vec<String>,
+    },
+    /// Record a VM without starting it
+    Create(NewVm),
+    /// Record a VM and start it
+    Launch {
+        /// The VM
+        #[command(flatten)]
+        vm: NewVm,
+        /// Waiting
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Show a VM
+    Info {
+        /// The VM
+        id: String,
+    },
+    /// Start VMs
+    Start(Targets),
+    /// Stop VMs politely, by force after a while
+    Stop {
+        /// Which
+        #[command(flatten)]
+        targets: Targets,
+        /// By force at once
+        #[arg(short, long)]
+        force: bool,
+        /// Seconds until force is used
+        #[arg(long, value_name = "SECONDS", conflicts_with = "force")]
+        timeout: Option<u32>,
+    },
+    /// Stop and start VMs
+    Restart(Targets),
+    /// Halt the processors of VMs
+    Pause(Targets),
+    /// Let paused VMs go on
+    Resume(Targets),
+    /// Press the reset button of VMs
+    Reset(Targets),
+    /// Delete VMs with their root disks; what runs is stopped by force
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Which
+        #[command(flatten)]
+        targets: Targets,
+        /// Keep the root disks
+        #[arg(long)]
+        keep_root_disk: bool,
+    },
+    /// Print the last 50 kB of a VM's serial console
+    Console {
+        /// The VM
+        id: String,
+        /// Go on printing what comes
+        #[arg(short, long)]
+        follow: bool,
+        /// Print control characters and escape sequences as the guest sent them
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Tell why a VM is in the state it is in
+    Explain {
+        /// The VM
+        id: String,
+    },
+}
+
+/// VMs that something is done to.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Targets {
+    /// The VMs
+    #[arg(required = true)]
+    pub ids: Vec<String>,
+    /// Waiting
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// Commands about templates.
+#[derive(Clone, Debug, Subcommand)]
+pub enum TemplateCommand {
+    /// List templates
+    #[command(visible_alias = "ls")]
+    List,
+    /// Make a template
+    Create {
+        /// Its name
+        name: String,
+        /// What it says
+        #[command(flatten)]
+        size: Size,
+    },
+    /// Show a template
+    Info {
+        /// The template
+        name: String,
+    },
+    /// Delete a template that no VM uses
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// The template
+        name: String,
+    },
+}
+
+/// A size in GiB or in MiB.
+#[derive(Clone, Debug, ClapArgs)]
+#[group(required = true, multiple = false)]
+pub struct DiskSize {
+    /// Size in GiB
+    #[arg(long, value_name = "GIB")]
+    pub size: Option<u64>,
+    /// Size in MiB
+    #[arg(long, value_name = "MIB")]
+    pub size_mib: Option<u64>,
+}
+
+/// Commands about disks.
+#[derive(Clone, Debug, Subcommand)]
+pub enum DiskCommand {
+    /// List disks
+    #[command(visible_alias = "ls")]
+    List,
+    /// Make a disk
+    Create {
+        /// Its name; made up if not given
+        name: Option<String>,
+        /// How large
+        #[command(flatten)]
+        size: DiskSize,
+        /// Image it is a linked clone of
+        #[arg(long, value_name = "NAME")]
+        image: Option<String>,
+        /// Device name the guest sees it under
+        #[arg(long, value_name = "PATH")]
+        mount_point: Option<String>,
+        /// qcow2 or raw
+        #[arg(long, value_name = "WORD")]
+        format: Option<String>,
+    },
+    /// Show a disk
+    Info {
+        /// The disk
+        id: String,
+    },
+    /// Delete a disk that is attached nowhere
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// The disk
+        id: String,
+    },
+    /// Attach a disk to a VM
+    Attach {
+        /// The disk
+        id: String,
+        /// The VM
+        vm: String,
+        /// Waiting
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Detach a disk from its VM
+    Detach {
+        /// The disk
+        id: String,
+        /// Waiting
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Make a disk larger
+    Resize {
+        /// The disk
+        id: String,
+        /// How large
+        #[command(flatten)]
+        size: DiskSize,
+        /// Waiting
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+/// What an image is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ImageKind {
+    /// VMs boot from it
+    Disk,
+    /// A kernel
+    Kernel,
+    /// An initial RAM disk
+    Initrd,
+}
+
+/// Commands about images.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ImageCommand {
+    /// List images
+    #[command(visible_alias = "ls")]
+    List,
+    /// Upload a file as an image
+    Put {
+        /// Its name
+        name: String,
+        /// The file
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// What it is for
+        #[arg(short, long, value_enum, default_value = "disk")]
+        kind: ImageKind,
+        /// SHA-256 in hexadecimal that the daemon shall verify
+        #[arg(long, value_name = "HEX")]
+        sha256: Option<String>,
+    },
+    /// Show an image
+    Info {
+        /// The image
+        name: String,
+    },
+    /// Delete an image that no disk is based on
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// The image
+        name: String,
+    },
+}
+
+/// Commands about the network.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// Show the network
+    #[command(visible_alias = "info")]
+    Config,
+    /// List the addresses given to VMs
+    Leases,
+}
+
+/// Commands about the observer.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum ObserverCommand {
+    /// Show what it found last
+    Status,
+    /// Let it look now
+    Check,
+}
+
+/// Commands about operations.
+#[derive(Clone, Debug, Subcommand)]
+pub enum OperationCommand {
+    /// List operations
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show an operation
+    Info {
+        /// The operation
+        id: String,
+    },
+    /// Wait until an operation has ended
+    Wait {
+        /// The operation
+        id: String,
+        /// Wait at most this many seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        timeout: u32,
+    },
+    /// Cancel an operation, where that makes sense
+    Cancel {
+        /// The operation
+        id: String,
+    },
+}
+
+/// Which events.
+#[derive(Clone, Copy, Debug, ClapArgs)]
+pub struct EventsFlags {
+    /// Go on printing what comes
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only what came after this revision
+    #[arg(long, value_name = "REVISION")]
+    pub since: Option<u64>,
+}
+
+/// What a token allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scope {
+    /// Look, but change nothing
+    Read,
+    /// Everything
+    Admin,
+}
+
+/// Commands about tokens.
+#[derive(Clone, Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token and print it, this once
+    Create {
+        /// Its name
+        name: String,
+        /// What it allows
+        #[arg(long, value_enum, default_value = "read")]
+        scope: Scope,
+        /// Days until it expires; never if not given
+        #[arg(long, value_name = "DAYS")]
+        expires_days: Option<u32>,
+    },
+    /// List tokens
+    #[command(visible_alias = "ls")]
+    List,
+    /// Make a token useless
+    Revoke {
+        /// The token's name
+        name: String,
+    },
+}
+
+/// Commands about the configuration.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Show each effective value and where it came from
+    Show(ConfigFlags),
+    /// Say what is wrong with the configuration
+    Check(ConfigFlags),
+}

@@ -1,0 +1,185 @@
+//! The parts of the configuration, one for each room. Plain values: nothing is decided here.
+
+use super::{fault::Source, subnet::Subnet};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+/// One effective value, for `vman config show`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The key's name in a file.
+    pub name: &'static str,
+    /// The value as it would be written.
+    pub value: String,
+    /// Where it came from.
+    pub source: Source,
+}
+
+/// Where things are kept.
+#[derive(Clone, Debug)]
+pub struct StorageConfig {
+    /// Store, images, disks, consoles: survives a reboot.
+    pub path: PathBuf,
+    /// Sockets: may be emptied by a reboot.
+    pub runtime: PathBuf,
+}
+
+/// The listeners.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// TCP, or none.
+    pub listen: Option<SocketAddr>,
+    /// The UNIX socket.
+    pub socket: PathBuf,
+    /// Who may call over TCP.
+    pub auth: AuthMode,
+    /// Requests worked on at once, at least 1.
+    pub max_inflight: u32,
+}
+
+/// Who may call over TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthMode {
+    /// Who shows a bearer token.
+    Token,
+    /// Everybody on this host: loopback listeners only.
+    None,
+}
+
+/// QEMU and its tools.
+#[derive(Clone, Debug)]
+pub struct QemuConfig {
+    /// The accelerator asked for.
+    pub accel: AccelChoice,
+    /// An absolute path if it was given or found on `PATH`, else the bare name (which then fails at a start).
+    pub binary: PathBuf,
+    /// As `binary`, for qemu-img.
+    pub img: PathBuf,
+    /// The whole daemon on the simulated host: no process, no link, no image is touched.
+    pub dry_run: bool,
+    /// Image that a new VM boots from when nothing else is said.
+    pub default_boot_disk: Option<String>,
+}
+
+/// The accelerator asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccelChoice {
+    /// KVM if usable, else TCG.
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// QEMU's own emulation.
+    Tcg,
+}
+
+/// The VMs' network.
+#[derive(Clone, Debug)]
+pub struct NetworkConfig {
+    /// The kind of network asked for.
+    pub mode: NetworkMode,
+    /// 1 to 4094.
+    pub vlan_id: u16,
+    /// A valid interface name.
+    pub bridge_name: String,
+    /// Where addresses come from.
+    pub subnet: Subnet,
+    /// A host address of the subnet.
+    pub gateway: Ipv4Addr,
+    /// Told to the guests; may be empty.
+    pub dns: Vec<Ipv4Addr>,
+}
+
+/// The kind of network asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// Bridge where permitted, else user.
+    Auto,
+    /// A bridge on this host.
+    Bridge,
+    /// QEMU's own user-mode network.
+    User,
+    /// No network card.
+    None,
+}
+
+/// The observer.
+#[derive(Clone, Debug)]
+pub struct ObserverConfig {
+    /// Time between two looks, 0.1 s to 5 s.
+    pub interval: Duration,
+    /// What it does about drift.
+    pub policy: ObserverPolicy,
+}
+
+/// What the observer does about drift.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObserverPolicy {
+    /// Repairs what it safely can, and reports.
+    Repair,
+    /// Only reports.
+    Report,
+}
+
+/// The daemon's own log.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// The least important level that is written.
+    pub level: LogLevel,
+    /// Where and how it is written.
+    pub format: LogFormat,
+    /// A file beside it.
+    pub file: Option<LogFile>,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum LogLevel {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+/// Where and how the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// journald where it is, else text; on a terminal text as well.
+    Auto,
+    /// journald; text while it is away.
+    Journald,
+    /// Lines for people on standard error.
+    Text,
+    /// One JSON object a line on standard error.
+    Json,
+}
+
+/// A log file that is rotated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    /// The current file; rotated ones get `.1`, `.2`, … appended, the newest first.
+    pub path: PathBuf,
+    /// Size at which it is rotated, in bytes.
+    pub max_bytes: u64,
+    /// Rotated files that are kept; 0 truncates instead.
+    pub backup_count: u32,
+}
+
+/// Limits on how much is done at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// VMs that may be recorded.
+    pub max_vms: u32,
+    /// VMs that may be starting at once, at least 1.
+    pub max_launches: u32,
+    /// Largest image that may be uploaded, in bytes.
+    pub image_max_bytes: u64,
+    /// Size at which a console log is cut, in bytes.
+    pub console_max_bytes: u64,
+    /// Longest time an ordered stop takes.
+    pub shutdown_timeout: Duration,
+}

@@ -1,0 +1,344 @@
+//! What the configuration promises: layers, provenance, and one clear message for each mistake.
+
+use super::{keys::KEYS, *};
+use std::fs;
+
+/// A host of its own: an empty `/etc/vman`, an empty working directory, an ordinary user with a home.
+struct Place {
+    directory: tempfile::TempDir,
+    environment: Environment,
+}
+
+fn place() -> Place {
+    let directory = tempfile::tempdir().unwrap();
+    let work = directory.path().join("work");
+    let etc = directory.path().join("etc");
+    fs::create_dir_all(etc.join("conf.d")).unwrap();
+    fs::create_dir(&work).unwrap();
+    let variables = [("HOME", "/home/ada"), ("XDG_RUNTIME_DIR", "/run/user/1000")];
+    let environment = Environment {
+        variables: variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect(),
+        working_directory: work,
+        configuration_directory: etc,
+        uid: 1000,
+        processors: 4,
+    };
+    Place {
+        directory,
+        environment,
+    }
+}
+
+impl Place {
+    fn etc(self, file: &str, text: &str) -> Self {
+        fs::write(self.environment.configuration_directory.join(file), text).unwrap();
+        self
+    }
+
+    fn dotenv(self, text: &str) -> Self {
+        fs::write(self.environment.working_directory.join(".env"), text).unwrap();
+        self
+    }
+
+    fn with(mut self, name: &str, value: &str) -> Self {
+        let variables = &mut self.environment.variables;
+        variables.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    fn load(&self, flags: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let flag = |(name, value): &(&str, &str)| {
+            let flag = format!("--{}", name.replace('_', "-"));
+            ((*name).to_owned(), (*value).to_owned(), flag)
+        };
+        let overrides = Overrides {
+            file: None,
+            values: flags.iter().map(flag).collect(),
+        };
+        Config::load(&overrides, &self.environment)
+    }
+
+    /// The only fault.
+    fn fault(&self) -> String {
+        let faults = self.load(&[]).unwrap_err().faults;
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        faults[0].to_string()
+    }
+}
+
+fn from(config: &Config, name: &str) -> (String, String) {
+    let found = config.settings.iter().find(|setting| setting.name == name);
+    let setting = found.unwrap();
+    (setting.value.clone(), setting.source.to_string())
+}
+
+#[test]
+fn every_key_of_the_table_has_an_effective_value_and_no_other() {
+    let config = place().load(&[]).unwrap();
+    let mut shown: Vec<&str> = config.settings.iter().map(|setting| setting.name).collect();
+    let mut known: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+    shown.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(shown, known);
+    for key in KEYS.iter().filter(|key| !key.default.starts_with('(')) {
+        let (value, source) = from(&config, key.name);
+        let worked_out = matches!((key.name, key.default), ("max_launches", "auto"))
+            || (key.name == "operator_dry_run" && value == "0");
+        assert!(worked_out || value == key.default, "{}: {value}", key.name);
+        assert_eq!(source, "default");
+    }
+}
+
+#[test]
+fn without_root_the_users_own_directories_are_used() {
+    let config = place().load(&[]).unwrap();
+    assert_eq!(
+        config.storage.path,
+        Path::new("/home/ada/.local/state/vman")
+    );
+    assert_eq!(
+        config.http.socket,
+        Path::new("/run/user/1000/vman/vman.sock")
+    );
+    let config = place().with("XDG_RUNTIME_DIR", "").load(&[]).unwrap();
+    assert_eq!(
+        config.storage.runtime,
+        Path::new("/home/ada/.local/state/vman/run")
+    );
+    let mut root = place();
+    root.environment.uid = 0;
+    let config = root.load(&[]).unwrap();
+    assert_eq!(config.storage.path, Path::new("/var/lib/vman"));
+    assert_eq!(config.http.socket, Path::new("/run/vman/vman.sock"));
+}
+
+#[test]
+fn a_later_layer_wins_and_each_value_knows_its_source() {
+    let place = place()
+        .etc("vman.toml", "max_vms = 1\nvlan_id = 1\nmax_inflight = 1\nlog_backup_count = 1\nbridge_name = \"b1\"\n")
+        .etc("conf.d/10.toml", "\nvlan_id = 2\nmax_inflight = 2\nlog_backup_count = 2\nbridge_name = \"b2\"\n")
+        .etc("conf.d/20.toml", "dns = [\"1.1.1.1\", \"9.9.9.9\"]\nlog_backup_count = 3\n")
+        .etc("conf.d/30.toml.disabled", "not = toml = at all")
+        .dotenv("# a comment\nexport VMAN_MAX_INFLIGHT='4'\nOTHER_THING=5\nVMAN_LOG_BACKUP_COUNT=4\nVMAN_BRIDGE_NAME=b4\n")
+        .with("VMAN_LOG_BACKUP_COUNT", "5")
+        .with("VMAN_BRIDGE_NAME", "b5");
+    let config = place.load(&[("bridge_name", "b6")]).unwrap();
+    let etc = place.environment.configuration_directory.display();
+    let work = place.environment.working_directory.display();
+    let expected = [
+        ("max_vms", "1", format!("{etc}/vman.toml:1")),
+        ("vlan_id", "2", format!("{etc}/conf.d/10.toml:2")),
+        ("dns", "1.1.1.1,9.9.9.9", format!("{etc}/conf.d/20.toml:1")),
+        ("max_inflight", "4", format!("{work}/.env:2")),
+        (
+            "log_backup_count",
+            "5",
+            "VMAN_LOG_BACKUP_COUNT from the environment".to_owned(),
+        ),
+        (
+            "bridge_name",
+            "b6",
+            "--bridge-name on the command line".to_owned(),
+        ),
+    ];
+    for (name, value, source) in expected {
+        assert_eq!(from(&config, name), (value.to_owned(), source));
+    }
+}
+
+#[test]
+fn a_file_named_by_the_flag_replaces_the_systems_files() {
+    let place = place().etc("vman.toml", "max_vms = 1\n");
+    let file = place.directory.path().join("mine.toml");
+    fs::write(&file, "vlan_id = 7\n").unwrap();
+    let overrides = Overrides {
+        file: Some(file),
+        values: Vec::new(),
+    };
+    let config = Config::load(&overrides, &place.environment).unwrap();
+    assert_eq!((config.limits.max_vms, config.network.vlan_id), (10_000, 7));
+    let overrides = Overrides {
+        file: Some(PathBuf::from("/nonexistent/vman.toml")),
+        values: Vec::new(),
+    };
+    let error = Config::load(&overrides, &place.environment).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("/nonexistent/vman.toml: cannot be read")
+    );
+}
+
+#[test]
+fn each_wrong_value_is_answered_with_one_message_that_names_it_and_its_source() {
+    let long = format!("/{}", "x".repeat(120));
+    let wrong = [
+        ("STORAGE_PATH", "/a\u{fffd}", "is not valid UTF-8"),
+        ("STORAGE_PATH", "relative/path", "must be an absolute path"),
+        ("STORAGE_PATH", "/var/lib/../etc", "without `..`"),
+        ("RUNTIME_PATH", "", "must be an absolute path"),
+        ("LISTEN", "localhost:8000", "must be ADDRESS:PORT"),
+        ("LISTEN", "0.0.0.0:8000", "reachable from outside"),
+        ("SOCKET", long.as_str(), "a UNIX socket takes 107"),
+        ("AUTH", "maybe", "must be one of token, none"),
+        ("ACCEL", "hvf", "must be one of auto, kvm, tcg"),
+        ("QEMU_BINARY", "bin/qemu", "absolute path or a name on PATH"),
+        ("OPERATOR_DRY_RUN", "yes please", "must be one of 0, 1"),
+        (
+            "DEFAULT_BOOT_DISK",
+            "../etc/shadow",
+            "must be an image's name",
+        ),
+        ("OBSERVER_INTERVAL", "6", "from 0.1 to 5"),
+        ("OBSERVER_INTERVAL", "NaN", "from 0.1 to 5"),
+        ("OBSERVER_POLICY", "ignore", "must be one of repair, report"),
+        (
+            "NETWORK_MODE",
+            "wifi",
+            "must be one of auto, bridge, user, none",
+        ),
+        ("VLAN_ID", "4095", "from 1 to 4094"),
+        ("BRIDGE_NAME", "a-name-that-is-too-long", "1 to 15"),
+        (
+            "SUBNET",
+            "192.168.100.7/24",
+            "did you mean 192.168.100.0/24?",
+        ),
+        ("SUBNET", "10.0.0.0/31", "/8 to /30"),
+        ("SUBNET", "fd00::/64", "must be an IPv4 network"),
+        (
+            "GATEWAY",
+            "10.0.0.1",
+            "must be a host address of 192.168.100.0/24",
+        ),
+        ("GATEWAY", "192.168.100.255", "must be a host address of"),
+        ("DNS", "8.8.8.8;8.8.4.4", "separated by commas"),
+        ("LOG_LEVEL", "loud", "must be one of trace, debug"),
+        ("LOG_FORMAT", "xml", "must be one of auto, journald"),
+        ("LOG_FILE", "vman.log", "must be an absolute path"),
+        ("LOG_MAX_BYTES", "10MB", "must be a number from 4096"),
+        ("LOG_BACKUP_COUNT", "-1", "must be a number from 0"),
+        ("MAX_VMS", "0", "from 1 to 100000"),
+        ("MAX_INFLIGHT", "1e3", "from 1 to 65536"),
+        ("MAX_LAUNCHES", "0", "must be auto or a number"),
+    ];
+    for (name, value, what) in wrong {
+        let message = place().with(&format!("VMAN_{name}"), value).fault();
+        let start = format!("VMAN_{name} from the environment: {} ", name.to_lowercase());
+        assert!(message.starts_with(&start), "{message}");
+        assert!(message.contains(what), "{message} lacks {what}");
+    }
+}
+
+#[test]
+fn faults_in_files_name_the_line() {
+    let wrong = [
+        (
+            "\n\nmax_vm = 3\n",
+            ":3: max_vm is not a known key; did you mean max_vms?",
+        ),
+        (
+            "max_vms = 3\n[network]\nmode = 1\n",
+            ":2: network must not be a table",
+        ),
+        ("max_vms = 3\nvlan_id = \n", ":2: not valid TOML"),
+        (
+            "vlan_id = 1\nvlan_id = 2\n",
+            ":2: not valid TOML: duplicate key",
+        ),
+        (
+            "\nlog_level = 2026-01-01\n",
+            ":2: log_level must not be a date",
+        ),
+        (
+            "frobnicate = true\n",
+            ":1: frobnicate is not a known key; `vman config show`",
+        ),
+    ];
+    for (text, what) in wrong {
+        let message = place().etc("vman.toml", text).fault();
+        assert!(message.contains(what), "{message} lacks {what}");
+    }
+    let message = place().dotenv("VMAN_ACCEL=tcg\nthis is nothing\n").fault();
+    assert!(message.contains(".env:2: not of the form"), "{message}");
+}
+
+#[test]
+fn an_unknown_variable_is_refused_with_what_was_probably_meant() {
+    let message = place().with("VMAN_LOGLEVEL", "info").fault();
+    assert!(message.ends_with("VMAN_LOGLEVEL is not a known key; did you mean VMAN_LOG_LEVEL?"));
+    let client = place().with("VMAN_URL", "http://x").with("VMAN_TOKEN", "t");
+    client.with("VMAN_TEST_KERNEL", "/k").load(&[]).unwrap();
+}
+
+#[test]
+fn all_faults_are_told_at_once() {
+    let place = place()
+        .etc("vman.toml", "max_vms = 0\nwhat = 1\n")
+        .dotenv("VMAN_ACCEL=hvf\n")
+        .with("VMAN_SUBNET", "nonsense")
+        .with("VMAN_GATEWAY", "10.0.0.1")
+        .with("VMAN_LOG_FILE", "/a/log")
+        .with("VMAN_LOG_DIR", "/a");
+    let error = place.load(&[("vlan_id", "0")]).unwrap_err();
+    // The gateway cannot be judged while the subnet is wrong.
+    assert_eq!(error.faults.len(), 6, "{error}");
+}
+
+#[test]
+fn the_python_words_for_levels_are_understood() {
+    for (word, level) in [("WARNING", LogLevel::Warn), ("CRITICAL", LogLevel::Error)] {
+        let config = place().with("VMAN_LOG_LEVEL", word).load(&[]).unwrap();
+        assert_eq!(config.log.level, level);
+    }
+}
+
+#[test]
+fn a_client_finds_the_socket_in_spite_of_faults_that_do_not_concern_it() {
+    let place = place().etc("vman.toml", "socket = \"/s/x.sock\"\nwrong = 1\n");
+    let socket = client_socket(&Overrides::default(), &place.environment);
+    assert_eq!(socket, Path::new("/s/x.sock"));
+}
+
+#[test]
+fn the_files_in_contrib_parse_to_the_defaults() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let toml = fs::read_to_string(root.join("contrib/vman.toml")).unwrap();
+    let dotenv = fs::read_to_string(root.join("contrib/.env.example")).unwrap();
+    let page = fs::read_to_string(root.join("docs/configuration.md")).unwrap();
+    let defaults = place().load(&[]).unwrap();
+    let values = |config: &Config| -> Vec<String> {
+        let settings = config.settings.iter();
+        settings.map(|setting| setting.value.clone()).collect()
+    };
+    // Every line is commented out in what people get; here each is meant.
+    let uncommented = |text: &str| -> String {
+        text.lines()
+            .filter_map(|line| line.strip_prefix('#'))
+            .filter(|line| !line.starts_with([' ', '#']) && !line.is_empty())
+            .fold(String::new(), |all, line| all + line + "\n")
+    };
+    let from_toml = place()
+        .etc("vman.toml", &uncommented(&toml))
+        .load(&[])
+        .unwrap();
+    assert_eq!(values(&from_toml), values(&defaults));
+    let from_dotenv = place().dotenv(&uncommented(&dotenv)).load(&[]).unwrap();
+    assert_eq!(values(&from_dotenv), values(&defaults));
+    place()
+        .etc("vman.toml", &toml)
+        .dotenv(&dotenv)
+        .load(&[])
+        .unwrap();
+    for key in KEYS {
+        assert!(toml.contains(&format!("\n#{} =", key.name)) || key.default.starts_with('('));
+        assert!(
+            page.contains(&format!("`{}`", key.variable())),
+            "{}",
+            key.name
+        );
+    }
+}

@@ -1,0 +1,312 @@
+//! QEMU on this host: its command line, its process, and finding it again.
+//!
+//! Owns: the [`Hypervisor`] port. Must not: decide what a VM does next, or end a QEMU unasked.
+//!
+//! | file | what |
+//! |---|---|
+//! | `cmdline.rs` | a plan as arguments, pure |
+//! | `launch.rs` | what QEMU needs to be there, then the start |
+//! | `process.rs` | the process by its pidfd |
+//! | `adopt.rs` | finding a QEMU of an earlier daemon |
+//! | `machine.rs` | the conversation with a living QEMU |
+//! | `console.rs` | logs, and keeping them bounded |
+//! | `layout.rs`, `sockets.rs`, `probe.rs` | paths, sockets, what the host has |
+
+pub mod adopt;
+#[cfg(test)]
+mod adopt_tests;
+pub mod cmdline;
+mod console;
+mod launch;
+pub mod layout;
+mod machine;
+mod probe;
+pub mod process;
+pub mod sockets;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use vman_actors::ports::{
+    AdoptPlan, Adoption, BoxFuture, ConsoleTail, FoundProcess, HostError, HostProbe, Hypervisor,
+    LaunchError, LaunchPlan, Machine, NewsSink,
+};
+use vman_model::vm::ProcessIdentity;
+use vman_model::{Incarnation, VmId, VmUuid};
+
+use self::adopt::AttachError;
+use self::layout::Layout;
+use self::machine::{QemuMachine, Setting};
+use self::process::Process;
+use super::qmp::Deadlines;
+use crate::config::AccelChoice;
+
+/// All that is to be known about QEMU on this host.
+#[derive(Debug, Clone)]
+pub struct QemuSettings {
+    /// The QEMU binary; a bare name is looked for in the system's usual places.
+    pub binary: PathBuf,
+    /// The qemu-img binary.
+    pub qemu_img: PathBuf,
+    /// Which accelerator is wanted.
+    pub accel: AccelChoice,
+    /// Where VMs' files are.
+    pub layout: Layout,
+    /// How long monitors may take.
+    pub deadlines: Deadlines,
+}
+
+/// The real [`Hypervisor`].
+#[derive(Debug, Clone)]
+pub struct QemuHost {
+    settings: Arc<QemuSettings>,
+    /// The processes watched at present, so that one that is adopted by the daemon that started it
+    /// (its actor was restarted) is not watched twice: only the first watcher hears how it ended.
+    watched: Arc<Mutex<HashMap<u32, Process>>>,
+}
+
+impl QemuHost {
+    /// A host that has nothing running as far as it knows.
+    pub fn new(settings: QemuSettings) -> Self {
+        Self {
+            settings: Arc::new(settings),
+            watched: Arc::default(),
+        }
+    }
+
+    fn watched(&self) -> MutexGuard<'_, HashMap<u32, Process>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep_watched(&self, process: &Process) {
+        let pid = process.identity().pid;
+        self.watched().insert(pid, process.clone());
+        let (host, process) = (self.clone(), process.clone());
+        tokio::spawn(async move {
+            process.exited().await;
+            let mut watched = host.watched();
+            if watched
+                .get(&pid)
+                .is_some_and(|known| known.identity() == process.identity())
+            {
+                watched.remove(&pid);
+            }
+        });
+    }
+
+    fn attach(&self, identity: &ProcessIdentity) -> Result<Process, AttachError> {
+        let known = self.watched().get(&identity.pid).cloned();
+        if let Some(process) = known.filter(|process| process.identity() == identity) {
+            return if process.is_gone() {
+                Err(AttachError::Gone)
+            } else {
+                Ok(process)
+            };
+        }
+        let process = adopt::attach(identity)?;
+        self.keep_watched(&process);
+        Ok(process)
+    }
+
+    fn look_for(&self, plan: &AdoptPlan) -> Result<Option<Process>, HostError> {
+        let identity = match &plan.process {
+            Some(identity) => identity.clone(),
+            None => match find(plan.uuid, plan.incarnation)? {
+                Some(identity) => identity,
+                None => return Ok(None),
+            },
+        };
+        match self.attach(&identity) {
+            Ok(process) => Ok(Some(process)),
+            Err(AttachError::Gone) => Ok(None),
+            Err(AttachError::Unclear(error)) => Err(HostError(format!(
+                "whether the QEMU of VM {} lives is unclear: {error}",
+                plan.vm
+            ))),
+        }
+    }
+
+    fn begin(
+        &self,
+        vm: &VmId,
+        process: Process,
+        opening: Opening,
+        news: NewsSink,
+    ) -> Arc<QemuMachine> {
+        let layout = &self.settings.layout;
+        let setting = Setting {
+            socket: layout.qmp(vm),
+            uuid: opening.uuid,
+            fresh: opening.fresh,
+            log: layout.qemu_log(vm),
+            banner: launch::banner(opening.incarnation),
+            deadlines: self.settings.deadlines,
+        };
+        QemuMachine::begin(process, setting, news)
+    }
+}
+
+struct Opening {
+    uuid: VmUuid,
+    incarnation: Incarnation,
+    fresh: bool,
+}
+
+fn find(uuid: VmUuid, incarnation: Incarnation) -> Result<Option<ProcessIdentity>, HostError> {
+    let all = adopt::find_all().map_err(unreadable)?;
+    let ours = |found: &FoundProcess| found.uuid == uuid && found.incarnation == incarnation;
+    Ok(all.into_iter().find(ours).map(|found| found.identity))
+}
+
+fn unreadable(error: io::Error) -> HostError {
+    HostError(format!("the host's processes cannot be listed: {error}"))
+}
+
+/// Runs what blocks where blocking is allowed.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+) -> Result<T, HostError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(HostError(format!("the work was broken off: {error}"))),
+    }
+}
+
+fn about(path: &std::path::Path) -> impl Fn(io::Error) -> HostError {
+    move |error| HostError(format!("{}: {error}", path.display()))
+}
+
+fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+impl Hypervisor for QemuHost {
+    fn launch(
+        &self,
+        plan: LaunchPlan,
+        news: NewsSink,
+    ) -> BoxFuture<'static, Result<Arc<dyn Machine>, LaunchError>> {
+        let host = self.clone();
+        Box::pin(async move {
+            let opening = Opening {
+                uuid: plan.uuid,
+                incarnation: plan.incarnation,
+                fresh: true,
+            };
+            let (settings, vm) = (Arc::clone(&host.settings), plan.vm.clone());
+            let started = tokio::task::spawn_blocking(move || {
+                let (accel, _) = probe::accelerator(settings.accel);
+                launch::start(&settings.binary, accel, &settings.layout, &plan)
+            });
+            let process = match started.await {
+                Ok(started) => started?,
+                Err(error) => return Err(LaunchError::Spawn(error.to_string())),
+            };
+            host.keep_watched(&process);
+            Ok(host.begin(&vm, process, opening, news) as Arc<dyn Machine>)
+        })
+    }
+
+    fn adopt(
+        &self,
+        plan: AdoptPlan,
+        news: NewsSink,
+    ) -> BoxFuture<'static, Result<Adoption, HostError>> {
+        let host = self.clone();
+        Box::pin(async move {
+            let opening = Opening {
+                uuid: plan.uuid,
+                incarnation: plan.incarnation,
+                fresh: false,
+            };
+            let (looking, vm) = (host.clone(), plan.vm.clone());
+            Ok(match blocking(move || looking.look_for(&plan)).await? {
+                Some(process) => Adoption::Found(host.begin(&vm, process, opening, news)),
+                None => Adoption::Gone,
+            })
+        })
+    }
+
+    fn release(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>> {
+        let folder = self.settings.layout.sockets(vm);
+        Box::pin(blocking(move || {
+            gone_is_fine(std::fs::remove_dir_all(&folder)).map_err(about(&folder))
+        }))
+    }
+
+    fn erase(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>> {
+        let (files, folder) = (
+            self.settings.layout.own_files(vm),
+            self.settings.layout.files(vm),
+        );
+        Box::pin(blocking(move || {
+            for file in files {
+                gone_is_fine(std::fs::remove_file(&file)).map_err(about(&file))?;
+            }
+            match gone_is_fine(std::fs::remove_dir(&folder)) {
+                // Somebody else's files are in it.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                other => other.map_err(about(&folder)),
+            }
+        }))
+    }
+
+    fn survey(&self) -> BoxFuture<'static, Result<Vec<FoundProcess>, HostError>> {
+        Box::pin(blocking(|| adopt::find_all().map_err(unreadable)))
+    }
+
+    fn console(&self, vm: &VmId, max: usize) -> BoxFuture<'static, Result<ConsoleTail, HostError>> {
+        let log = self.settings.layout.console_log(vm);
+        Box::pin(blocking(move || {
+            console::tail(&log, max).map_err(about(&log))
+        }))
+    }
+
+    fn follow_console(&self, vm: &VmId, backlog: usize) -> BoxStream<'static, Bytes> {
+        console::follow(self.settings.layout.console_log(vm), backlog).boxed()
+    }
+
+    fn trim_logs(&self, vms: Vec<VmId>) -> BoxFuture<'static, Result<(), HostError>> {
+        let layout = self.settings.layout.clone();
+        Box::pin(blocking(move || {
+            let mut result = Ok(());
+            for log in vms
+                .iter()
+                .flat_map(|vm| [layout.console_log(vm), layout.qemu_log(vm)])
+            {
+                // One that cannot be cut is no reason to let the others grow.
+                result = console::trim(&log).map_err(about(&log)).and(result);
+            }
+            result
+        }))
+    }
+
+    fn probe(&self) -> BoxFuture<'static, HostProbe> {
+        let settings = Arc::clone(&self.settings);
+        Box::pin(async move {
+            let install = "install it or set VMAN_QEMU_BINARY";
+            let qemu = probe::version(&settings.binary, "-version", install);
+            let install = "install it or set VMAN_QEMU_IMG";
+            let qemu_img = probe::version(&settings.qemu_img, "--version", install);
+            let (qemu, qemu_img) = tokio::join!(qemu, qemu_img);
+            let (_, accelerator) = probe::accelerator(settings.accel);
+            HostProbe {
+                qemu,
+                qemu_img,
+                accelerator,
+            }
+        })
+    }
+}

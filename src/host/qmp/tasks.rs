@@ -1,0 +1,136 @@
+//! The two tasks of a connection, and what they share with its commands.
+//!
+//! Owns: reading and writing the socket, and handing what was read to whom it concerns. Must not:
+//! wait for anybody but the socket. Look next: `client.rs`, which starts them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+
+use super::error::Lost;
+use super::events::EventQueue;
+use super::pending::{Answer, Pending};
+use super::wire::{Decoder, Greeting, Message};
+
+/// How much is read at once, in bytes.
+const READ_CHUNK: usize = 16 * 1024;
+
+/// What a connection tells about its own health.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Replies with an id that nobody waits for: late, doubled or a previous client's.
+    pub unknown_ids: u64,
+    /// Errors without an id.
+    pub anonymous_errors: u64,
+    /// Lines that are no QMP.
+    pub garbage: u64,
+    /// Events seen.
+    pub events: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) unknown_ids: AtomicU64,
+    pub(super) anonymous_errors: AtomicU64,
+    pub(super) garbage: AtomicU64,
+    pub(super) events: AtomicU64,
+}
+
+impl Counts {
+    pub(super) fn now(&self) -> Counters {
+        Counters {
+            unknown_ids: self.unknown_ids.load(Ordering::Relaxed),
+            anonymous_errors: self.anonymous_errors.load(Ordering::Relaxed),
+            garbage: self.garbage.load(Ordering::Relaxed),
+            events: self.events.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) pending: Pending,
+    pub(super) events: Arc<EventQueue>,
+    pub(super) counts: Counts,
+}
+
+impl Shared {
+    pub(super) fn close(&self, why: Lost) {
+        self.pending.close(why);
+        self.events.close(why);
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) ids: Vec<u64>,
+    pub(super) bytes: Vec<u8>,
+}
+
+pub(super) async fn write(
+    mut socket: OwnedWriteHalf,
+    shared: Arc<Shared>,
+    mut queue: mpsc::Receiver<Line>,
+) {
+    while let Some(line) = queue.recv().await {
+        if !shared.pending.mark_sent(&line.ids) {
+            continue;
+        }
+        if let Err(error) = socket.write_all(&line.bytes).await {
+            shared.close(Lost::Io(error.kind()));
+            return;
+        }
+    }
+}
+
+pub(super) async fn read(
+    mut socket: OwnedReadHalf,
+    shared: Arc<Shared>,
+    greeting: oneshot::Sender<Greeting>,
+) {
+    let mut greeting = Some(greeting);
+    let mut decoder = Decoder::default();
+    let mut chunk = vec![0; READ_CHUNK];
+    let why = loop {
+        match socket.read(&mut chunk).await {
+            Ok(0) => break Lost::Closed,
+            Ok(count) => decoder.feed(&chunk[..count], &mut |message| {
+                take(&shared, &mut greeting, message);
+            }),
+            Err(error) => break Lost::Io(error.kind()),
+        }
+    };
+    shared.close(why);
+}
+
+fn take(shared: &Shared, greeting: &mut Option<oneshot::Sender<Greeting>>, message: Message) {
+    let count = |counter: &AtomicU64| {
+        counter.fetch_add(1, Ordering::Relaxed);
+    };
+    let (id, answer) = match message {
+        Message::Greeting(words) => {
+            // Whoever waited may have gone; a second greeting is of no use to anybody.
+            if let Some(waiter) = greeting.take() {
+                let _ = waiter.send(words);
+            }
+            return;
+        }
+        Message::Event(event) => {
+            count(&shared.counts.events);
+            shared.events.push(event);
+            return;
+        }
+        Message::Garbage(_) => return count(&shared.counts.garbage),
+        Message::Error { id: None, .. } => return count(&shared.counts.anonymous_errors),
+        Message::Return { id, value } => (id, Answer::Return(value)),
+        Message::Error { id, class, desc } => (id, Answer::Error { class, desc }),
+    };
+    let id = id.as_ref().and_then(Value::as_u64);
+    if !id.is_some_and(|id| shared.pending.answer(id, answer)) {
+        count(&shared.counts.unknown_ids);
+    }
+}

@@ -1,0 +1,288 @@
+//! Who may call, and under which name what they did is recorded.
+//!
+//! Over the UNIX socket the kernel says who calls: root, the daemon's own user
+//! and the group `vman` may. Over TCP a loopback listener may be open to all
+//! (`VMAN_AUTH=none`); otherwise nobody is let in beyond the open paths until
+//! tokens are there. `Host` and `Origin` are checked so that a web page in the
+//! operator's browser can drive nothing (DNS rebinding, cross-site requests).
+
+use super::error::{ApiError, Code};
+use crate::config::AuthMode;
+use axum::http::{HeaderMap, Uri, header};
+use std::{collections::BTreeSet, net::SocketAddr};
+
+/// Who is at the other end of a connection; set by `serve.rs`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A process on this host, over the UNIX socket.
+    Local {
+        /// Its user.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
+    /// A TCP connection.
+    Tcp {
+        /// From where.
+        remote: SocketAddr,
+        /// To which of our addresses.
+        local: SocketAddr,
+    },
+}
+
+/// Who may call over the UNIX socket besides root.
+#[derive(Clone, Debug, Default)]
+pub struct LocalCallers {
+    /// The daemon's own user.
+    pub own_uid: u32,
+    /// The group `vman`, where it exists.
+    pub group: Option<u32>,
+    /// Its members, who may have another primary group.
+    pub members: BTreeSet<u32>,
+}
+
+/// Who may call.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// What TCP callers must show.
+    pub mode: AuthMode,
+    /// Who may call over the UNIX socket; where it is not said, whoever the
+    /// socket's owner and mode let in.
+    pub local: Option<LocalCallers>,
+    /// Names besides `localhost` and the loopback addresses by which a loopback
+    /// listener may be called (without port).
+    pub hosts: Vec<String>,
+}
+
+/// What anybody may read.
+fn is_open(path: &str) -> bool {
+    matches!(
+        path,
+        "/live" | "/ready" | "/health" | "/openapi.yaml" | "/openapi.json" | "/docs"
+    ) || path.starts_with("/docs/")
+}
+
+impl Access {
+    /// With nothing but what TCP callers must show.
+    pub fn new(mode: AuthMode) -> Self {
+        Self {
+            mode,
+            local: None,
+            hosts: Vec::new(),
+        }
+    }
+
+    /// With the callers that the socket is for.
+    #[must_use]
+    pub fn with_local(mut self, local: LocalCallers) -> Self {
+        self.local = Some(local);
+        self
+    }
+
+    /// The name under which the caller's changes are recorded.
+    pub(crate) fn admit(
+        &self,
+        peer: Option<&Peer>,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<String, ApiError> {
+        self.check_site(peer, uri, headers)?;
+        let name = self.principal(peer);
+        if name.is_err() && is_open(uri.path()) {
+            return Ok("anonymous".to_owned());
+        }
+        name
+    }
+
+    fn principal(&self, peer: Option<&Peer>) -> Result<String, ApiError> {
+        match peer {
+            Some(Peer::Local { uid, gid })
+                if self
+                    .local
+                    .as_ref()
+                    .is_none_or(|local| local.may_call(*uid, *gid)) =>
+            {
+                Ok(format!("local:{uid}"))
+            }
+            Some(Peer::Local { uid, .. }) => Err(ApiError::new(
+                Code::Forbidden,
+                format!(
+                    "user {uid} may not call VMAN: use root, the daemon's own user, or a member of the group vman"
+                ),
+            )),
+            Some(Peer::Tcp { .. }) if self.mode == AuthMode::None => Ok("anonymous".to_owned()),
+            Some(Peer::Tcp { .. }) | None => Err(ApiError::new(
+                Code::Unauthorized,
+                "the caller is not known: call over the UNIX socket, \
+                 or set VMAN_AUTH=none for a loopback listener",
+            )),
+        }
+    }
+
+    fn check_site(
+        &self,
+        peer: Option<&Peer>,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<(), ApiError> {
+        let host = headers
+            .get(header::HOST)
+            .map(|host| host.to_str().unwrap_or("?"));
+        let host = uri
+            .authority()
+            .map(axum::http::uri::Authority::as_str)
+            .or(host);
+        if let Some(Peer::Tcp { local, .. }) = peer
+            && local.ip().is_loopback()
+            && !host.is_some_and(|host| self.is_ours(host))
+        {
+            return Err(ApiError::new(
+                Code::ForbiddenHost,
+                "the Host header is not a name of this loopback listener: \
+                 call it as localhost, 127.0.0.1 or [::1]",
+            ));
+        }
+        let Some(origin) = headers.get(header::ORIGIN) else {
+            return Ok(());
+        };
+        let origin = origin.to_str().unwrap_or("?");
+        let site = origin
+            .strip_prefix("http://")
+            .or_else(|| origin.strip_prefix("https://"));
+        if site.is_some() && site == host {
+            return Ok(());
+        }
+        Err(ApiError::new(
+            Code::ForbiddenOrigin,
+            "the request comes from a page of another site, which VMAN does not serve",
+        ))
+    }
+
+    fn is_ours(&self, host: &str) -> bool {
+        let name = match host.strip_prefix('[') {
+            Some(v6) => v6.split(']').next().unwrap_or_default(),
+            None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+        };
+        let loopback = ["localhost", "127.0.0.1", "::1"];
+        let configured = self.hosts.iter().map(String::as_str);
+        loopback
+            .into_iter()
+            .chain(configured)
+            .any(|known| known.eq_ignore_ascii_case(name))
+    }
+}
+
+impl LocalCallers {
+    fn may_call(&self, uid: u32, gid: u32) -> bool {
+        uid == 0 || uid == self.own_uid || self.group == Some(gid) || self.members.contains(&uid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(mode: AuthMode) -> Access {
+        Access {
+            mode,
+            local: Some(LocalCallers {
+                own_uid: 500,
+                group: Some(600),
+                members: BTreeSet::from([700]),
+            }),
+            hosts: vec!["vman.test".to_owned()],
+        }
+    }
+
+    fn ask(
+        access: &Access,
+        peer: &Peer,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<String, Code> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let name: header::HeaderName = name.parse().unwrap();
+            map.insert(name, value.parse().unwrap());
+        }
+        let uri: Uri = path.parse().unwrap();
+        access
+            .admit(Some(peer), &uri, &map)
+            .map_err(|error| error.code)
+    }
+
+    fn tcp() -> Peer {
+        Peer::Tcp {
+            remote: "127.0.0.1:9".parse().unwrap(),
+            local: "127.0.0.1:8000".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn the_socket_lets_in_root_the_own_user_and_the_group_only() {
+        let access = access(AuthMode::Token);
+        for (uid, gid) in [(0, 0), (500, 1), (1, 600), (700, 1)] {
+            let name = ask(&access, &Peer::Local { uid, gid }, "/vms", &[]);
+            assert_eq!(name, Ok(format!("local:{uid}")));
+        }
+        let stranger = Peer::Local { uid: 1, gid: 1 };
+        assert_eq!(ask(&access, &stranger, "/vms", &[]), Err(Code::Forbidden));
+    }
+
+    #[test]
+    fn over_tcp_a_token_is_asked_for_except_on_open_paths() {
+        let access = access(AuthMode::Token);
+        let host = [("host", "localhost:8000")];
+        assert_eq!(ask(&access, &tcp(), "/vms", &host), Err(Code::Unauthorized));
+        assert_eq!(
+            ask(&access, &tcp(), "/docsx", &host),
+            Err(Code::Unauthorized)
+        );
+        for open in [
+            "/live",
+            "/ready",
+            "/health",
+            "/docs/index.html",
+            "/openapi.json",
+        ] {
+            assert!(ask(&access, &tcp(), open, &host).is_ok(), "{open}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_site_is_refused() {
+        let access = access(AuthMode::None);
+        for good in [
+            "localhost:8000",
+            "127.0.0.1:8000",
+            "[::1]:8000",
+            "LOCALHOST",
+            "vman.test:1",
+        ] {
+            assert!(
+                ask(&access, &tcp(), "/vms", &[("host", good)]).is_ok(),
+                "{good}"
+            );
+        }
+        for bad in [
+            "evil.test",
+            "localhost.evil.test:8000",
+            "",
+            "127.0.0.1.evil.test",
+        ] {
+            let answer = ask(&access, &tcp(), "/live", &[("host", bad)]);
+            assert_eq!(answer, Err(Code::ForbiddenHost), "{bad}");
+        }
+        let from = |origin| {
+            ask(
+                &access,
+                &tcp(),
+                "/vms",
+                &[("host", "localhost:8000"), ("origin", origin)],
+            )
+        };
+        assert!(from("http://localhost:8000").is_ok());
+        assert_eq!(from("http://evil.test"), Err(Code::ForbiddenOrigin));
+        assert_eq!(from("null"), Err(Code::ForbiddenOrigin));
+    }
+}

@@ -1,0 +1,109 @@
+//! Events in the API.
+
+use super::Time;
+use serde::Serialize;
+use utoipa::ToSchema;
+use vman_model::{Event, OperationId, Origin, Revision, Subject, vm::Phase, vm::Reason};
+
+/// Why something changed.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Cause)]
+pub(crate) struct CauseBody<'a> {
+    /// Where it came from: `request`, `qmp`, `process`, `effect`, `timer`,
+    /// `restart_policy`, `recovery`, `observer` or `daemon`.
+    origin: &'static str,
+    /// The input in one stable word (`start`, `exited`).
+    input: &'a str,
+    /// The request.
+    request_id: Option<&'a str>,
+    /// Who called.
+    principal: Option<&'a str>,
+    /// The earlier change that led to it.
+    led_by: Option<u64>,
+}
+
+/// A recorded change.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Event)]
+pub(crate) struct EventBody<'a> {
+    /// The revision of the change; its id in the stream.
+    revision: u64,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    at: Time,
+    /// Its class (`vm.phase_changed`).
+    kind: &'static str,
+    /// The VM it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vm_id: Option<&'a str>,
+    /// The template it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    template_name: Option<&'a str>,
+    /// The image it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_name: Option<&'a str>,
+    /// The disk it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk_id: Option<&'a str>,
+    /// The phase left.
+    from: Option<&'static str>,
+    /// The phase entered.
+    to: Option<&'static str>,
+    /// The VM's reason after the change.
+    reason: Option<&'static str>,
+    /// What happened, in a sentence.
+    detail: &'a str,
+    /// The life of the VM's QEMU it belongs to.
+    incarnation: Option<u64>,
+    /// The operation it belongs to.
+    operation_id: Option<&'a str>,
+    /// Why.
+    cause: CauseBody<'a>,
+    /// The previous event about the same VM.
+    previous: Option<u64>,
+}
+
+impl<'a> EventBody<'a> {
+    pub(crate) fn of(event: &'a Event) -> Self {
+        let what = &event.what;
+        let (mut vm_id, mut template_name, mut image_name, mut disk_id) = (None, None, None, None);
+        match &what.subject {
+            Subject::Vm(id) => vm_id = Some(id.as_str()),
+            Subject::Template(name) => template_name = Some(name.as_str()),
+            Subject::Image(name) => image_name = Some(name.as_str()),
+            Subject::Disk(id) => disk_id = Some(id.as_str()),
+            Subject::Daemon => {}
+        }
+        let (request_id, principal) = match &what.cause.origin {
+            Origin::Request {
+                request_id,
+                principal,
+            } => (Some(request_id.as_str()), Some(principal.as_str())),
+            _ => (None, None),
+        };
+        let number = |revision: Revision| revision.0;
+        Self {
+            revision: event.revision.0,
+            at: Time(what.at),
+            kind: what.kind.as_str(),
+            vm_id,
+            template_name,
+            image_name,
+            disk_id,
+            from: what.from.map(Phase::as_str),
+            to: what.to.map(Phase::as_str),
+            reason: what.reason.map(Reason::as_str),
+            detail: &what.detail,
+            incarnation: what.incarnation.map(|incarnation| incarnation.0),
+            operation_id: what.operation.as_ref().map(OperationId::as_str),
+            cause: CauseBody {
+                origin: what.cause.origin.as_str(),
+                input: &what.cause.input,
+                request_id,
+                principal,
+                led_by: what.cause.led_by.map(number),
+            },
+            previous: what.previous.map(number),
+        }
+    }
+}

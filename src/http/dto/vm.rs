@@ -1,0 +1,327 @@
+//! VMs in the API.
+
+use super::{
+    Mac, Shown, Time,
+    size::{BootBody, SizeFields, gib},
+};
+use crate::http::{
+    error::ApiError, extract::Post, fields::Fields, refusal::unknown_template, state::HttpState,
+};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+use vman_actors::{store::Versioned, vm::NewVm};
+use vman_model::{
+    ImageName, RestartBudget, RestartMode, RestartPolicy, TemplateName, VmUuid,
+    restart::MAX_RESTARTS,
+    vm::{Firmware, VmRecord, VmSize, VmSpec},
+};
+
+/// The longest window of a restart budget, in seconds (30 days).
+const MAX_WINDOW_S: u32 = 30 * 24 * 3_600;
+/// The longest delay before a restart, in milliseconds (an hour).
+const MAX_BACKOFF_MS: u32 = 3_600_000;
+
+/// The size a VM has, under its template's name.
+#[derive(Serialize, ToSchema)]
+#[schema(as = VmTemplate)]
+pub(crate) struct VmTemplateBody<'a> {
+    /// The template it was made from.
+    name: &'a str,
+    /// Virtual CPUs.
+    cpu_count: u32,
+    /// Memory in GiB, rounded up.
+    ram_amount: u64,
+    /// Memory in MiB.
+    ram_mib: u64,
+}
+
+/// When a VM is started again by itself.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Restart)]
+pub(crate) struct RestartBody {
+    /// `never`, `on-failure` or `always`.
+    policy: &'static str,
+    /// Restarts within the window before the VM is given up.
+    max_restarts: u32,
+    /// The window, in seconds.
+    window_s: u32,
+    /// The first delay, in milliseconds; it doubles.
+    backoff_ms: u32,
+    /// The longest delay, in milliseconds.
+    backoff_max_ms: u32,
+    /// Restarts that count against the budget now.
+    count: usize,
+    /// All restarts by policy since the VM was made.
+    total: u64,
+}
+
+/// A disk of a VM.
+#[derive(Serialize, ToSchema)]
+#[schema(as = VmDisk)]
+pub(crate) struct VmDiskBody<'a> {
+    /// The disk.
+    id: &'a str,
+    /// The device name the guest sees for it.
+    mount_point: String,
+}
+
+/// A VM.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Vm)]
+pub(crate) struct VmBody<'a> {
+    /// Its id: the name its user gave it, or a generated one.
+    id: &'a str,
+    /// The UUID its QEMU carries.
+    #[schema(value_type = String)]
+    uuid: Shown<VmUuid>,
+    /// Its size and the template it came from.
+    vm_template: VmTemplateBody<'a>,
+    /// `stopped`, `starting`, `running`, `paused`, `stopping` or `error`.
+    state: &'static str,
+    /// Why it is in this state, in a stable word.
+    reason: &'static str,
+    /// The same in a sentence.
+    detail: &'a str,
+    /// Where it is, more finely than `state`.
+    phase: &'static str,
+    /// When it came there.
+    #[schema(value_type = String, format = DateTime)]
+    phase_since: Time,
+    /// What the user wants: `running`, `stopped` or `deleted`.
+    desired: &'static str,
+    /// Whether QMP does not answer although the process lives.
+    unresponsive: bool,
+    /// The address of its guest, where it is known.
+    local_ip: Option<&'a str>,
+    /// Its MAC address.
+    #[schema(value_type = String)]
+    mac: Shown<Mac>,
+    /// How it is connected while it runs: `bridge`, `user` or `none`.
+    network_mode: Option<&'static str>,
+    /// The present or last life of its QEMU; 0 if it was never started.
+    incarnation: u64,
+    /// The process id of its QEMU.
+    pid: Option<u32>,
+    /// Since when its guest runs.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    started_at: Option<Time>,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Time,
+    /// `bios` or `uefi`.
+    firmware: &'static str,
+    /// The disk image its root disk is a clone of.
+    image: Option<&'a str>,
+    /// Direct kernel boot.
+    boot: Option<BootBody<'a>>,
+    /// Its disks, the root disk first.
+    disks: Vec<VmDiskBody<'a>>,
+    /// When it is started again by itself.
+    restart: RestartBody,
+    /// Labels, for the user's own use.
+    labels: &'a BTreeMap<String, String>,
+    /// The operation under way.
+    operation: Option<&'a str>,
+    /// The revision of its last change, as in `ETag`.
+    revision: u64,
+}
+
+impl<'a> VmBody<'a> {
+    pub(crate) fn of(row: &'a Versioned<VmRecord>) -> Self {
+        let vm = &row.value;
+        let size = &vm.spec.size;
+        let nic = vm.claim.as_ref().and_then(|claim| claim.nics.first());
+        let operation = vm.operations.last();
+        Self {
+            id: vm.id.as_str(),
+            uuid: Shown(vm.uuid),
+            vm_template: VmTemplateBody {
+                name: vm.spec.template.as_str(),
+                cpu_count: size.cpu_count,
+                ram_amount: gib(size.ram_mib),
+                ram_mib: size.ram_mib,
+            },
+            state: vm.state().as_str(),
+            reason: vm.reason.as_str(),
+            detail: &vm.detail,
+            phase: vm.phase.as_str(),
+            phase_since: Time(vm.phase_since),
+            desired: vm.desired.as_str(),
+            unresponsive: vm.unresponsive,
+            local_ip: nic.and_then(|nic| nic.address.as_deref()),
+            mac: Shown(Mac(vm.mac)),
+            network_mode: nic.map(|nic| nic.kind.as_str()),
+            incarnation: vm.incarnation.0,
+            pid: vm.process.as_ref().map(|process| process.pid),
+            started_at: vm.started_at.map(Time),
+            created_at: Time(vm.created_at),
+            firmware: size.firmware.as_str(),
+            image: size.image.as_ref().map(ImageName::as_str),
+            boot: size.boot.as_ref().map(BootBody::of),
+            disks: disks(vm),
+            restart: restart(vm),
+            labels: &size.labels,
+            operation: operation.map(|operation| operation.id.as_str()),
+            revision: row.revision.0,
+        }
+    }
+}
+
+fn disks(vm: &VmRecord) -> Vec<VmDiskBody<'_>> {
+    let root = vm.root_disk.iter().map(|id| VmDiskBody {
+        id: id.as_str(),
+        mount_point: "/dev/vda".to_owned(),
+    });
+    root.collect()
+}
+
+fn restart(vm: &VmRecord) -> RestartBody {
+    let RestartPolicy { mode, budget } = vm.spec.restart;
+    RestartBody {
+        policy: mode.as_str(),
+        max_restarts: budget.max_restarts,
+        window_s: budget.window_s,
+        backoff_ms: budget.backoff_ms,
+        backoff_max_ms: budget.backoff_max_ms,
+        count: vm.restarts.recent.len(),
+        total: vm.restarts.total,
+    }
+}
+
+/// When a VM is to be started again by itself.
+#[derive(ToSchema)]
+#[allow(
+    dead_code,
+    reason = "its fields are the document; `read_restart` reads them one by one"
+)]
+pub(crate) struct NewRestart {
+    /// `never` (the default), `on-failure` or `always`.
+    policy: Option<String>,
+    /// Restarts within the window before the VM is given up; 5 by default.
+    #[schema(minimum = 0, maximum = 100)]
+    max_restarts: Option<u32>,
+    /// The window in seconds; 600 by default.
+    #[schema(minimum = 1, maximum = 2_592_000)]
+    window_s: Option<u32>,
+    /// The first delay in milliseconds; 1000 by default.
+    #[schema(minimum = 0, maximum = 3_600_000)]
+    backoff_ms: Option<u32>,
+    /// The longest delay in milliseconds; 60000 by default.
+    #[schema(minimum = 0, maximum = 3_600_000)]
+    backoff_max_ms: Option<u32>,
+}
+
+/// A VM to be made. What is not said is taken from the template.
+#[derive(ToSchema)]
+#[schema(as = NewVm)]
+#[allow(
+    dead_code,
+    reason = "its fields are the document; `read_vm` reads them one by one"
+)]
+pub(crate) struct NewVmBody {
+    /// The template it is made from.
+    template_name: String,
+    /// Its id; generated if it is not given.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    name: Option<String>,
+    /// Virtual CPUs.
+    #[schema(minimum = 1, maximum = 255)]
+    cpu_count: Option<u32>,
+    /// Memory in GiB.
+    #[schema(minimum = 1, maximum = 16384)]
+    ram_amount: Option<u64>,
+    /// Memory in MiB, instead of `ram_amount`.
+    #[schema(minimum = 1, maximum = 16_777_216)]
+    ram_mib: Option<u64>,
+    /// The disk image its root disk is a clone of.
+    image: Option<String>,
+    /// Direct kernel boot.
+    #[schema(value_type = Option<BootBody<'static>>)]
+    boot: (),
+    /// `bios` or `uefi`.
+    firmware: Option<String>,
+    /// The size of the root disk in GiB; the image's own size by default.
+    #[schema(minimum = 1, maximum = 65536)]
+    disk_gib: Option<u64>,
+    /// Labels: at most 64, values of at most 255 bytes. They replace the template's.
+    labels: Option<BTreeMap<String, String>>,
+    /// When it is started again by itself.
+    restart: Option<NewRestart>,
+}
+
+/// Reads a [`NewVmBody`].
+pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiError> {
+    let origin = post.caller.origin();
+    let mut fields = post.fields();
+    fields.require("template_name");
+    let template: Option<TemplateName> = fields.name("template_name");
+    let id = fields.name("name");
+    let said = SizeFields::read(&mut fields);
+    said.check_images(state, &mut fields);
+    let restart = fields.object("restart", |fields| Some(read_restart(fields)));
+    let known = template.map(|name| {
+        let row = state.inventory().templates.get(&name).cloned();
+        row.ok_or_else(|| unknown_template(name))
+    });
+    let size = match &known {
+        Some(Ok(row)) => Some(with_default_boot(state, said.over(&row.value.size))),
+        Some(Err(_)) | None => None,
+    };
+    if let Some(size) = &size {
+        check_boots(size, &mut fields);
+    }
+    fields.finish()?;
+    let (Some(template), Some(size)) = (known.transpose()?, size) else {
+        return Err(ApiError::field("template_name", "is required"));
+    };
+    Ok(NewVm {
+        id,
+        spec: VmSpec {
+            template: template.value.name.clone(),
+            size,
+            restart: restart.unwrap_or_default(),
+        },
+        origin,
+        idempotency: None,
+    })
+}
+
+/// `VMAN_DEFAULT_BOOT_DISK`, when nothing else is said.
+fn with_default_boot(state: &HttpState, mut size: VmSize) -> VmSize {
+    let says_nothing = size.image.is_none() && size.boot.is_none() && size.disk_mib.is_none();
+    if says_nothing {
+        size.image.clone_from(&state.settings.default_boot_disk);
+    }
+    size
+}
+
+fn check_boots(size: &VmSize, fields: &mut Fields) {
+    if size.firmware == Firmware::Uefi && size.image.is_none() && size.boot.is_none() {
+        fields.wrong(
+            "firmware",
+            "uefi needs something to boot: give image or boot",
+        );
+    }
+}
+
+fn read_restart(fields: &mut Fields) -> RestartPolicy {
+    let modes = [
+        RestartMode::Never,
+        RestartMode::OnFailure,
+        RestartMode::Always,
+    ];
+    let words = modes.map(|mode| (mode.as_str(), mode));
+    let default = RestartBudget::default();
+    let mode = fields.word("policy", &words).unwrap_or_default();
+    let mut number = |name: &str, low: u32, high: u32, default: u32| {
+        fields.whole_u32(name, low..=high).unwrap_or(default)
+    };
+    let budget = RestartBudget {
+        max_restarts: number("max_restarts", 0, MAX_RESTARTS, default.max_restarts),
+        window_s: number("window_s", 1, MAX_WINDOW_S, default.window_s),
+        backoff_ms: number("backoff_ms", 0, MAX_BACKOFF_MS, default.backoff_ms),
+        backoff_max_ms: number("backoff_max_ms", 0, MAX_BACKOFF_MS, default.backoff_max_ms),
+    };
+    RestartPolicy { mode, budget }
+}

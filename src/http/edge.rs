@@ -1,0 +1,137 @@
+//! What every request passes: its id, who calls, a permit, its span, the panic
+//! net, and the rendering of refusals.
+//!
+//! Must not: know any route, except that `/live` needs no permit.
+
+use super::{
+    auth::Peer,
+    error::{ApiError, Code},
+    extract::Caller,
+    state::HttpState,
+};
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use futures_util::FutureExt;
+use std::{fmt::Write as _, panic::AssertUnwindSafe, time::Instant};
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument;
+use vman_model::RequestId;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The one middleware around every route.
+pub(crate) async fn edge(
+    State(state): State<HttpState>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let began = Instant::now();
+    let id = request_id(&state, request.headers());
+    let method = request.method().clone();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("(none)", MatchedPath::as_str)
+        .to_owned();
+    let span = if is_read(&method) {
+        tracing::debug_span!("request", request_id = %id, %method, route)
+    } else {
+        tracing::info_span!("request", request_id = %id, %method, route)
+    };
+    let answered = async {
+        match admit(&state, &mut request, &id) {
+            Ok(_permit) => AssertUnwindSafe(next.run(request))
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_| panicked()),
+            Err(error) => error.into_response(),
+        }
+    };
+    let response = answered.instrument(span.clone()).await;
+    let response = render(response, &id);
+    span.in_scope(|| tell(&method, &response, began));
+    response
+}
+
+fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+/// The client's own id if it is a valid one, else a fresh one.
+fn request_id(state: &HttpState, headers: &HeaderMap) -> RequestId {
+    let given = headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok());
+    if let Some(id) = given.and_then(|id| RequestId::parse(id).ok()) {
+        return id;
+    }
+    let mut id = "req-".to_owned();
+    for byte in &state.handles().clock.random()[..10] {
+        let _ = write!(id, "{byte:02x}");
+    }
+    RequestId::parse(&id).expect("hex and a hyphen are an id")
+}
+
+fn admit(
+    state: &HttpState,
+    request: &mut Request,
+    id: &RequestId,
+) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+    let peer = request.extensions().get::<Peer>();
+    let access = &state.settings.access;
+    let principal = access.admit(peer, request.uri(), request.headers())?;
+    request.extensions_mut().insert(Caller {
+        request_id: id.clone(),
+        principal,
+    });
+    // A supervisor that asks whether the daemon lives must hear it under load.
+    if request.uri().path() == "/live" {
+        return Ok(None);
+    }
+    let permit = state.inflight.clone().try_acquire_owned();
+    permit.map(Some).map_err(|_| {
+        ApiError::new(
+            Code::Overloaded,
+            "too many requests are under way, this one was not begun: try again in a moment",
+        )
+    })
+}
+
+fn panicked() -> Response {
+    // The panic hook has told where; the client is told which request.
+    tracing::error!("a request handler panicked");
+    ApiError::new(
+        Code::Internal,
+        "VMAN failed to answer this request; this is a bug, and its log tells more under the request's id",
+    )
+    .into_response()
+}
+
+/// Gives a refusal its body and every answer its request id.
+fn render(mut response: Response, id: &RequestId) -> Response {
+    if let Some(error) = response.extensions_mut().remove::<Box<ApiError>>() {
+        let mut rendered = error.render(id.as_str());
+        for name in [header::ALLOW, header::ETAG] {
+            if let Some(value) = response.headers_mut().remove(&name) {
+                rendered.headers_mut().insert(name, value);
+            }
+        }
+        response = rendered;
+    }
+    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        response.headers_mut().insert(X_REQUEST_ID, value);
+    }
+    response
+}
+
+fn tell(method: &Method, response: &Response, began: Instant) {
+    let status = response.status().as_u16();
+    let duration_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    if is_read(method) {
+        tracing::debug!(status, duration_us, "request answered");
+    } else {
+        tracing::info!(status, duration_us, "request answered");
+    }
+}

@@ -1,0 +1,161 @@
+//! The API's document, generated from the routes, and the page that shows it.
+
+use super::{error::ERROR_CODES, routes, state::HttpState};
+use axum::{
+    Router,
+    http::{HeaderValue, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use std::{fmt::Write as _, sync::LazyLock};
+use utoipa::{OpenApi, openapi};
+use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+/// What the page may load: itself. It needs inline styles.
+const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "VMAN", description = "Supervises QEMU virtual machines on a Linux host."),
+    tags(
+        (name = "vms", description = "Virtual machines"),
+        (name = "templates", description = "Named sizes that VMs are made from"),
+        (name = "images", description = "Files that VMs boot or clone"),
+        (name = "disks", description = "Disks of VMs"),
+        (name = "operations", description = "Pieces of long work"),
+        (name = "events", description = "What happened, and why"),
+        (name = "network", description = "How VMs are connected"),
+        (name = "observer", description = "Differences between the records and the host"),
+        (name = "health", description = "Whether the daemon lives, is ready, and is well"),
+    )
+)]
+struct ApiDoc;
+
+fn documented() -> OpenApiRouter<HttpState> {
+    use routes::{
+        actions, console, disks, events, health, images, network, observer, operations, templates,
+        vms,
+    };
+    OpenApiRouter::with_openapi(ApiDoc::openapi())
+        .routes(routes!(vms::list_vms, vms::create_vm))
+        .routes(routes!(vms::get_vm, vms::delete_vm))
+        .routes(routes!(vms::explain_vm))
+        .routes(routes!(actions::act_on_vm))
+        .routes(routes!(console::get_console))
+        .routes(routes!(
+            templates::list_templates,
+            templates::create_template
+        ))
+        .routes(routes!(templates::get_template, templates::delete_template))
+        .routes(routes!(images::list_images))
+        .routes(routes!(
+            images::get_image,
+            images::put_image,
+            images::delete_image
+        ))
+        .routes(routes!(disks::list_disks))
+        .routes(routes!(disks::get_disk))
+        .routes(routes!(operations::list_operations))
+        .routes(routes!(
+            operations::get_operation,
+            operations::cancel_operation
+        ))
+        .routes(routes!(operations::wait_operation))
+        .routes(routes!(events::get_events))
+        .routes(routes!(network::get_network_config))
+        .routes(routes!(network::list_leases))
+        .routes(routes!(observer::get_observer))
+        .routes(routes!(observer::check_now))
+        .routes(routes!(health::health))
+        .routes(routes!(health::live))
+        .routes(routes!(health::ready))
+}
+
+fn document(mut api: openapi::OpenApi) -> openapi::OpenApi {
+    let mut text = "Supervises QEMU virtual machines on a Linux host.\n\n\
+        Errors are RFC 9457 problems with a stable `code`:\n\n| code | status | meaning |\n|---|---|---|\n"
+        .to_owned();
+    for (code, status, meaning) in ERROR_CODES {
+        let _ = writeln!(text, "| `{code}` | {status} | {meaning} |");
+    }
+    api.info.description = Some(text);
+    close_requests(&mut api);
+    api
+}
+
+/// What is sent to VMAN is refused where it has unknown fields: the document
+/// says so.
+fn close_requests(api: &mut openapi::OpenApi) {
+    use openapi::{RefOr, Schema, schema::AdditionalProperties};
+    let Some(components) = &mut api.components else {
+        return;
+    };
+    for name in [
+        "Boot",
+        "NewTemplate",
+        "NewVm",
+        "NewRestart",
+        "ActionOptions",
+    ] {
+        if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(name) {
+            object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+        }
+    }
+}
+
+struct Documents {
+    json: String,
+    yaml: String,
+}
+
+static DOCUMENTS: LazyLock<Documents> = LazyLock::new(|| {
+    let (_, api) = documented().split_for_parts();
+    let api = document(api);
+    Documents {
+        json: serde_json::to_string_pretty(&api).unwrap_or_default(),
+        yaml: serde_norway::to_string(&api).unwrap_or_default(),
+    }
+});
+
+/// The API's document in YAML, as it is committed under `openapi/`.
+pub fn openapi_yaml() -> &'static str {
+    &DOCUMENTS.yaml
+}
+
+fn text(kind: &'static str, body: &'static str) -> Response {
+    (
+        [(header::CONTENT_TYPE, HeaderValue::from_static(kind))],
+        body,
+    )
+        .into_response()
+}
+
+/// Every route of the API, the document and its page.
+pub(super) fn routes() -> Router<HttpState> {
+    let (api, _) = documented().split_for_parts();
+    api.route(
+        "/openapi.json",
+        get(|| async { text("application/json", &DOCUMENTS.json) }),
+    )
+    .route(
+        "/openapi.yaml",
+        get(|| async { text("application/yaml", &DOCUMENTS.yaml) }),
+    )
+    .merge(docs())
+}
+
+fn docs() -> Router<HttpState> {
+    // "none": the page would otherwise ask a validator on the internet.
+    let config = Config::from("/openapi.json").validator_url("none");
+    let page: Router<HttpState> = SwaggerUi::new("/docs").config(config).into();
+    page.layer(axum::middleware::map_response(
+        |mut response: Response| async {
+            let policy = HeaderValue::from_static(DOCS_POLICY);
+            response
+                .headers_mut()
+                .insert(header::CONTENT_SECURITY_POLICY, policy);
+            response
+        },
+    ))
+}

@@ -1,0 +1,265 @@
+//! What the actors' errors become in the API. One place, so that the same
+//! refusal has the same code wherever it is met.
+
+use super::error::{ApiError, Code, FieldError};
+use vman_actors::{
+    disks::ImageError,
+    ports::{FileError, HostError, LoadError},
+    store::StoreError,
+    templates::TemplateError,
+    vm::{CommandError, CreateError},
+};
+use vman_model::{Guard, vm::Refusal};
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let (code, advice) = match refusal {
+            Refusal::AlreadyRunning => (
+                Code::AlreadyRunning,
+                "the VM runs already or is starting: there is nothing to start; use restart to start it anew",
+            ),
+            Refusal::NotRunning => (Code::NotRunning, "the VM does not run: start it first"),
+            Refusal::BeingStopped => (
+                Code::BeingStopped,
+                "the VM is being stopped: wait until it is stopped, or stop it with force=true",
+            ),
+            Refusal::AlreadyPaused => (
+                Code::AlreadyPaused,
+                "the VM is paused already: resume lets it go on",
+            ),
+            Refusal::NotPaused => (
+                Code::NotPaused,
+                "the VM is not paused: there is nothing to resume",
+            ),
+            Refusal::BeingDeleted => (
+                Code::BeingDeleted,
+                "the VM is being deleted: it takes no more commands",
+            ),
+            Refusal::OperationInProgress => (
+                Code::OperationInProgress,
+                "another operation on the VM is under way: wait for it and try again",
+            ),
+            Refusal::Recovering => (
+                Code::Recovering,
+                "the daemon has just started and is looking for the VM's QEMU: try again in a moment",
+            ),
+        };
+        let error = ApiError::new(code, advice);
+        if refusal == Refusal::Recovering {
+            return error.retry_after(1);
+        }
+        error
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NoSpace => ApiError::new(
+                Code::StorageFull,
+                "the storage is full, nothing was changed: free space under the storage path and try again",
+            ),
+            StoreError::ReadOnly => ApiError::new(
+                Code::StorageReadOnly,
+                "the storage is read-only, nothing was changed: remount it writable and try again",
+            ),
+            StoreError::Busy => ApiError::new(
+                Code::Overloaded,
+                "too many changes wait to be written, nothing was changed: try again in a moment",
+            ),
+            StoreError::Unavailable => ApiError::new(
+                Code::Unavailable,
+                "the store is being restarted, nothing was changed: try again in a moment",
+            ),
+            StoreError::Refused(why) => ApiError::new(
+                Code::HostFailed,
+                format!("the store refused the change, nothing was changed: {why}"),
+            ),
+            StoreError::Unknown(_) => outcome_unknown(),
+            StoreError::Conflict(guard) => ApiError::new(
+                Code::Unavailable,
+                format!("it changed at the same moment ({guard:?}), nothing was done: try again"),
+            ),
+        }
+    }
+}
+
+fn outcome_unknown() -> ApiError {
+    ApiError::new(
+        Code::OutcomeUnknown,
+        "it is unknown whether this was carried out: look with GET, or repeat it with the same Idempotency-Key",
+    )
+}
+
+impl From<CommandError> for ApiError {
+    fn from(error: CommandError) -> Self {
+        match error {
+            CommandError::Refused(refusal) => refusal.into(),
+            CommandError::NotFound => ApiError::new(Code::NotFound, "there is no such VM"),
+            CommandError::Stale => stale("VM"),
+            CommandError::KeyInUse => key_in_flight(),
+            CommandError::TooMany => ApiError::new(
+                Code::TooManyCommands,
+                "too many commands wait for this VM, this one was not taken: try again in a moment",
+            ),
+            CommandError::Quarantined => ApiError::new(
+                Code::VmQuarantined,
+                "the VM's actor failed too often and is left alone for a while, its guest runs on: \
+                 the daemon's log says why",
+            )
+            .retry_after(30),
+            CommandError::Unavailable | CommandError::Retired => ApiError::new(
+                Code::Unavailable,
+                "the VM's actor is being restarted, the command was not taken: try again in a moment",
+            ),
+            CommandError::Store(error) => error.into(),
+            CommandError::Unknown => outcome_unknown(),
+        }
+    }
+}
+
+/// It has changed since the revision that the client named.
+pub(crate) fn stale(what: &str) -> ApiError {
+    let detail = format!(
+        "the {what} has changed since the revision in If-Match: GET it again and decide anew"
+    );
+    ApiError::new(Code::Stale, detail)
+}
+
+/// The same key came twice at once.
+pub(crate) fn key_in_flight() -> ApiError {
+    ApiError::new(
+        Code::KeyInFlight,
+        "a request with this Idempotency-Key is under way: repeat it in a moment",
+    )
+    .retry_after(1)
+}
+
+impl From<CreateError> for ApiError {
+    fn from(error: CreateError) -> Self {
+        match error {
+            CreateError::Exists(id) => ApiError::new(
+                Code::VmExists,
+                format!("a VM named {id} exists: choose another name, or delete it first"),
+            )
+            .vm(id),
+            CreateError::DiskExists(id) => ApiError::new(
+                Code::DiskExists,
+                format!("a disk named {id} exists, which is the name of the root disk: choose another name"),
+            )
+            .disk(id),
+            CreateError::NoTemplate(name) => unknown_template(name),
+            CreateError::NoImage { field, kind, name } => ApiError::field(
+                field,
+                format!("there is no {kind} image named {name}: upload it with PUT /images/{name}"),
+            ),
+            CreateError::DiskTooSmall {
+                disk_mib,
+                name,
+                image_mib,
+            } => ApiError::field(
+                "disk_gib",
+                format!("{disk_mib} MiB is smaller than the image {name} of {image_mib} MiB"),
+            ),
+            CreateError::TooMany(limit) => ApiError::new(
+                Code::VmLimitReached,
+                format!("there are {limit} VMs, the configured limit: delete one, or raise VMAN_MAX_VMS"),
+            ),
+            CreateError::KeyInUse => key_in_flight(),
+            CreateError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// The original answers 400 for it.
+pub(crate) fn unknown_template(name: impl std::fmt::Display) -> ApiError {
+    let detail = format!(
+        "there is no template named {name}: GET /templates lists them, POST /templates makes one"
+    );
+    ApiError {
+        errors: vec![FieldError {
+            field: "template_name".to_owned(),
+            detail: detail.clone(),
+        }],
+        ..ApiError::new(Code::UnknownTemplate, detail)
+    }
+}
+
+impl From<TemplateError> for ApiError {
+    fn from(error: TemplateError) -> Self {
+        match error {
+            TemplateError::Exists(name) => ApiError::new(
+                Code::TemplateExists,
+                format!("a template named {name} exists: choose another name, or delete it first"),
+            ),
+            TemplateError::NotFound(name) => {
+                ApiError::new(Code::NotFound, format!("there is no template named {name}"))
+            }
+            TemplateError::InUse { .. } => {
+                ApiError::new(Code::TemplateInUse, format!("{error}: delete them first"))
+            }
+            TemplateError::KeyInUse => key_in_flight(),
+            TemplateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ImageError> for ApiError {
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::File(error) => error.into(),
+            ImageError::Store(StoreError::Conflict(Guard::ImageAbsent(name))) => {
+                ImageError::Exists(name).into()
+            }
+            ImageError::Store(error) => error.into(),
+            ImageError::Exists(_) => ApiError::new(Code::ImageExists, error.to_string()),
+            ImageError::BeingUploaded(_) => ApiError::new(
+                Code::ImageBeingUploaded,
+                format!("{error}: wait for it, or choose another name"),
+            ),
+            ImageError::NotFound(_) => ApiError::new(Code::NotFound, error.to_string()),
+            ImageError::InUse { .. } => ApiError::new(
+                Code::ImageInUse,
+                format!("{error}: delete what uses it first"),
+            ),
+        }
+    }
+}
+
+impl From<FileError> for ApiError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::NoSpace { .. } => ApiError::new(
+                Code::StorageFull,
+                format!("{error}: nothing was kept; free space and try again"),
+            ),
+            FileError::Refused(why) => ApiError::new(Code::ImageRefused, why),
+            FileError::TooLarge { limit } => too_large(limit),
+            FileError::Checksum { .. } => ApiError::new(
+                Code::ChecksumMismatch,
+                format!("{error}; nothing was kept: upload it again"),
+            ),
+            FileError::NoTool(_) | FileError::Io { .. } => {
+                ApiError::new(Code::HostFailed, error.to_string())
+            }
+        }
+    }
+}
+
+/// The body is larger than this path takes.
+pub(crate) fn too_large(limit: u64) -> ApiError {
+    let detail = format!("the body is larger than the limit of {limit} bytes; nothing was kept");
+    ApiError::new(Code::TooLarge, detail)
+}
+
+impl From<HostError> for ApiError {
+    fn from(error: HostError) -> Self {
+        ApiError::new(Code::HostFailed, error.to_string())
+    }
+}
+
+impl From<LoadError> for ApiError {
+    fn from(error: LoadError) -> Self {
+        ApiError::new(Code::HostFailed, error.to_string())
+    }
+}

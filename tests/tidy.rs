@@ -1,0 +1,209 @@
+//! The walls between the rooms that Cargo cannot build: who may import what,
+//! and that the map in `docs/architecture.md` names real files.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut out = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+            out.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|ext| ext == "rs") {
+            out.push(path);
+        }
+    }
+    out
+}
+
+/// Lines of code, without comments, that hold any of `words`.
+fn offences(text: &str, words: &[&str]) -> Vec<String> {
+    let code = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim_start().starts_with("//"));
+    code.filter(|(_, line)| words.iter().any(|word| line.contains(word)))
+        .map(|(number, line)| format!("{}: {}", number + 1, line.trim()))
+        .collect()
+}
+
+/// A room, and what its files may not name.
+const WALLS: &[(&str, &[&str])] = &[
+    (
+        "src/host",
+        &[
+            "ractor",
+            "axum",
+            "utoipa",
+            "crate::http",
+            "crate::cli",
+            "crate::app",
+        ],
+    ),
+    (
+        "src/http",
+        &[
+            "ractor",
+            "redb",
+            "rustix::process",
+            "crate::host",
+            "crate::cli",
+            "crate::app",
+        ],
+    ),
+    (
+        "src/cli",
+        &[
+            "ractor",
+            "redb",
+            "vman_actors",
+            "axum",
+            "crate::host",
+            "crate::http",
+            "crate::app",
+        ],
+    ),
+    (
+        "actors/src",
+        &[
+            "redb",
+            "axum",
+            "rustix",
+            "std::fs",
+            "std::process",
+            "std::net",
+            "tokio::fs",
+            "tokio::process",
+            "tokio::net",
+        ],
+    ),
+    (
+        "actors/model/src",
+        &[
+            "tokio",
+            "ractor",
+            "std::fs",
+            "std::process",
+            "std::net",
+            "std::time",
+            "std::env",
+            "SystemTime",
+            "Instant::now",
+            "rand::",
+        ],
+    ),
+];
+
+fn broken_walls(walls: &[(&str, &[&str])]) -> Vec<String> {
+    let mut out = Vec::new();
+    for (room, forbidden) in walls {
+        for file in rust_files(&root().join(room)) {
+            let text = fs::read_to_string(&file).unwrap();
+            for offence in offences(&text, forbidden) {
+                out.push(format!(
+                    "{}:{offence}",
+                    file.strip_prefix(root()).unwrap().display()
+                ));
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn no_room_reaches_through_a_wall() {
+    let broken = broken_walls(WALLS);
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn the_wall_check_sees_an_import_where_there_is_one() {
+    // `src/host` does use rustix: a wall against it must be reported.
+    assert!(!broken_walls(&[("src/host", &["rustix"])]).is_empty());
+    assert_eq!(
+        offences("use axum::Router;\n// axum", &["axum"]),
+        ["1: use axum::Router;"]
+    );
+}
+
+#[test]
+fn unsafe_code_lives_only_under_src_host() {
+    for room in ["src", "actors/src", "actors/model/src"] {
+        for file in rust_files(&root().join(room)) {
+            let name = file.strip_prefix(root()).unwrap().display().to_string();
+            let found = offences(
+                &fs::read_to_string(&file).unwrap(),
+                &["unsafe {", "unsafe fn"],
+            );
+            assert!(
+                name.starts_with("src/host") || found.is_empty(),
+                "{name}: {found:?}"
+            );
+        }
+    }
+}
+
+/// The paths that the map names: words in code quotes that look like paths.
+fn named_paths(text: &str) -> Vec<String> {
+    text.split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| {
+            let roots = [
+                "src/", "actors/", "tests/", "contrib/", "docs/", "openapi/", "benches/",
+            ];
+            roots.iter().any(|root| word.starts_with(root))
+        })
+        .filter(|word| !word.contains([' ', '*', '{', '<', ':']))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn the_map_names_real_files() {
+    for document in rust_docs() {
+        let text = fs::read_to_string(&document).unwrap();
+        for path in named_paths(&text) {
+            assert!(
+                root().join(&path).exists(),
+                "{} names {path}, which is not there",
+                document.display()
+            );
+        }
+    }
+}
+
+fn rust_docs() -> Vec<PathBuf> {
+    let docs = fs::read_dir(root().join("docs"))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path());
+    let mut docs: Vec<_> = docs
+        .filter(|path| path.extension().is_some_and(|ext| ext == "md"))
+        .collect();
+    docs.push(root().join("README.md"));
+    docs
+}
+
+#[test]
+fn the_map_has_every_folder_of_code() {
+    let map = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    for room in ["src", "actors/src", "actors/model/src"] {
+        for entry in fs::read_dir(root().join(room)).unwrap().flatten() {
+            let path = entry.path();
+            let name = path.strip_prefix(root()).unwrap().display().to_string();
+            assert!(
+                map.contains(&name),
+                "docs/architecture.md does not name {name}"
+            );
+        }
+    }
+}
