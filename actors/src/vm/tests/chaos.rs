@@ -132,13 +132,15 @@ impl Chaos {
     fn rewrite_script(&mut self, id: &VmId) {
         let dice = &mut self.dice;
         self.daemon.host.script_vm(id, |script| {
-            script.launch = match dice.roll(8) {
+            script.launch = match dice.roll(10) {
                 0 => Launch::Fails(LaunchError::Spawn("scripted".to_owned())),
                 1 => Launch::ExitsAtOnce {
                     code: 1,
                     stderr: String::new(),
                 },
                 2 => Launch::NeverGreets,
+                3 if dice.roll(4) == 0 => Launch::PanicsBefore,
+                4 if dice.roll(4) == 0 => Launch::PanicsAfter,
                 _ => Launch::Works,
             };
             script.act = match dice.roll(5) {
@@ -161,11 +163,17 @@ impl Chaos {
             script.adopt_errors = u32::try_from(dice.roll(3)).unwrap();
             script.release_errors = u32::try_from(dice.roll(3)).unwrap();
             script.claim_errors = u32::from(dice.roll(4) == 0);
+            script.disk_errors = u32::from(dice.roll(4) == 0);
+            script.disk_takes = dice.ms(10);
+            script.kill_takes = (dice.roll(4) > 0).then(|| dice.ms(20));
             script.terminate_panics = u32::from(dice.roll(6) == 0);
         });
     }
 
     fn commit_fails(&mut self) {
+        if self.dice.roll(8) == 0 {
+            return self.daemon.host.panic_in_commits(1);
+        }
         let next = match self.dice.roll(8) {
             0 => NextCommit::UnknownButWritten,
             1 => NextCommit::UnknownNotWritten,

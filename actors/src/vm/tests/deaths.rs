@@ -87,10 +87,12 @@ fn the_store_dies_and_everything_comes_back_with_the_truth() {
             let (id, other) = (daemon.running("a").await, daemon.running("b").await);
             let before = daemon.host.live();
             daemon.host.storage().then(next.clone());
-            let answer = daemon.ask(&id, Command::Pause).await;
-            assert_eq!(answer, Err(CommandError::Unknown));
-            let opened = || daemon.host.storage().opens() == 2;
-            daemon.until("the store is opened again", opened).await;
+            let dies = async || {
+                let answer = daemon.ask(&id, Command::Pause).await;
+                assert_eq!(answer, Err(CommandError::Unknown));
+            };
+            daemon.restarted_by(dies).await;
+            assert_eq!(daemon.host.storage().opens(), 2);
             daemon.oracle().await;
             let live = daemon.host.live();
             assert_eq!(live.len(), before.len());
@@ -110,10 +112,9 @@ async fn a_writer_thread_that_panics_takes_the_store_down_and_it_comes_back() {
     let daemon = Daemon::start().await;
     let id = daemon.running("a").await;
     daemon.host.panic_in_commits(1);
-    let answer = daemon.ask(&id, Command::Pause).await;
-    assert!(answer.is_err());
-    let opened = || daemon.host.storage().opens() == 2;
-    daemon.until("the store is opened again", opened).await;
+    let dies = async || assert!(daemon.ask(&id, Command::Pause).await.is_err());
+    daemon.restarted_by(dies).await;
+    assert_eq!(daemon.host.storage().opens(), 2);
     daemon.oracle().await;
     daemon.done(&id, STOP).await;
 }
@@ -142,12 +143,7 @@ async fn the_supervisor_of_vms_dies_and_every_vm_is_found_again() {
     let (a, b) = (daemon.running("a").await, daemon.running("b").await);
     let before = daemon.host.live();
     let supervisor = daemon.on().vms.directory.supervisor.get().unwrap();
-    supervisor.kill();
-    let replaced = || {
-        let present = daemon.on().vms.directory.supervisor.get();
-        present.is_some_and(|present| present.get_id() != supervisor.get_id())
-    };
-    daemon.until("there is a new one", replaced).await;
+    daemon.restarted_by(async || supervisor.kill()).await;
     daemon.oracle().await;
     assert_eq!(daemon.host.live(), before);
     daemon.done(&a, STOP).await;
