@@ -7,7 +7,14 @@ use crate::{
     ports::LaunchError,
     vm::NewVm,
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use vman_model::{
     RestartMode, RestartPolicy, VmId,
     vm::{Command, Desired, ExitStatus, Phase, RunState},
@@ -15,6 +22,8 @@ use vman_model::{
 
 const VMS: u64 = 5;
 const STEPS: u64 = 60;
+/// Lives at once: most of a life is waiting.
+const WORKERS: usize = 4;
 
 /// A small generator (xorshift64*).
 struct Dice(u64);
@@ -227,12 +236,26 @@ async fn live_through(seed: u64) {
     chaos.settle().await;
 }
 
+/// Lives through all of these, a few at once; tells the seeds that failed.
 fn live_through_all(seeds: std::ops::Range<u64>) {
-    for seed in seeds {
-        // Told before a panic unwinds, so that the seed can be tried again.
-        println!("seed {seed}");
-        alone(live_through(seed));
-    }
+    let next = AtomicU64::new(seeds.start);
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                while let Some(seed) = Some(next.fetch_add(1, Ordering::SeqCst))
+                    && seed < seeds.end
+                {
+                    let life = || alone(live_through(seed));
+                    if std::panic::catch_unwind(life).is_err() {
+                        failed.lock().unwrap().push(seed);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    assert!(failed.is_empty(), "these seeds failed: {failed:?}");
 }
 
 #[test]
@@ -240,10 +263,12 @@ fn random_commands_faults_and_deaths_lose_double_and_leave_open_nothing() {
     live_through_all(0..50);
 }
 
+/// `VMAN_TEST_CHAOS_FROM` and `VMAN_TEST_CHAOS_SEEDS` say which.
 #[test]
 #[ignore = "minutes long: for the night"]
 fn thousands_of_random_lives_lose_double_and_leave_open_nothing() {
-    let from = std::env::var("VMAN_CHAOS_FROM").ok();
-    let from = from.and_then(|from| from.parse().ok()).unwrap_or(0);
-    live_through_all(from..from + 5_000);
+    let number = |name: &str| std::env::var(name).ok()?.parse().ok();
+    let from = number("VMAN_TEST_CHAOS_FROM").unwrap_or(0);
+    let seeds = number("VMAN_TEST_CHAOS_SEEDS").unwrap_or(5_000);
+    live_through_all(from..from + seeds);
 }
