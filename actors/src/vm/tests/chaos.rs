@@ -61,7 +61,12 @@ impl Chaos {
             20..70 => self.command(&id).await,
             70..78 => self.qemu_acts(&id),
             78..86 => self.rewrite_script(&id),
-            86..89 => self.commit_fails(),
+            86..88 => self.commit_fails(),
+            88 => {
+                if let Some(supervisor) = self.daemon.on().vms.directory.supervisor.get() {
+                    supervisor.kill();
+                }
+            }
             89..92 => {
                 if let Some(entry) = self.daemon.on().vms.directory.get(&id)
                     && let Some(actor) = entry.actor
@@ -163,11 +168,12 @@ impl Chaos {
                 0 => Powerdown::Ignored,
                 _ => Powerdown::HeardAfter(dice.ms(50)),
             };
-            script.spawn_takes = dice.ms(30);
+            script.spawn_takes = dice.ms(100);
             script.greet_takes = dice.ms(30);
             script.terminate_takes = (dice.roll(4) > 0).then(|| dice.ms(20));
             script.adopt_takes = dice.ms(30);
             script.claim_takes = dice.ms(10);
+            script.greets_early = dice.roll(3) == 0;
             script.news_told = 1 + u8::from(dice.roll(3) == 0);
             script.adopt_errors = u32::try_from(dice.roll(3)).unwrap();
             script.release_errors = u32::try_from(dice.roll(3)).unwrap();
