@@ -16,7 +16,7 @@ use std::{
 use tempfile::TempDir;
 
 /// Long enough for a loaded two-core machine under software emulation.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A daemon on a private storage path, with whatever it has started.
 pub struct Daemon {

@@ -79,7 +79,7 @@ pub struct Inventory {
 
 impl Inventory {
     /// The first guard that does not hold.
-    fn violated(&self, guards: &[Guard]) -> Option<Guard> {
+    pub(super) fn violated(&self, guards: &[Guard]) -> Option<Guard> {
         guards.iter().find(|guard| !self.holds(guard)).cloned()
     }
 

@@ -85,7 +85,7 @@ impl Actor for StateStore {
         writer: &mut Writer,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            StoreMsg::Commit(change, reply) => writer.enqueue(*change, reply),
+            StoreMsg::Commit(change, reply) => writer.enqueue(*change, reply)?,
             StoreMsg::WriterLost(why) => return Err(why.into()),
         }
         Ok(())

@@ -12,13 +12,16 @@ use super::{
 };
 use crate::ports::{Clock, CommitError, RowBatch, Storage};
 use ractor::ActorRef;
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-    mpsc,
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
 };
 use tokio::sync::oneshot;
-use vman_model::Change;
+use vman_model::{Change, Guard};
 
 /// The most changes in one commit: more gain nothing, and every one of them
 /// waits for the last.
@@ -50,7 +53,12 @@ impl Writer {
         std::thread::Builder::new()
             .name("vman-store".to_owned())
             .spawn(move || {
-                if let Err(why) = thread.run(&changes) {
+                // Nothing is published before it is committed, so what a panic
+                // leaves behind is whole.
+                let run = AssertUnwindSafe(|| thread.run(&changes));
+                let ended = catch_unwind(run)
+                    .unwrap_or_else(|_| Err("the store's writer panicked".to_owned()));
+                if let Err(why) = ended {
                     // The queue is dropped here: whoever waits in it learns that
                     // it does not know either.
                     drop(changes);
@@ -61,14 +69,16 @@ impl Writer {
         Self { queue, waiting }
     }
 
-    pub(super) fn enqueue(&self, change: Change, reply: Reply) {
+    /// `Err` means that the thread has ended.
+    pub(super) fn enqueue(&self, change: Change, reply: Reply) -> Result<(), &'static str> {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             let _ = reply.send(Err(StoreError::Busy));
-            return;
+            return Ok(());
         }
         // If the thread has ended, the reply is dropped with the message.
-        let _ = self.queue.send((change, reply));
+        let sent = self.queue.send((change, reply));
+        sent.map_err(|_| "the store's writer has ended")
     }
 }
 
@@ -102,6 +112,7 @@ impl WriterThread {
         let before = self.slot.inventory();
         let mut next = Inventory::clone(&before);
         let (mut rows, mut accepted) = (RowBatch::new(), Vec::with_capacity(group.len()));
+        let mut refused = Vec::new();
         for (change, reply) in group {
             match next.apply(change, now) {
                 Ok((after, more)) => {
@@ -114,12 +125,18 @@ impl WriterThread {
                     next = after;
                     rows.extend(more);
                 }
-                Err(guard) => {
-                    let _ = reply.send(Err(StoreError::Conflict(guard)));
-                }
+                // What it conflicts with may be in this very group: it is true
+                // only once that is durable.
+                Err(guard) => refused.push((guard, reply)),
             }
         }
+        let refuse = |refused: Vec<(Guard, Reply)>| {
+            for (guard, reply) in refused {
+                let _ = reply.send(Err(StoreError::Conflict(guard)));
+            }
+        };
         if accepted.is_empty() {
+            refuse(refused);
             return Ok(());
         }
         rows.push(revision_row(next.revision));
@@ -130,6 +147,7 @@ impl WriterThread {
                 for (committed, reply) in accepted {
                     let _ = reply.send(Ok(committed));
                 }
+                refuse(refused);
                 Ok(())
             }
             Err(error) => {
@@ -137,6 +155,16 @@ impl WriterThread {
                 let told = StoreError::from(error.clone());
                 for (_, reply) in accepted {
                     let _ = reply.send(Err(told.clone()));
+                }
+                // What holds without this group is a conflict all the same.
+                for (guard, reply) in refused {
+                    let holds = before.violated(std::slice::from_ref(&guard)).is_none();
+                    let error = if holds {
+                        told.clone()
+                    } else {
+                        StoreError::Conflict(guard)
+                    };
+                    let _ = reply.send(Err(error));
                 }
                 if unknown {
                     Err(error.to_string())

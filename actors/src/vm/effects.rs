@@ -22,7 +22,7 @@ use std::{
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use vman_model::{
     DiskFormat, DiskRecord, Incarnation,
-    vm::{Claim, Effect, ExitStatus, Fact, QmpAction, RunState, VmRecord},
+    vm::{Claim, Effect, ExitStatus, Fact, QmpAction, VmRecord},
 };
 
 /// The root disk's slot on the pcie-root-ports; the first network card's is next.
@@ -96,9 +96,13 @@ impl VmState {
         let incarnation = record.incarnation;
         for effect in effects {
             match effect {
-                Effect::Claim | Effect::Launch | Effect::Adopt => {
+                Effect::Claim => {
+                    // Now and not when its turn comes: a stop in between must
+                    // reach it.
+                    self.lane.recall = Arc::default();
                     self.lane.waiting.push_back(effect);
                 }
+                Effect::Launch | Effect::Adopt => self.lane.waiting.push_back(effect),
                 Effect::Release { .. } => {
                     // A claim that still waits for its permit need not.
                     self.lane.recall.wish(WISH_TERMINATE);
@@ -136,25 +140,26 @@ impl VmState {
             return;
         };
         self.lane.busy = true;
-        if effect == Effect::Claim {
-            self.lane.recall = Arc::default();
-        }
         let job = Job {
             deps: self.deps.clone(),
             record: record.clone(),
             vm: myself.clone(),
             recall: self.lane.recall.clone(),
             permit: self.lane.permit.clone(),
+            gate: self.lane.gate.clone(),
+            generation: self.lane.generation,
         };
-        let (gate, generation) = (self.lane.gate.clone(), self.lane.generation);
         tokio::spawn(async move {
-            let free = LaneFree(job.vm.clone());
-            let turn = gate.lock().await;
-            if gate.is_current(generation) {
+            let mut ended = LaneEnd {
+                vm: job.vm.clone(),
+                lost: true,
+            };
+            let turn = job.gate.lock().await;
+            if job.gate.is_current(job.generation) {
                 job.run(effect).await;
             }
             drop(turn);
-            drop(free);
+            ended.lost = false;
         });
     }
 
@@ -192,13 +197,11 @@ impl VmState {
         let done = machine.act(MachineAction::Resume);
         let vm = myself.clone();
         tokio::spawn(async move {
-            let fact = match done.await {
-                Ok(()) => Fact::RunStateChanged(RunState::Running),
-                Err(error) => Fact::Deaf {
-                    detail: error.to_string(),
-                },
-            };
-            let _ = vm.cast(VmMsg::Fact(incarnation, fact));
+            // That it runs is told by the machine itself, in the order of its news.
+            if let Err(error) = done.await {
+                let detail = error.to_string();
+                let _ = vm.cast(VmMsg::Fact(incarnation, Fact::Deaf { detail }));
+            }
         });
     }
 
@@ -233,6 +236,12 @@ impl VmState {
     }
 }
 
+fn given_up() -> Fact {
+    Fact::ClaimDenied {
+        detail: "the start was given up".to_owned(),
+    }
+}
+
 fn end_machine(machine: &dyn Machine, wish: u8) {
     match wish {
         WISH_NONE => {}
@@ -241,12 +250,20 @@ fn end_machine(machine: &dyn Machine, wish: u8) {
     }
 }
 
-/// Tells the actor that the lane is free, also when the job panicked.
-struct LaneFree(ActorRef<VmMsg>);
+/// Tells the actor that the lane is free, or that the job panicked: then nobody
+/// else would ever tell what became of it.
+struct LaneEnd {
+    vm: ActorRef<VmMsg>,
+    lost: bool,
+}
 
-impl Drop for LaneFree {
+impl Drop for LaneEnd {
     fn drop(&mut self) {
-        let _ = self.0.cast(VmMsg::LaneFree);
+        let _ = self.vm.cast(if self.lost {
+            VmMsg::EffectLost
+        } else {
+            VmMsg::LaneFree
+        });
     }
 }
 
@@ -257,6 +274,8 @@ struct Job {
     vm: ActorRef<VmMsg>,
     recall: Arc<Recall>,
     permit: LaunchPermit,
+    gate: HostGate,
+    generation: u64,
 }
 
 impl Job {
@@ -293,6 +312,9 @@ impl Job {
 
     async fn claim(&self) -> Fact {
         let mut disks = Vec::new();
+        if self.recall.wished() != WISH_NONE {
+            return given_up();
+        }
         for disk in self.disk_records() {
             if let Err(error) = self.deps.disks.ensure(self.new_file(&disk)).await {
                 return Fact::ClaimDenied {
@@ -319,11 +341,11 @@ impl Job {
         let permit = tokio::select! {
             permit = self.deps.launches.clone().acquire_owned() => permit.ok(),
             () = self.recall.told.notified() => None,
+            // The VM's next actor waits for its turn.
+            () = self.gate.superseded(self.generation) => None,
         };
         if permit.is_none() {
-            return Fact::ClaimDenied {
-                detail: "the start was given up".to_owned(),
-            };
+            return given_up();
         }
         *self.permit.lock().unwrap_or_else(PoisonError::into_inner) = permit;
         Fact::Claimed(Claim { disks, nics })
@@ -369,18 +391,21 @@ impl Job {
             });
         }
         // The permit is given back when QMP answers, or QEMU ends.
-        let news = self.sink(permit);
+        let (news, bag) = self.sink(permit);
         match self.deps.hypervisor.launch(plan, news).await {
-            Ok(machine) => self.found(machine, Fact::Spawned),
+            Ok(machine) => self.found(machine, &bag, Fact::Spawned),
             Err(error) => self.tell(Fact::LaunchFailed {
                 detail: error.to_string(),
             }),
         }
     }
 
+    /// The machine first, then who it is, then its news: what follows from the
+    /// news may be something for the machine to do.
     fn found(
         &self,
         machine: Arc<dyn Machine>,
+        bag: &Arc<Mailbag>,
         fact: impl Fn(vman_model::vm::ProcessIdentity) -> Fact,
     ) {
         let identity = machine.identity();
@@ -388,6 +413,10 @@ impl Job {
             .vm
             .cast(VmMsg::Machine(self.record.incarnation, machine));
         self.tell(fact(identity));
+        if bag.open() {
+            let news = VmMsg::News(self.record.incarnation, bag.clone());
+            let _ = self.vm.cast(news);
+        }
     }
 
     async fn plan(&self) -> Result<LaunchPlan, String> {
@@ -442,36 +471,39 @@ impl Job {
             process: self.record.process.clone(),
         };
         loop {
-            match self
-                .deps
-                .hypervisor
-                .adopt(plan.clone(), self.sink(None))
-                .await
-            {
-                Ok(Adoption::Found(machine)) => return self.found(machine, Fact::Found),
+            let (news, bag) = self.sink(None);
+            match self.deps.hypervisor.adopt(plan.clone(), news).await {
+                Ok(Adoption::Found(machine)) => return self.found(machine, &bag, Fact::Found),
                 Ok(Adoption::Gone) => return self.tell(Fact::Gone),
                 Err(error) => {
                     let vm_id = &self.record.id;
                     tracing::warn!(%vm_id, %error, "cannot look for the VM's QEMU, trying again");
-                    tokio::time::sleep(ADOPT_AGAIN).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(ADOPT_AGAIN) => {}
+                        // The VM's next actor looks for itself.
+                        () = self.gate.superseded(self.generation) => return,
+                    }
                 }
             }
         }
     }
 
-    /// Where a machine's news go. `permit` is held until it is up or has ended.
-    fn sink(&self, permit: Option<OwnedSemaphorePermit>) -> NewsSink {
+    /// Where a machine's news go: into a bag that is held until the machine is
+    /// handed over. `permit` is held until it is up or has ended.
+    fn sink(&self, permit: Option<OwnedSemaphorePermit>) -> (NewsSink, Arc<Mailbag>) {
         let (vm, incarnation) = (self.vm.clone(), self.record.incarnation);
-        let bag = Arc::new(Mailbag::default());
+        let held = Arc::new(Mailbag::held());
+        let bag = held.clone();
         let permit = std::sync::Mutex::new(permit);
-        NewsSink::new(move |news| {
+        let sink = NewsSink::new(move |news| {
             if let Ok(mut permit) = permit.lock() {
                 permit.take();
             }
             if bag.put(news) {
                 let _ = vm.cast(VmMsg::News(incarnation, bag.clone()));
             }
-        })
+        });
+        (sink, held)
     }
 
     async fn release(&self, erase: bool, keep_root_disk: bool) -> Result<(), String> {

@@ -12,12 +12,9 @@ use futures_util::stream::BoxStream;
 use ractor::ActorRef;
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
 };
-use tokio::sync::{Mutex, MutexGuard, Semaphore, oneshot};
+use tokio::sync::{Mutex, MutexGuard, Semaphore, oneshot, watch};
 use vman_model::{
     IdempotencyRecord, OperationId, OperationRecord, Revision, VmId,
     vm::{Command, CommandContext, Refusal},
@@ -80,19 +77,35 @@ pub enum CommandError {
 /// The turn of one VM on the host. It outlives the VM's actor, so that what an
 /// earlier actor began is waited for and what it had not begun is dropped.
 #[derive(Clone, Default)]
-pub(super) struct HostGate(Arc<(Mutex<()>, AtomicU64)>);
+pub(super) struct HostGate(Arc<Gate>);
+
+#[derive(Default)]
+struct Gate {
+    turn: Mutex<()>,
+    /// Counts the VM's actors.
+    generation: watch::Sender<u64>,
+}
 
 impl HostGate {
     pub(super) fn next_generation(&self) -> u64 {
-        self.0.1.fetch_add(1, Ordering::SeqCst) + 1
+        let generation = &self.0.generation;
+        generation.send_modify(|generation| *generation += 1);
+        *generation.borrow()
     }
 
     pub(super) fn is_current(&self, generation: u64) -> bool {
-        self.0.1.load(Ordering::SeqCst) == generation
+        *self.0.generation.borrow() == generation
+    }
+
+    /// Waits until the VM has a later actor.
+    pub(super) async fn superseded(&self, generation: u64) {
+        let mut present = self.0.generation.subscribe();
+        // An error means that the gate is gone, and with it everybody who waits.
+        let _ = present.wait_for(|present| *present != generation).await;
     }
 
     pub(super) async fn lock(&self) -> MutexGuard<'_, ()> {
-        self.0.0.lock().await
+        self.0.turn.lock().await
     }
 }
 
@@ -209,8 +222,10 @@ impl VmsHandle {
         id: &VmId,
         request: CommandRequest,
     ) -> Result<OperationRecord, CommandError> {
-        for _ in 0..MAX_REROUTES {
-            let entry = self.route(id).await?;
+        for attempt in 0..MAX_REROUTES {
+            // An actor that did not take it is replaced by its supervisor, who
+            // has heard of its end before the question reaches it.
+            let entry = self.route(id, attempt > 0).await?;
             let actor = entry.actor.ok_or(CommandError::Unavailable)?;
             let permit = entry
                 .permits
@@ -218,7 +233,9 @@ impl VmsHandle {
                 .map_err(|_| CommandError::TooMany)?;
             let (reply, answer) = oneshot::channel();
             let message = VmMsg::Command(Box::new(request.clone()), reply);
-            actor.cast(message).map_err(|_| CommandError::Unavailable)?;
+            if actor.cast(message).is_err() {
+                continue;
+            }
             // Waits to the end even if the client has gone: the permit bounds
             // what is in the mailbox.
             let answer = tokio::spawn(async move {
@@ -236,7 +253,7 @@ impl VmsHandle {
         Err(CommandError::Unavailable)
     }
 
-    async fn route(&self, id: &VmId) -> Result<Entry, CommandError> {
+    async fn route(&self, id: &VmId, ask: bool) -> Result<Entry, CommandError> {
         if !self.store.inventory().vms.contains_key(id) {
             return Err(CommandError::NotFound);
         }
@@ -244,7 +261,7 @@ impl VmsHandle {
             if entry.quarantined {
                 return Err(CommandError::Quarantined);
             }
-            if entry.actor.is_some() {
+            if entry.actor.is_some() && !ask {
                 return Ok(entry);
             }
         }

@@ -32,8 +32,8 @@ use crate::{
 use effects::Lane;
 use msg::{Mailbag, Pace, VmMsg};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use std::{sync::Arc, time::Duration};
-use supervisor::RecoveryGuard;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+use supervisor::Recovering;
 use tokio::{
     sync::{Semaphore, oneshot},
     time::Instant,
@@ -46,6 +46,9 @@ use vman_model::{
 /// How long after a refused commit a fact is tried again: the disk is full or
 /// read-only, and guests run on meanwhile.
 const RETRY_FACT: Duration = Duration::from_millis(500);
+/// Facts that may wait for that. A guest that makes more meanwhile loses its
+/// actor: the next one asks for its state instead of its history.
+const MAX_UNWRITTEN: usize = 256;
 
 /// What every VmActor needs.
 #[derive(Clone)]
@@ -73,8 +76,7 @@ pub struct VmArguments {
     id: VmId,
     supervisor: ActorRef<VmSupervisorMsg>,
     gate: handle::HostGate,
-    /// Held until it is known what became of the VM's QEMU.
-    recovering: Option<RecoveryGuard>,
+    recovery: Recovering,
 }
 
 /// What a VmActor holds.
@@ -87,7 +89,29 @@ pub struct VmState {
     machine: Option<(Incarnation, Arc<dyn Machine>)>,
     lane: Lane,
     pace: Pace,
-    recovering: Option<RecoveryGuard>,
+    recovery: Recovering,
+    recovered: Recovered,
+    /// What could not be recorded yet, in the order it happened.
+    unwritten: VecDeque<Unwritten>,
+    retry_armed: bool,
+}
+
+/// How far the recovery of this VM is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Recovered {
+    /// Its beginning is not recorded yet.
+    NotBegun,
+    /// It is on its way.
+    Begun,
+    /// It was known once what became of the QEMU, and that was told.
+    Told,
+}
+
+/// What happened and is to be recorded.
+#[derive(Clone)]
+enum Unwritten {
+    Recover,
+    Fact(Incarnation, Fact),
 }
 
 impl Actor for VmActor {
@@ -105,7 +129,7 @@ impl Actor for VmActor {
             id,
             supervisor,
             gate,
-            recovering,
+            recovery,
         } = arguments;
         let lane = Lane::open(gate);
         let record = deps
@@ -122,7 +146,10 @@ impl Actor for VmActor {
             machine: None,
             lane,
             pace: Pace::default(),
-            recovering,
+            recovery,
+            recovered: Recovered::NotBegun,
+            unwritten: VecDeque::new(),
+            retry_armed: false,
         })
     }
 
@@ -131,7 +158,9 @@ impl Actor for VmActor {
         myself: ActorRef<VmMsg>,
         state: &mut VmState,
     ) -> Result<(), ActorProcessingErr> {
-        state.recover(&myself).await
+        state.take(&myself, Unwritten::Recover).await?;
+        state.note_recovery();
+        Ok(())
     }
 
     async fn handle(
@@ -142,18 +171,25 @@ impl Actor for VmActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             VmMsg::Command(request, reply) => state.command(&myself, *request, reply).await?,
-            VmMsg::Fact(incarnation, fact) => state.fact(&myself, incarnation, fact).await?,
-            VmMsg::Timer(incarnation, timer) => {
+            VmMsg::Fact(incarnation, fact) => {
                 state
-                    .fact(&myself, incarnation, Fact::TimerDue(timer))
+                    .take(&myself, Unwritten::Fact(incarnation, fact))
                     .await?;
+            }
+            VmMsg::Timer(incarnation, timer) => {
+                let due = Unwritten::Fact(incarnation, Fact::TimerDue(timer));
+                state.take(&myself, due).await?;
             }
             VmMsg::News(incarnation, bag) => {
                 state.news(&myself, incarnation, &bag).await?;
             }
             VmMsg::Machine(incarnation, machine) => state.machine(incarnation, machine),
             VmMsg::LaneFree => state.lane_free(&myself),
-            VmMsg::Recover => state.recover(&myself).await?,
+            VmMsg::EffectLost => return Err("an effect on the host panicked".into()),
+            VmMsg::Retry => {
+                state.retry_armed = false;
+                state.write_down(&myself).await?;
+            }
         }
         state.note_recovery();
         Ok(())
@@ -212,7 +248,7 @@ impl VmState {
             let own = Guard::VmRevision(self.id.clone(), *revision);
             let change = self.change(&decision, own, guards, writes);
             match self.deps.store.commit(change).await {
-                Ok(committed) => self.persisted(&decision, committed.revision),
+                Ok(committed) => self.persisted(myself, &decision, committed.revision),
                 // The record is not what this actor believes.
                 Err(StoreError::Conflict(Guard::VmRevision(..))) => {
                     return Err("the VM's record was changed behind its actor".into());
@@ -268,14 +304,14 @@ impl VmState {
         .collect()
     }
 
-    fn persisted(&mut self, decision: &Decision, revision: Revision) {
+    fn persisted(&mut self, myself: &ActorRef<VmMsg>, decision: &Decision, revision: Revision) {
         if decision.erased.is_some() {
             tracing::info!(vm_id = %self.id, "VM erased");
             self.record = None;
             self.machine = None;
             let _ = self
                 .supervisor
-                .cast(VmSupervisorMsg::Erased(self.id.clone()));
+                .cast(VmSupervisorMsg::Erased(self.id.clone(), myself.get_id()));
             return;
         }
         let before = self.record.as_ref().map(|(_, record)| record.phase);
@@ -304,7 +340,15 @@ impl VmState {
             let _ = reply.send(Err(CommandError::Retired));
             return Ok(());
         }
-        let (revision, _) = self.record.as_ref().expect("checked above");
+        // Decided on what has happened, or not at all.
+        if let Some(error) = self.write_down(myself).await? {
+            let _ = reply.send(Err(CommandError::Store(error)));
+            return Ok(());
+        }
+        let Some((revision, _)) = self.record.as_ref() else {
+            let _ = reply.send(Err(CommandError::Retired));
+            return Ok(());
+        };
         if request
             .if_revision
             .is_some_and(|wanted| wanted != *revision)
@@ -338,16 +382,20 @@ impl VmState {
         Ok(())
     }
 
-    async fn fact(
+    /// Takes what happened, after everything that happened before it.
+    async fn take(
         &mut self,
         myself: &ActorRef<VmMsg>,
-        incarnation: Incarnation,
-        fact: Fact,
+        happened: Unwritten,
     ) -> Result<(), ActorProcessingErr> {
-        let input = Input::Fact(incarnation, fact.clone());
-        if let Turned::NotWritten(error) = self.turn(myself, input).await? {
+        if self.unwritten.len() >= MAX_UNWRITTEN {
+            return Err("too much happened that could not be recorded".into());
+        }
+        self.unwritten.push_back(happened);
+        if self.unwritten.len() == 1
+            && let Some(error) = self.write_down(myself).await?
+        {
             tracing::warn!(vm_id = %self.id, %error, "cannot record what happened, trying again");
-            myself.send_after(RETRY_FACT, move || VmMsg::Fact(incarnation, fact));
         }
         Ok(())
     }
@@ -358,27 +406,49 @@ impl VmState {
         incarnation: Incarnation,
         bag: &Arc<Mailbag>,
     ) -> Result<(), ActorProcessingErr> {
-        if let Err(pause) = self.pace.turn(Instant::now())
-            && !bag.has_exit()
-        {
+        let pause = if self.unwritten.is_empty() {
+            self.pace
+                .turn(Instant::now())
+                .err()
+                .filter(|_| !bag.has_exit())
+        } else {
+            Some(RETRY_FACT)
+        };
+        if let Some(pause) = pause {
             // They stay in the bag, and whatever comes meanwhile joins them.
             let bag = bag.clone();
             myself.send_after(pause, move || VmMsg::News(incarnation, bag));
             return Ok(());
         }
         for news in bag.take() {
-            self.fact(myself, incarnation, fact_of(news)).await?;
+            self.take(myself, Unwritten::Fact(incarnation, fact_of(news)))
+                .await?;
         }
         Ok(())
     }
 
-    async fn recover(&mut self, myself: &ActorRef<VmMsg>) -> Result<(), ActorProcessingErr> {
-        if let Turned::NotWritten(error) = self.turn(myself, Input::Recover).await? {
-            tracing::warn!(vm_id = %self.id, %error, "cannot begin the VM's recovery, trying again");
-            myself.send_after(RETRY_FACT, || VmMsg::Recover);
+    /// Records what happened, in its order. Answers why something still waits.
+    async fn write_down(
+        &mut self,
+        myself: &ActorRef<VmMsg>,
+    ) -> Result<Option<StoreError>, ActorProcessingErr> {
+        while let Some(first) = self.unwritten.front() {
+            let (input, begins) = match first.clone() {
+                Unwritten::Recover => (Input::Recover, true),
+                Unwritten::Fact(incarnation, fact) => (Input::Fact(incarnation, fact), false),
+            };
+            if let Turned::NotWritten(error) = self.turn(myself, input).await? {
+                if !std::mem::replace(&mut self.retry_armed, true) {
+                    myself.send_after(RETRY_FACT, || VmMsg::Retry);
+                }
+                return Ok(Some(error));
+            }
+            self.unwritten.pop_front();
+            if begins {
+                self.recovered = Recovered::Begun;
+            }
         }
-        self.note_recovery();
-        Ok(())
+        Ok(None)
     }
 
     /// Recovery of this VM is over once it is known what became of its QEMU.
@@ -386,8 +456,9 @@ impl VmState {
         let unresolved = self.record.as_ref().is_some_and(|(_, record)| {
             record.phase == model::Phase::Unknown && !record.unresponsive
         });
-        if !unresolved {
-            self.recovering = None;
+        if self.recovered == Recovered::Begun && !unresolved {
+            self.recovered = Recovered::Told;
+            self.recovery.resolved(&self.id);
         }
     }
 }

@@ -30,10 +30,12 @@ pub enum VmMsg {
     Machine(Incarnation, Arc<dyn Machine>),
     /// A delay ran out.
     Timer(Incarnation, Timer),
-    /// Begin to recover again: it could not be recorded the first time.
-    Recover,
+    /// Try again to record what could not be recorded.
+    Retry,
     /// The effect that had the host's turn has ended.
     LaneFree,
+    /// The effect that had the host's turn panicked: what it did is unknown.
+    EffectLost,
 }
 
 /// News of one machine, waiting for its VM. Whatever a QEMU sends, at most
@@ -48,6 +50,7 @@ const MAX_NEWS: usize = 32;
 struct Bag {
     news: VecDeque<MachineNews>,
     announced: bool,
+    held: bool,
 }
 
 impl Mailbag {
@@ -55,13 +58,29 @@ impl Mailbag {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A bag whose news are not announced until it is opened.
+    pub fn held() -> Self {
+        Self(Mutex::new(Bag {
+            held: true,
+            ..Bag::default()
+        }))
+    }
+
+    /// From here on news are announced; answers whether some wait already.
+    pub fn open(&self) -> bool {
+        let mut bag = self.lock();
+        bag.held = false;
+        bag.announced = !bag.news.is_empty();
+        bag.announced
+    }
+
     /// Puts news in; answers whether the VM has to be told that some wait. An
-    /// exit is always told: it waits for no turn.
+    /// exit is told even if other news were: it waits for no turn.
     pub fn put(&self, news: MachineNews) -> bool {
         let urgent = matches!(news, MachineNews::Exited { .. });
         let mut bag = self.lock();
         bag.coalesce(news);
-        !std::mem::replace(&mut bag.announced, true) || urgent
+        !bag.held && (!std::mem::replace(&mut bag.announced, true) || urgent)
     }
 
     /// Whether the last news is in it.
@@ -142,6 +161,18 @@ mod tests {
         let soon = began + Duration::from_millis(300);
         assert_eq!(pace.turn(soon), Err(Duration::from_millis(700)));
         assert_eq!(heard(&mut pace, began + WINDOW), MAX_TURNS as usize);
+    }
+
+    #[test]
+    fn a_held_bag_announces_nothing_until_it_is_opened() {
+        let bag = Mailbag::held();
+        assert!(!bag.put(MachineNews::GuestReset));
+        assert!(bag.open(), "what came meanwhile is to be announced");
+        assert!(!bag.put(MachineNews::Ready(RunState::Running)));
+        assert_eq!(bag.take().len(), 2);
+        let bag = Mailbag::held();
+        assert!(!bag.open());
+        assert!(bag.put(MachineNews::GuestReset));
     }
 
     #[test]

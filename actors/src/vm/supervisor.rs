@@ -12,7 +12,7 @@ use super::{
 use crate::slot::Slot;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -31,35 +31,42 @@ const QUARANTINE: Duration = Duration::from_mins(1);
 pub enum VmSupervisorMsg {
     /// Somebody asks something of a VM that has no actor.
     Ensure(VmId, oneshot::Sender<()>),
-    /// A VM was erased: its actor has nothing more to do.
-    Erased(VmId),
+    /// A VM was erased: this actor of it has nothing more to do.
+    Erased(VmId, ActorId),
     /// Start a failed VM's actor again.
     Respawn(VmId),
 }
 
 /// How many VMs still have to be found again after the daemon started.
 #[derive(Clone)]
-pub struct RecoveryProgress(watch::Receiver<usize>);
+pub struct RecoveryProgress(watch::Receiver<BTreeSet<VmId>>);
 
-/// Held by each VmActor until it knows what became of its QEMU.
-pub(super) struct RecoveryGuard(Arc<watch::Sender<usize>>);
+/// The VMs of which it is not known yet what became of their QEMU. Kept beside
+/// the actors, so that the death of one is not taken for its recovery.
+#[derive(Clone)]
+pub struct Recovering(Arc<watch::Sender<BTreeSet<VmId>>>);
 
-impl Drop for RecoveryGuard {
-    fn drop(&mut self) {
-        self.0.send_modify(|left| *left -= 1);
+impl Recovering {
+    fn begin(&self, vms: BTreeSet<VmId>) {
+        self.0.send_replace(vms);
+    }
+
+    /// It is known now, or nobody waits for it any more.
+    pub(super) fn resolved(&self, vm: &VmId) {
+        self.0.send_if_modified(|left| left.remove(vm));
     }
 }
 
 impl RecoveryProgress {
     /// How many are left.
     pub fn left(&self) -> usize {
-        *self.0.borrow()
+        self.0.borrow().len()
     }
 
     /// Waits until none is left.
     pub async fn done(&mut self) {
-        // An error means that the counter is gone: nothing is left to wait for.
-        let _ = self.0.wait_for(|left| *left == 0).await;
+        // An error means that the tree is gone: nothing is left to wait for.
+        let _ = self.0.wait_for(BTreeSet::is_empty).await;
     }
 }
 
@@ -70,15 +77,16 @@ pub struct VmSupervisorArguments {
     pub deps: VmDeps,
     /// Where their refs are published.
     pub directory: Arc<VmDirectory>,
-    /// Counts the VMs under recovery.
-    pub recovery: Arc<watch::Sender<usize>>,
+    /// The VMs under recovery.
+    pub recovery: Recovering,
 }
 
 impl VmSupervisorArguments {
     /// A fresh set; the progress tells when recovery is over.
     pub fn new(deps: VmDeps, directory: Arc<VmDirectory>) -> (Self, RecoveryProgress) {
-        let recovery = Arc::new(watch::Sender::new(0));
+        let recovery = Arc::new(watch::Sender::new(BTreeSet::new()));
         let progress = RecoveryProgress(recovery.subscribe());
+        let recovery = Recovering(recovery);
         (
             Self {
                 deps,
@@ -113,6 +121,15 @@ impl Actor for VmSupervisor {
         // What an earlier supervisor started has died with it.
         arguments.directory.forget_actors();
         Slot::set(&arguments.directory.supervisor, myself);
+        // Here and not in `post_start`, which runs when the tree is said to be up.
+        let inventory = arguments.deps.store.inventory();
+        let busy = inventory
+            .vms
+            .iter()
+            .filter(|(_, vm)| !vm.value.phase.is_rest());
+        arguments
+            .recovery
+            .begin(busy.map(|(id, _)| id.clone()).collect());
         Ok(VmSupervisorState {
             arguments,
             actors: HashMap::new(),
@@ -125,16 +142,9 @@ impl Actor for VmSupervisor {
         myself: ActorRef<VmSupervisorMsg>,
         state: &mut VmSupervisorState,
     ) -> Result<(), ActorProcessingErr> {
-        let inventory = state.arguments.deps.store.inventory();
-        let busy = inventory
-            .vms
-            .iter()
-            .filter(|(_, vm)| !vm.value.phase.is_rest());
-        let busy: Vec<VmId> = busy.map(|(id, _)| id.clone()).collect();
-        // Guards first, so that the count cannot touch zero in between.
-        let guards: Vec<_> = busy.iter().map(|_| state.guard()).collect();
-        for (id, guard) in busy.iter().zip(guards) {
-            state.spawn(&myself, id, Some(guard)).await;
+        let busy = state.arguments.recovery.0.borrow().clone();
+        for id in &busy {
+            state.spawn(&myself, id).await;
         }
         Ok(())
     }
@@ -150,14 +160,8 @@ impl Actor for VmSupervisor {
                 state.ensure(&myself, &id).await;
                 let _ = reply.send(());
             }
-            VmSupervisorMsg::Erased(id) => state.retire(&id),
-            VmSupervisorMsg::Respawn(id) => {
-                state
-                    .arguments
-                    .directory
-                    .update(&id, |entry| entry.quarantined = false);
-                state.ensure(&myself, &id).await;
-            }
+            VmSupervisorMsg::Erased(id, actor) => state.retire(&id, actor),
+            VmSupervisorMsg::Respawn(id) => state.respawn(&myself, &id).await,
         }
         Ok(())
     }
@@ -174,8 +178,12 @@ impl Actor for VmSupervisor {
                     state.failed(&myself, id, &error.to_string());
                 }
             }
-            SupervisionEvent::ActorTerminated(actor, _, _) => {
-                state.actors.remove(&actor.get_id());
+            SupervisionEvent::ActorTerminated(actor, _, why) => {
+                let id = state.actors.remove(&actor.get_id());
+                // Ended on purpose, it was stopped or drained.
+                if let (Some(id), Some("killed")) = (id, why.as_deref()) {
+                    state.failed(&myself, id, "it was killed");
+                }
             }
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {}
         }
@@ -184,32 +192,36 @@ impl Actor for VmSupervisor {
 }
 
 impl VmSupervisorState {
-    fn guard(&self) -> RecoveryGuard {
-        self.arguments.recovery.send_modify(|left| *left += 1);
-        RecoveryGuard(self.arguments.recovery.clone())
-    }
-
     async fn ensure(&mut self, myself: &ActorRef<VmSupervisorMsg>, id: &VmId) {
         let entry = self.arguments.directory.get(id).unwrap_or_default();
         let known = self.arguments.deps.store.inventory().vms.contains_key(id);
         if known && entry.actor.is_none() && !entry.quarantined {
-            self.spawn(myself, id, None).await;
+            self.spawn(myself, id).await;
         }
     }
 
-    async fn spawn(
-        &mut self,
-        myself: &ActorRef<VmSupervisorMsg>,
-        id: &VmId,
-        recovering: Option<RecoveryGuard>,
-    ) {
+    async fn respawn(&mut self, myself: &ActorRef<VmSupervisorMsg>, id: &VmId) {
+        let directory = &self.arguments.directory;
+        if self.arguments.deps.store.inventory().vms.contains_key(id) {
+            directory.update(id, |entry| entry.quarantined = false);
+            return self.ensure(myself, id).await;
+        }
+        // Its actor failed when it had erased it: nothing is left to do.
+        if directory.get(id).is_some_and(|entry| entry.actor.is_none()) {
+            directory.remove(id);
+            self.failures.remove(id);
+            self.arguments.recovery.resolved(id);
+        }
+    }
+
+    async fn spawn(&mut self, myself: &ActorRef<VmSupervisorMsg>, id: &VmId) {
         let entry: Entry = self.arguments.directory.update(id, |_| {});
         let arguments = VmArguments {
             deps: self.arguments.deps.clone(),
             id: id.clone(),
             supervisor: myself.clone(),
             gate: entry.gate,
-            recovering,
+            recovery: self.arguments.recovery.clone(),
         };
         match Actor::spawn_linked(None, VmActor, arguments, myself.get_cell()).await {
             Ok((actor, _)) => {
@@ -239,6 +251,8 @@ impl VmSupervisorState {
             entry.quarantined = over_budget;
         });
         let delay = if over_budget {
+            // Nobody shall wait for this one: that it is left alone is told.
+            self.arguments.recovery.resolved(&id);
             tracing::error!(
                 vm_id = %id,
                 error,
@@ -257,13 +271,10 @@ impl VmSupervisorState {
         myself.send_after(delay, move || VmSupervisorMsg::Respawn(id));
     }
 
-    fn retire(&mut self, id: &VmId) {
-        if let Some(actor) = self
-            .arguments
-            .directory
-            .get(id)
-            .and_then(|entry| entry.actor)
-        {
+    fn retire(&mut self, id: &VmId, retiring: ActorId) {
+        let entry = self.arguments.directory.get(id);
+        let actor = entry.and_then(|entry| entry.actor);
+        if let Some(actor) = actor.filter(|actor| actor.get_id() == retiring) {
             self.arguments.directory.remove(id);
             self.failures.remove(id);
             // What is in its mailbox is answered with "retired" and sent anew.

@@ -137,6 +137,14 @@ pub(super) const RUN_STATES: [RunState; 7] = [
     RunState::IoError,
     RunState::InternalError,
 ];
+const TIMERS: [Timer; 6] = [
+    Timer::LaunchDeadline,
+    Timer::PowerdownAgain,
+    Timer::StopDeadline,
+    Timer::KillAgain,
+    Timer::ReleaseAgain,
+    Timer::BackoffDue,
+];
 const KINDS: [OperationKind; 7] = [
     OperationKind::VmStart,
     OperationKind::VmStop,
@@ -204,14 +212,7 @@ pub(super) fn all_facts() -> Vec<Fact> {
             stderr: detail(),
         });
     }
-    for timer in [
-        Timer::LaunchDeadline,
-        Timer::PowerdownAgain,
-        Timer::StopDeadline,
-        Timer::KillAgain,
-        Timer::ReleaseAgain,
-        Timer::BackoffDue,
-    ] {
+    for timer in TIMERS {
         facts.push(Fact::TimerDue(timer));
     }
     for action in [QmpAction::Pause, QmpAction::Resume, QmpAction::Reset] {
@@ -350,6 +351,10 @@ pub(super) fn records() -> impl Strategy<Value = VmRecord> {
 
 pub(super) fn commands() -> impl Strategy<Value = Command> {
     prop::sample::select(all_commands())
+}
+
+pub(super) fn timers() -> impl Strategy<Value = Timer> {
+    prop::sample::select(TIMERS.to_vec())
 }
 
 pub(super) fn facts() -> impl Strategy<Value = Fact> {

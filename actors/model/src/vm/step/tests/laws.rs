@@ -1,11 +1,12 @@
 //! What holds of any single step, from any record, reachable or not.
 
 use super::{
-    given::{commands, context, desires, facts, moment, moments, records},
+    given::{commands, context, desires, facts, moment, moments, records, timers},
     table::leads,
 };
 use crate::{
     ids::Incarnation,
+    time::UnixMs,
     vm::{
         messages::{Effect, Fact, Input, Reply, RunState, Timer},
         phase::{Desired, Phase},
@@ -188,6 +189,19 @@ proptest! {
         let to = decision.record.phase;
         prop_assert!(matches!(to, Phase::Unknown | Phase::Running | Phase::Paused), "{:?}", to);
         prop_assert!(!decision.effects.iter().any(|e| matches!(e, Effect::Terminate | Effect::Kill)));
+    }
+
+    #[test]
+    fn no_deadline_ends_a_wanted_qemu_that_has_run(
+        record in records(), now in any::<u64>(), timer in timers(), phase in 0..3_usize,
+    ) {
+        let mut record = record;
+        record.phase = [Phase::Unknown, Phase::Running, Phase::Paused][phase];
+        record.desired = Desired::Running;
+        (record.ending, record.restarting) = (None, false);
+        record.started_at = Some(UnixMs(1));
+        let decision = step(&record, Input::Fact(record.incarnation, Fact::TimerDue(timer)), &moment(now, 1));
+        nothing_happened(&record, &decision)?;
     }
 
     #[test]

@@ -59,6 +59,7 @@ fn acts() -> impl Strategy<Value = Act> {
     prop_oneof![
         10 => commands().prop_map(Act::Command),
         10 => Just(Act::Command(Command::Start)),
+        3 => Just(Act::Command(Command::Resume)),
         30 => (any::<usize>(), prop::bool::weighted(0.15), prop::bool::weighted(0.2))
             .prop_map(|(which, fail, again)| Act::Progress(which, fail, again)),
         20 => (1..12_usize).prop_map(Act::Flow),

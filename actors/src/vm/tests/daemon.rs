@@ -1,0 +1,340 @@
+//! A daemon on a simulated host, whose time passes only while a test waits.
+
+use crate::{
+    TreeSettings,
+    fakes::{FakeHost, LiveQemu},
+    root::{Handles, Tree},
+    templates,
+    vm::{CommandError, CommandRequest, NewVm},
+};
+use std::{
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+use vman_model::{
+    IdempotencyRecord, OperationId, OperationRecord, OperationStatus, Origin, RequestId,
+    RestartPolicy, TemplateName, TemplateRecord, UnixMs, VmId,
+    vm::{Command, CommandContext, Firmware, Phase, VmRecord, VmSize, VmSpec},
+};
+
+/// The most virtual time a condition may take, and the most real time.
+const PATIENCE: Duration = Duration::from_mins(10);
+const REAL_PATIENCE: Duration = Duration::from_mins(1);
+
+pub(super) const STOP: Command = Command::Stop {
+    force: false,
+    timeout_ms: 30_000,
+};
+pub(super) const STOP_BY_FORCE: Command = Command::Stop {
+    force: true,
+    timeout_ms: 30_000,
+};
+pub(super) const RESTART: Command = Command::Restart {
+    force: false,
+    timeout_ms: 30_000,
+};
+pub(super) const DELETE: Command = Command::Delete {
+    keep_root_disk: false,
+};
+
+pub(super) fn vm(id: &str) -> VmId {
+    VmId::parse(id).unwrap()
+}
+
+pub(super) fn origin() -> Origin {
+    Origin::Request {
+        request_id: RequestId::parse("r-1").unwrap(),
+        principal: "test".to_owned(),
+    }
+}
+
+fn size() -> VmSize {
+    VmSize {
+        cpu_count: 1,
+        ram_mib: 128,
+        image: None,
+        boot: None,
+        firmware: Firmware::Bios,
+        disk_mib: Some(64),
+        labels: [].into(),
+    }
+}
+
+pub(super) fn spec(restart: RestartPolicy) -> VmSpec {
+    VmSpec {
+        template: TemplateName::parse("small").unwrap(),
+        size: size(),
+        restart,
+    }
+}
+
+/// Runs a test's one case in a runtime, and so on a clock, of its own.
+pub(super) fn alone(case: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(case);
+}
+
+/// Holds tokio's paused clock: it would jump to the next timer whenever the
+/// runtime idles, also while the store's thread still writes.
+struct HeldTime(#[expect(dead_code, reason = "its drop ends the hold")] mpsc::Sender<()>);
+
+impl HeldTime {
+    fn hold() -> Self {
+        tokio::time::pause();
+        let (end, ended) = mpsc::channel();
+        tokio::task::spawn_blocking(move || {
+            let _ = ended.recv();
+        });
+        Self(end)
+    }
+}
+
+pub(super) struct Daemon {
+    pub(super) host: FakeHost,
+    pub(super) settings: TreeSettings,
+    tree: Option<Tree>,
+    _time: HeldTime,
+}
+
+impl Daemon {
+    /// A daemon on a fresh host, with the template `small`.
+    pub(super) async fn start() -> Self {
+        Self::start_on(FakeHost::new()).await
+    }
+
+    pub(super) async fn start_on(host: FakeHost) -> Self {
+        let settings = TreeSettings {
+            max_vms: 100,
+            max_launches: 4,
+            observer_interval: Duration::from_secs(5),
+        };
+        let mut daemon = Self {
+            host,
+            settings,
+            tree: None,
+            _time: HeldTime::hold(),
+        };
+        daemon.boot().await;
+        let template = TemplateRecord {
+            name: TemplateName::parse("small").unwrap(),
+            size: size(),
+            created_at: UnixMs(0),
+        };
+        templates::create(&daemon.on().store, template, origin(), None)
+            .await
+            .unwrap();
+        daemon
+    }
+
+    async fn boot(&mut self) {
+        let tree = Tree::start(self.host.ports(), &self.settings).await;
+        self.tree = Some(tree.unwrap());
+    }
+
+    pub(super) fn on(&self) -> &Handles {
+        &self.tree.as_ref().unwrap().handles
+    }
+
+    pub(super) fn tree(&self) -> &Tree {
+        self.tree.as_ref().unwrap()
+    }
+
+    /// SIGKILL, and a new start.
+    pub(super) async fn kill_and_start(&mut self) {
+        self.host.kill_daemon();
+        self.end().await;
+        self.boot().await;
+    }
+
+    /// SIGTERM, and a new start.
+    pub(super) async fn stop_and_start(&mut self) {
+        self.end().await;
+        self.boot().await;
+    }
+
+    /// The tree is stopped in order. It must come to its end.
+    pub(super) async fn end(&mut self) {
+        let tree = self.tree.take().unwrap();
+        let stopping = tokio::spawn(tree.stop());
+        self.until("the tree has stopped", || stopping.is_finished())
+            .await;
+    }
+
+    pub(super) async fn create(&self, id: &str) -> VmId {
+        self.create_with(id, RestartPolicy::default()).await
+    }
+
+    pub(super) async fn create_with(&self, id: &str, restart: RestartPolicy) -> VmId {
+        let new = NewVm {
+            id: Some(vm(id)),
+            spec: spec(restart),
+            origin: origin(),
+            idempotency: None,
+        };
+        self.on().vms.create(new).await.unwrap()
+    }
+
+    /// A VM that runs.
+    pub(super) async fn running(&self, id: &str) -> VmId {
+        let id = self.create(id).await;
+        self.done(&id, Command::Start).await;
+        id
+    }
+
+    pub(super) fn request(&self, command: Command) -> CommandRequest {
+        let context = CommandContext {
+            operation: self.on().vms.new_operation_id(),
+            origin: origin(),
+        };
+        CommandRequest {
+            command,
+            context,
+            if_revision: None,
+            idempotency: None,
+        }
+    }
+
+    pub(super) async fn ask(
+        &self,
+        id: &VmId,
+        command: Command,
+    ) -> Result<OperationRecord, CommandError> {
+        self.ask_with(id, command, None).await
+    }
+
+    pub(super) async fn ask_with(
+        &self,
+        id: &VmId,
+        command: Command,
+        idempotency: Option<IdempotencyRecord>,
+    ) -> Result<OperationRecord, CommandError> {
+        let mut request = self.request(command);
+        request.idempotency = idempotency;
+        self.on().vms.command(id, request).await
+    }
+
+    /// Asks, and waits until it is done as asked.
+    pub(super) async fn done(&self, id: &VmId, command: Command) {
+        let operation = self.ask(id, command).await.unwrap();
+        let ended = self.ended(&operation.id).await;
+        let (status, error) = (ended.status, ended.error);
+        assert_eq!(status, OperationStatus::Succeeded, "{command:?}: {error:?}");
+    }
+
+    /// Waits until an operation has an end.
+    pub(super) async fn ended(&self, id: &OperationId) -> OperationRecord {
+        let find = || self.on().store.inventory().operations.get(id).cloned();
+        let ended = || find().is_some_and(|op| op.value.status.is_end());
+        self.until(&format!("operation {id} ends"), ended).await;
+        find().unwrap().value.clone()
+    }
+
+    pub(super) fn record(&self, id: &VmId) -> Option<VmRecord> {
+        let inventory = self.on().store.inventory();
+        inventory.vms.get(id).map(|vm| vm.value.clone())
+    }
+
+    pub(super) fn phase(&self, id: &VmId) -> Option<Phase> {
+        self.record(id).map(|record| record.phase)
+    }
+
+    pub(super) async fn until_phase(&self, id: &VmId, phase: Phase) {
+        let there = || self.phase(id) == Some(phase);
+        self.until(&format!("{id} is {}", phase.as_str()), there)
+            .await;
+    }
+
+    /// Waits, and lets time pass meanwhile: slowly at first, so that nothing
+    /// that follows by itself is overtaken by a timer.
+    pub(super) async fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let (began, really_began) = (tokio::time::Instant::now(), Instant::now());
+        loop {
+            settle().await;
+            if holds() {
+                return;
+            }
+            let passed = began.elapsed();
+            let patient = passed < PATIENCE && really_began.elapsed() < REAL_PATIENCE;
+            assert!(patient, "waited in vain: {what}\n{}", self.told());
+            let step = if passed < Duration::from_millis(200) {
+                1
+            } else {
+                25
+            };
+            tokio::time::advance(Duration::from_millis(step)).await;
+        }
+    }
+
+    /// Lets this much time pass.
+    pub(super) async fn pass(&self, time: Duration) {
+        let until = tokio::time::Instant::now() + time;
+        self.until("time passes", || tokio::time::Instant::now() >= until)
+            .await;
+    }
+
+    fn told(&self) -> String {
+        let Some(tree) = self.tree.as_ref() else {
+            return String::new();
+        };
+        let inventory = tree.handles.store.inventory();
+        let vms = inventory.vms.values().map(|vm| {
+            let vm = &vm.value;
+            let (id, phase, why) = (&vm.id, vm.phase, &vm.detail);
+            format!("{id}: {phase:?} wanted {:?}: {why}", vm.desired)
+        });
+        let vms: Vec<_> = vms.collect();
+        format!("{vms:#?}\nlive: {:#?}", self.host.live())
+    }
+
+    /// Waits until nothing is under way, then says what must hold whatever has
+    /// happened: see the list of faults.
+    pub(super) async fn oracle(&self) {
+        let quiet = || {
+            let inventory = self.on().store.inventory();
+            let rests =
+                |phase: Phase| phase.is_rest() || matches!(phase, Phase::Running | Phase::Paused);
+            let mut vms = inventory.vms.values();
+            vms.all(|vm| rests(vm.value.phase) && vm.value.operations.is_empty())
+        };
+        self.until("everything comes to rest", quiet).await;
+        assert_eq!(self.host.violations(), Vec::<String>::new());
+        let inventory = self.on().store.inventory();
+        for operation in inventory.operations.values() {
+            let ended = operation.value.status.is_end();
+            assert!(ended, "left open: {operation:?}\n{}", self.told());
+        }
+        let mut live = self.host.live();
+        for (id, vm) in &inventory.vms {
+            let of: Vec<LiveQemu> = live.extract_if(.., |qemu| qemu.vm == *id).collect();
+            let runs = !vm.value.phase.is_rest();
+            assert_eq!(of.len(), usize::from(runs), "{id}: {}", self.told());
+            for qemu in of {
+                assert_eq!(qemu.incarnation, vm.value.incarnation);
+                assert_eq!(Some(qemu.identity), vm.value.process);
+            }
+        }
+        assert_eq!(live, Vec::new(), "QEMUs without a record");
+        let held: Vec<_> = self.host.networks_held();
+        let run = inventory
+            .vms
+            .values()
+            .filter(|vm| !vm.value.phase.is_rest());
+        let run: Vec<_> = run.map(|vm| vm.value.id.clone()).collect();
+        assert_eq!(held, run, "who holds a network");
+        for disk in self.host.disk_files() {
+            assert!(inventory.disks.contains_key(&disk), "a file of no disk");
+        }
+    }
+}
+
+/// Lets tasks and the store's thread run while no time passes.
+async fn settle() {
+    for _ in 0..16 {
+        tokio::task::yield_now().await;
+    }
+    let rest = || std::thread::sleep(Duration::from_micros(60));
+    let _ = tokio::task::spawn_blocking(rest).await;
+}

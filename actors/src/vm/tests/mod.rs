@@ -1,0 +1,11 @@
+//! Flows of the whole tree on a simulated host.
+//!
+//! `daemon.rs` is the daemon under test and its oracle; the tests are grouped
+//! by what they try: `commands`, `faults` (hangs, failures), `deaths` (of
+//! actors, of the daemon, of the host), `chaos` (random commands and deaths).
+
+mod chaos;
+mod commands;
+mod daemon;
+mod deaths;
+mod faults;
