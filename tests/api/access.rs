@@ -7,11 +7,11 @@ use vman::{
     http::{Access, Limits, LocalCallers, Peer},
 };
 
-fn tcp() -> Option<Peer> {
-    Some(Peer::Tcp {
+fn tcp() -> Peer {
+    Peer::Tcp {
         remote: "127.0.0.1:40000".parse().unwrap(),
         local: "127.0.0.1:8000".parse().unwrap(),
-    })
+    }
 }
 
 #[tokio::test]
@@ -23,7 +23,7 @@ async fn over_tcp_nothing_but_the_open_paths_is_answered_without_a_token() {
     })
     .await;
     api.get("/vms").await.expect(200);
-    api.peer = tcp();
+    api.peer = Some(tcp());
     let host = [("host", "localhost:8000")];
     let refused = api.send("GET", "/vms", &host, Body::empty()).await;
     refused.problem(401, "unauthorized");
@@ -56,7 +56,7 @@ async fn over_tcp_nothing_but_the_open_paths_is_answered_without_a_token() {
 #[tokio::test]
 async fn a_web_page_in_the_operators_browser_drives_nothing() {
     let mut api = Api::start().await;
-    api.peer = tcp();
+    api.peer = Some(tcp());
     let ours = [("host", "127.0.0.1:8000")];
     api.send("GET", "/vms", &ours, Body::empty())
         .await

@@ -2,6 +2,7 @@
 
 use crate::support::{Answer, Api, IMAGE};
 use axum::body::Body;
+use base64::Engine;
 use bytes::Bytes;
 use futures_util::stream;
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -450,11 +451,25 @@ async fn an_upload_that_is_not_whole_or_not_what_it_promised_leaves_nothing() {
     api.send("PUT", "/images/again?kind=initrd", &good, Body::from(IMAGE))
         .await
         .expect(201);
+    let digest = format!("sha-512=:AAAA:, sha-256=:{}:", base64_of(&sha256));
+    let good = [
+        ("repr-digest", digest.as_str()),
+        ("x-checksum-sha256", sha256.as_str()),
+    ];
+    api.send("PUT", "/images/third?kind=initrd", &good, Body::from(IMAGE))
+        .await
+        .expect(201);
     let kinds = api.get("/images?kind=initrd").await.expect(200);
     assert_eq!(kinds[0]["name"], "again");
     api.delete("/images/new").await.expect(204);
     api.get("/images/new").await.problem(404, "not_found");
     api.delete("/images/new").await.problem(404, "not_found");
+}
+
+fn base64_of(hex: &str) -> String {
+    let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+    let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+    base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
 /// Any JSON, mostly with names that mean something.
