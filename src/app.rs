@@ -75,7 +75,8 @@ fn start_error(what: &'static str) -> impl FnOnce(io::Error) -> AppError {
 
 /// Runs the daemon until it is told to stop. Guests outlive it in every case.
 pub async fn run(config: Config) -> Result<(), AppError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(start_error("hear signals"))?;
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(start_error("hear signals"))?;
     let lock = StorageLock::acquire(&config.storage.path)?;
     let listeners = listeners::bind(&config)?;
     let ports = ports(&config, &lock)?;
@@ -93,7 +94,10 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let shutdown = CancellationToken::new();
     let state = HttpState::new(HttpSettings {
         handles: tree.handles.clone(),
-        readiness: Readiness { done: readiness, recovery: tree.recovery.clone() },
+        readiness: Readiness {
+            done: readiness,
+            recovery: tree.recovery.clone(),
+        },
         probe,
         storage_check: storage_check(&lock),
         access: access(&config),
@@ -119,7 +123,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     shutdown.cancel();
     let _ = server.await;
     if tokio::time::timeout(TREE_STOP, tree.stop()).await.is_err() {
-        tracing::warn!("an actor did not stop in time; what it was doing is resolved at the next start");
+        tracing::warn!(
+            "an actor did not stop in time; what it was doing is resolved at the next start"
+        );
     }
     tracing::info!("VMAN has stopped; guests keep running");
     drop(lock);
@@ -172,10 +178,20 @@ async fn announce(
         detail: format!("the daemon is ready, {vms} VMs are known"),
         incarnation: None,
         operation: None,
-        cause: Cause { origin: Origin::Daemon, input: "recovered".to_owned(), led_by: None },
+        cause: Cause {
+            origin: Origin::Daemon,
+            input: "recovered".to_owned(),
+            led_by: None,
+        },
         previous: None,
     };
-    if let Err(error) = handles.store.commit(Change { event: Some(event), ..Change::default() }).await
+    if let Err(error) = handles
+        .store
+        .commit(Change {
+            event: Some(event),
+            ..Change::default()
+        })
+        .await
     {
         tracing::warn!(%error, "cannot record that the daemon is ready");
     }
@@ -196,10 +212,15 @@ fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
     if config.qemu.dry_run {
         tracing::warn!("VMAN_OPERATOR_DRY_RUN: VMs are simulated, nothing runs");
         let simulated = vman_actors::fakes::FakeHost::simulated().ports();
-        return Ok(Ports { storage, ..simulated });
+        return Ok(Ports {
+            storage,
+            ..simulated
+        });
     }
-    let layout =
-        Layout { runtime: config.storage.runtime.clone(), storage: config.storage.path.clone() };
+    let layout = Layout {
+        runtime: config.storage.runtime.clone(),
+        storage: config.storage.path.clone(),
+    };
     let network = match config.network.mode {
         NetworkMode::None => NetworkKind::None,
         NetworkMode::Auto | NetworkMode::Bridge | NetworkMode::User => NetworkKind::User,
@@ -228,7 +249,11 @@ fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
 
 fn default_boot_disk(config: &Config) -> Option<ImageName> {
     // Validated with the rest of the configuration.
-    config.qemu.default_boot_disk.as_deref().and_then(|name| ImageName::parse(name).ok())
+    config
+        .qemu
+        .default_boot_disk
+        .as_deref()
+        .and_then(|name| ImageName::parse(name).ok())
 }
 
 fn access(config: &Config) -> Access {

@@ -32,6 +32,9 @@ use tokio::{
 /// The root's budget: more restarts than this within [`WINDOW`] and it gives up.
 const MAX_RESTARTS: usize = 3;
 const WINDOW: Duration = Duration::from_mins(1);
+/// The delay before the second restart in the window; it doubles. What made the
+/// first fail may need a moment to pass.
+const BACKOFF: Duration = Duration::from_millis(100);
 
 /// Everything the tree acts through.
 #[derive(Clone)]
@@ -101,7 +104,11 @@ impl Tree {
     /// Starts the tree. It answers when every actor is up; recovery goes on.
     pub async fn start(ports: Ports, settings: &TreeSettings) -> Result<Tree, StartError> {
         let (seats, handles, recovery) = seats(ports, settings);
-        let (give_up, gave_up) = watch::channel(None);
+        let (said, gave_up) = watch::channel(None);
+        let give_up = GiveUp {
+            said,
+            stopped: false,
+        };
         let arguments = RootArguments { seats, give_up };
         let (root, task) = Actor::spawn(None, Root, arguments)
             .await
@@ -229,12 +236,28 @@ enum RootMsg {
 
 struct RootArguments {
     seats: Seats,
-    give_up: watch::Sender<Option<String>>,
+    give_up: GiveUp,
+}
+
+/// How the root says that it has given up; it is said also when the root itself
+/// dies, unless it was stopped.
+struct GiveUp {
+    said: watch::Sender<Option<String>>,
+    stopped: bool,
+}
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        if !self.stopped && self.said.borrow().is_none() {
+            let why = "the root of the supervision tree has died".to_owned();
+            self.said.send_replace(Some(why));
+        }
+    }
 }
 
 struct RootState {
     seats: Seats,
-    give_up: watch::Sender<Option<String>>,
+    give_up: GiveUp,
     children: Vec<(Seat, ActorCell)>,
     restarts: Vec<Instant>,
 }
@@ -282,6 +305,7 @@ impl Actor for Root {
         _: ActorRef<RootMsg>,
         state: &mut RootState,
     ) -> Result<(), ActorProcessingErr> {
+        state.give_up.stopped = true;
         state.empty_from(Seat::Store).await;
         Ok(())
     }
@@ -324,10 +348,15 @@ impl RootState {
                 WINDOW.as_secs()
             );
             tracing::error!(error = why, "the root gives up; guests keep running");
-            self.give_up.send_replace(Some(why));
+            self.give_up.said.send_replace(Some(why));
             return;
         }
-        let _ = myself.cast(RootMsg::Restart(seat));
+        let delay = match self.restarts.len() {
+            0 | 1 => Duration::ZERO,
+            // At most the budget: it cannot overflow.
+            more => BACKOFF * 2_u32.pow(u32::try_from(more - 2).unwrap_or(0)),
+        };
+        myself.send_after(delay, move || RootMsg::Restart(seat));
     }
 
     /// Starts every seat that has no actor, in order.

@@ -47,11 +47,18 @@ pub(super) fn bind(config: &Config) -> Result<Listeners, ListenError> {
         None => None,
     };
     let unix = bind_unix(&config.storage.runtime, &config.http.socket)?;
-    Ok(Listeners { tcp, unix: Some(unix) })
+    Ok(Listeners {
+        tcp,
+        unix: Some(unix),
+    })
 }
 
 fn bind_tcp(address: std::net::SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
     // A restarted daemon takes its address again at once.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -59,7 +66,10 @@ fn bind_tcp(address: std::net::SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn bind_unix(runtime: &Path, path: &Path) -> Result<UnixListener, ListenError> {
-    let failed = |error| ListenError::Unix { path: path.to_owned(), error };
+    let failed = |error| ListenError::Unix {
+        path: path.to_owned(),
+        error,
+    };
     make_folder(runtime).map_err(failed)?;
     if let Some(folder) = path.parent() {
         make_folder(folder).map_err(failed)?;

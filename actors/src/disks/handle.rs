@@ -17,6 +17,9 @@ use vman_model::{
 #[derive(Default)]
 pub struct DisksSlot {
     pub(super) actor: Slot<DisksMsg>,
+    /// Whether this daemon has swept the images folder: later there are uploads
+    /// of its own in it.
+    pub(super) swept: std::sync::atomic::AtomicBool,
 }
 
 /// Why an image was not taken or not deleted.
@@ -31,8 +34,8 @@ pub enum ImageError {
     /// An image of that name is there.
     #[error("an image named {0} exists: delete it first, or choose another name")]
     Exists(ImageName),
-    /// Another upload of that name is under way.
-    #[error("an upload of image {0} is under way")]
+    /// An upload or a deletion of that name is under way.
+    #[error("an upload or a deletion of image {0} is under way")]
     BeingUploaded(ImageName),
     /// No image of that name.
     #[error("no image named {0}")]
@@ -153,6 +156,11 @@ impl DisksHandle {
         origin: Origin,
         now: UnixMs,
     ) -> Result<(), ImageError> {
+        // Or the file that is removed below could be a later upload's.
+        if !self.uploading().insert(name.clone()) {
+            return Err(ImageError::BeingUploaded(name));
+        }
+        let _turn = UploadTurn(self.clone(), name.clone());
         let change = Change {
             guards: vec![
                 Guard::ImagePresent(name.clone()),

@@ -16,7 +16,11 @@ use crate::{
     store::StoreHandle,
 };
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+};
 use tokio::sync::{Mutex, oneshot};
 use vman_model::{DiskFormat, DiskId};
 
@@ -62,10 +66,13 @@ impl Actor for DiskRegistry {
         myself: ActorRef<DisksMsg>,
         arguments: DisksArguments,
     ) -> Result<DisksState, ActorProcessingErr> {
-        // What an interrupted upload left; uploads of this daemon come later.
-        let known = arguments.store.inventory().images.keys().cloned().collect();
-        if let Err(error) = arguments.images.sweep(known).await {
-            tracing::warn!(%error, "cannot sweep the images folder");
+        // What uploads of an earlier daemon left; this one's are not touched
+        // when the actor is restarted.
+        if !arguments.slot.swept.swap(true, Ordering::SeqCst) {
+            let known = arguments.store.inventory().images.keys().cloned().collect();
+            if let Err(error) = arguments.images.sweep(known).await {
+                tracing::warn!(%error, "cannot sweep the images folder");
+            }
         }
         Slot::set(&arguments.slot.actor, myself);
         Ok(DisksState {

@@ -88,6 +88,11 @@ impl Hypervisor for FakeHypervisor {
                 return Ok(Adoption::Gone);
             };
             let machine = FakeMachine::new(&world, daemon, pid, client, &plan.vm);
+            if script.greets_early {
+                greet(&world, pid, client);
+                world.pause(daemon, script.greet_takes).await;
+                return Ok(Adoption::Found(Arc::new(machine)));
+            }
             tokio::spawn(async move {
                 world.pause(daemon, script.greet_takes).await;
                 greet(&world, pid, client);

@@ -70,6 +70,8 @@ pub struct Script {
     pub kill_takes: Option<Duration>,
     /// Each piece of news but the exit is told this often.
     pub news_told: u8,
+    /// QMP answers an adoption before the adoption itself is answered.
+    pub greets_early: bool,
     /// So many calls of `terminate` panic, in the handler of whoever calls it.
     pub terminate_panics: u32,
     /// So many adoptions cannot look.
@@ -102,6 +104,7 @@ impl Default for Script {
             terminate_takes: Some(ms(2)),
             kill_takes: Some(ms(1)),
             news_told: 1,
+            greets_early: false,
             terminate_panics: 0,
             adopt_errors: 0,
             adopt_takes: ms(1),

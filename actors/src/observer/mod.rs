@@ -16,6 +16,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 use vman_model::{UnixMs, VmId};
 
+/// A check takes milliseconds; one that takes this long hangs.
+const CHECK_DEADLINE: Duration = Duration::from_mins(1);
+
 /// One thing that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
@@ -118,6 +121,7 @@ impl Actor for Observer {
                 state.check(&myself);
             }
             ObserverMsg::Check(reply) => {
+                state.waiting.retain(|waiting| !waiting.is_closed());
                 state.waiting.push(reply);
                 state.check(&myself);
             }
@@ -144,9 +148,35 @@ impl ObserverState {
         }
         let (arguments, observer) = (self.arguments.clone(), myself.clone());
         tokio::spawn(async move {
-            let report = look(&arguments).await;
+            let clock = arguments.clock.clone();
+            // A check that panics or hangs must not be the last one.
+            let looking = tokio::spawn(async move { look(&arguments).await });
+            let stop = looking.abort_handle();
+            let report = match tokio::time::timeout(CHECK_DEADLINE, looking).await {
+                Ok(Ok(report)) => report,
+                Ok(Err(error)) => failed(clock.as_ref(), &error.to_string()),
+                Err(_) => {
+                    stop.abort();
+                    failed(clock.as_ref(), "it did not end in time")
+                }
+            };
             let _ = observer.cast(ObserverMsg::Checked(report));
         });
+    }
+}
+
+/// The report of a check that came to nothing.
+fn failed(clock: &dyn Clock, why: &str) -> ObserverReport {
+    tracing::warn!(error = why, "a check of the observer has failed");
+    ObserverReport {
+        last_check_at: Some(clock.now()),
+        last_issues: vec![Finding {
+            issue_type: "check_failed".to_owned(),
+            resource_id: "observer".to_owned(),
+            details: why.to_owned(),
+            action: "reported".to_owned(),
+        }],
+        ..ObserverReport::default()
     }
 }
 

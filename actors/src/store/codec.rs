@@ -1,9 +1,11 @@
 //! The only place that knows how rows look on disk: bincode in an envelope.
 //!
 //! `"VM"`, kind (1 byte), schema version (2), payload length (4), CRC-32C of
-//! the payload (4), payload; integers little-endian. The checksum is for rot,
+//! all of these and the payload (4), payload; integers little-endian. The
+//! checksum is for rot (also of the schema: a flipped bit is not a newer VMAN),
 //! the kind for rows in the wrong table, the length and the decoder's limit for
-//! corrupt lengths, which would otherwise ask for all memory there is.
+//! corrupt lengths, which would otherwise ask for all memory there is. Every
+//! schema keeps this envelope.
 //!
 //! bincode is complete but abandoned (RUSTSEC-2025-0141). `tests` hold golden
 //! bytes of every kind: a struct of a released schema never changes; a new
@@ -12,7 +14,9 @@
 use serde::{Serialize, de::DeserializeOwned};
 
 const MAGIC: [u8; 2] = *b"VM";
-const HEADER: usize = 2 + 1 + 2 + 4 + 4;
+/// The header before its checksum, and with it.
+const CHECKED: usize = 2 + 1 + 2 + 4;
+const HEADER: usize = CHECKED + 4;
 /// The largest payload: a VM's record with all its labels is far below.
 const MAX_PAYLOAD: usize = 1 << 20;
 
@@ -64,15 +68,18 @@ pub fn encode<T: Serialize>(kind: Kind, value: &T) -> Vec<u8> {
     let mut out = vec![0; HEADER];
     bincode::serde::encode_into_std_write(value, &mut out, bincode::config::standard())
         .expect("a record serialises into memory: its types hold no map with a failing key");
-    let payload = &out[HEADER..];
-    let length = u32::try_from(payload.len()).expect("records are far below 4 GiB");
-    let checksum = crc32c::crc32c(payload);
+    let length = u32::try_from(out.len() - HEADER).expect("records are far below 4 GiB");
     out[0..2].copy_from_slice(&MAGIC);
     out[2] = kind as u8;
     out[3..5].copy_from_slice(&SCHEMA.to_le_bytes());
     out[5..9].copy_from_slice(&length.to_le_bytes());
-    out[9..13].copy_from_slice(&checksum.to_le_bytes());
+    let checksum = checksum(&out[..CHECKED], &out[HEADER..]);
+    out[CHECKED..HEADER].copy_from_slice(&checksum.to_le_bytes());
     out
+}
+
+fn checksum(header: &[u8], payload: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(header), payload)
 }
 
 /// Reads a row. Every byte must be accounted for.
@@ -94,6 +101,17 @@ fn open(kind: Kind, bytes: &[u8]) -> Result<&[u8], DecodeError> {
     if header[0..2] != MAGIC {
         return Err(corrupt("no magic"));
     }
+    let length = u32::from_le_bytes([header[5], header[6], header[7], header[8]]);
+    if length as usize != payload.len() {
+        return Err(corrupt(format!(
+            "length {length} for {} bytes",
+            payload.len()
+        )));
+    }
+    let told = u32::from_le_bytes([header[9], header[10], header[11], header[12]]);
+    if told != checksum(&header[..CHECKED], payload) {
+        return Err(corrupt("checksum mismatch"));
+    }
     if header[2] != kind as u8 {
         return Err(corrupt(format!(
             "kind {} where {} belongs",
@@ -107,16 +125,8 @@ fn open(kind: Kind, bytes: &[u8]) -> Result<&[u8], DecodeError> {
     if schema == 0 {
         return Err(corrupt("schema 0"));
     }
-    let length = u32::from_le_bytes([header[5], header[6], header[7], header[8]]);
-    if length as usize != payload.len() || payload.len() > MAX_PAYLOAD {
-        return Err(corrupt(format!(
-            "length {length} for {} bytes",
-            payload.len()
-        )));
-    }
-    let checksum = u32::from_le_bytes([header[9], header[10], header[11], header[12]]);
-    if checksum != crc32c::crc32c(payload) {
-        return Err(corrupt("checksum mismatch"));
+    if payload.len() > MAX_PAYLOAD {
+        return Err(corrupt(format!("{} bytes are too many", payload.len())));
     }
     Ok(payload)
 }

@@ -65,7 +65,6 @@ pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory
         .collect();
     let set_aside = reader.set_aside;
     quarantine(storage, clock, &mut inventory, set_aside)?;
-    inventory.quarantined = listed(storage)?.into_iter().collect();
     Ok(inventory)
 }
 
@@ -80,7 +79,12 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn revision(&mut self) -> Result<Revision, StoreLoadError> {
         let Some(bytes) = self.storage.get(Table::Meta, REVISION_KEY)? else {
-            return Ok(Revision::default());
+            let fresh = self.storage.range(Table::Events, &[], 1)?.is_empty();
+            return if fresh {
+                Ok(Revision::default())
+            } else {
+                self.highest_event()
+            };
         };
         match codec::decode(Kind::Meta, &bytes) {
             Ok(revision) => Ok(revision),
@@ -169,17 +173,21 @@ fn row_name(table: Table, key: &[u8]) -> String {
     format!(
         "{}/{}",
         table.as_str(),
-        String::from_utf8_lossy(key).escape_debug()
+        // Two keys never have the same name: one row would hide another.
+        key.escape_ascii()
     )
 }
 
 /// Moves unreadable rows into their own table, with the event that tells it.
+/// Where there is no room for that they stay where they are until the next
+/// start, and are reported all the same: the others can be used.
 fn quarantine(
     storage: &dyn Storage,
     clock: &dyn Clock,
     inventory: &mut Inventory,
     set_aside: Vec<SetAside>,
 ) -> Result<(), StoreLoadError> {
+    let mut left = Vec::new();
     for (table, key, bytes, why) in set_aside {
         let name = row_name(table, &key);
         let mut value = why.clone().into_bytes();
@@ -216,28 +224,32 @@ fn quarantine(
         });
         rows.push(Row {
             table: Table::Quarantine,
-            key: name.into_bytes(),
+            key: name.clone().into_bytes(),
             value: Some(value),
         });
         rows.push(revision_row(next.revision));
-        storage.commit(&rows)?;
-        *inventory = next;
-    }
-    Ok(())
-}
-
-fn listed(storage: &dyn Storage) -> Result<Vec<Quarantined>, StoreLoadError> {
-    let rows = storage.load(Table::Quarantine)?;
-    Ok(rows
-        .into_iter()
-        .map(|(key, value)| {
-            let why = value.split(|b| *b == 0).next().unwrap_or_default();
-            Quarantined {
-                row: String::from_utf8_lossy(&key).into_owned(),
-                error: String::from_utf8_lossy(why).into_owned(),
+        match storage.commit(&rows) {
+            Ok(()) => *inventory = next,
+            Err(error @ CommitError::Unknown(_)) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(row = name, %error, "cannot set an unreadable record aside");
+                left.push(Quarantined {
+                    row: name,
+                    error: why,
+                });
             }
-        })
-        .collect())
+        }
+    }
+    let rows = storage.load(Table::Quarantine)?;
+    let listed = rows.into_iter().map(|(key, value)| {
+        let why = value.split(|b| *b == 0).next().unwrap_or_default();
+        Quarantined {
+            row: String::from_utf8_lossy(&key).into_owned(),
+            error: String::from_utf8_lossy(why).into_owned(),
+        }
+    });
+    inventory.quarantined = listed.chain(left).collect();
+    Ok(())
 }
 
 /// The row that keeps the last revision.

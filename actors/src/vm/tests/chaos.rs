@@ -7,7 +7,14 @@ use crate::{
     ports::LaunchError,
     vm::NewVm,
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use vman_model::{
     RestartMode, RestartPolicy, VmId,
     vm::{Command, Desired, ExitStatus, Phase, RunState},
@@ -15,6 +22,8 @@ use vman_model::{
 
 const VMS: u64 = 5;
 const STEPS: u64 = 60;
+/// Lives at once: most of a life is waiting.
+const WORKERS: usize = 4;
 
 /// A small generator (xorshift64*).
 struct Dice(u64);
@@ -52,7 +61,12 @@ impl Chaos {
             20..70 => self.command(&id).await,
             70..78 => self.qemu_acts(&id),
             78..86 => self.rewrite_script(&id),
-            86..89 => self.commit_fails(),
+            86..88 => self.commit_fails(),
+            88 => {
+                if let Some(supervisor) = self.daemon.on().vms.directory.supervisor.get() {
+                    supervisor.kill();
+                }
+            }
             89..92 => {
                 if let Some(entry) = self.daemon.on().vms.directory.get(&id)
                     && let Some(actor) = entry.actor
@@ -132,13 +146,15 @@ impl Chaos {
     fn rewrite_script(&mut self, id: &VmId) {
         let dice = &mut self.dice;
         self.daemon.host.script_vm(id, |script| {
-            script.launch = match dice.roll(8) {
+            script.launch = match dice.roll(10) {
                 0 => Launch::Fails(LaunchError::Spawn("scripted".to_owned())),
                 1 => Launch::ExitsAtOnce {
                     code: 1,
                     stderr: String::new(),
                 },
                 2 => Launch::NeverGreets,
+                3 if dice.roll(4) == 0 => Launch::PanicsBefore,
+                4 if dice.roll(4) == 0 => Launch::PanicsAfter,
                 _ => Launch::Works,
             };
             script.act = match dice.roll(5) {
@@ -152,20 +168,27 @@ impl Chaos {
                 0 => Powerdown::Ignored,
                 _ => Powerdown::HeardAfter(dice.ms(50)),
             };
-            script.spawn_takes = dice.ms(30);
+            script.spawn_takes = dice.ms(100);
             script.greet_takes = dice.ms(30);
             script.terminate_takes = (dice.roll(4) > 0).then(|| dice.ms(20));
             script.adopt_takes = dice.ms(30);
             script.claim_takes = dice.ms(10);
+            script.greets_early = dice.roll(3) == 0;
             script.news_told = 1 + u8::from(dice.roll(3) == 0);
             script.adopt_errors = u32::try_from(dice.roll(3)).unwrap();
             script.release_errors = u32::try_from(dice.roll(3)).unwrap();
             script.claim_errors = u32::from(dice.roll(4) == 0);
+            script.disk_errors = u32::from(dice.roll(4) == 0);
+            script.disk_takes = dice.ms(10);
+            script.kill_takes = (dice.roll(4) > 0).then(|| dice.ms(20));
             script.terminate_panics = u32::from(dice.roll(6) == 0);
         });
     }
 
     fn commit_fails(&mut self) {
+        if self.dice.roll(8) == 0 {
+            return self.daemon.host.panic_in_commits(1);
+        }
         let next = match self.dice.roll(8) {
             0 => NextCommit::UnknownButWritten,
             1 => NextCommit::UnknownNotWritten,
@@ -219,12 +242,26 @@ async fn live_through(seed: u64) {
     chaos.settle().await;
 }
 
+/// Lives through all of these, a few at once; tells the seeds that failed.
 fn live_through_all(seeds: std::ops::Range<u64>) {
-    for seed in seeds {
-        // Told before a panic unwinds, so that the seed can be tried again.
-        println!("seed {seed}");
-        alone(live_through(seed));
-    }
+    let next = AtomicU64::new(seeds.start);
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                while let Some(seed) = Some(next.fetch_add(1, Ordering::SeqCst))
+                    && seed < seeds.end
+                {
+                    let life = || alone(live_through(seed));
+                    if std::panic::catch_unwind(life).is_err() {
+                        failed.lock().unwrap().push(seed);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    assert!(failed.is_empty(), "these seeds failed: {failed:?}");
 }
 
 #[test]
@@ -232,10 +269,12 @@ fn random_commands_faults_and_deaths_lose_double_and_leave_open_nothing() {
     live_through_all(0..50);
 }
 
+/// `VMAN_TEST_CHAOS_FROM` and `VMAN_TEST_CHAOS_SEEDS` say which.
 #[test]
 #[ignore = "minutes long: for the night"]
 fn thousands_of_random_lives_lose_double_and_leave_open_nothing() {
-    let from = std::env::var("VMAN_CHAOS_FROM").ok();
-    let from = from.and_then(|from| from.parse().ok()).unwrap_or(0);
-    live_through_all(from..from + 5_000);
+    let number = |name: &str| std::env::var(name).ok()?.parse().ok();
+    let from = number("VMAN_TEST_CHAOS_FROM").unwrap_or(0);
+    let seeds = number("VMAN_TEST_CHAOS_SEEDS").unwrap_or(5_000);
+    live_through_all(from..from + seeds);
 }

@@ -275,6 +275,15 @@ impl Daemon {
             .await;
     }
 
+    /// Does what makes the tree restart its VMs, and waits until it has.
+    pub(super) async fn restarted_by(&self, deed: impl AsyncFnOnce()) {
+        let seat = || self.on().vms.directory.supervisor.get();
+        let before = seat().unwrap().get_id();
+        deed().await;
+        let replaced = || seat().is_some_and(|now| now.get_id() != before);
+        self.until("the tree was restarted", replaced).await;
+    }
+
     fn told(&self) -> String {
         let Some(tree) = self.tree.as_ref() else {
             return String::new();
@@ -297,7 +306,8 @@ impl Daemon {
             let rests =
                 |phase: Phase| phase.is_rest() || matches!(phase, Phase::Running | Phase::Paused);
             let mut vms = inventory.vms.values();
-            vms.all(|vm| rests(vm.value.phase) && vm.value.operations.is_empty())
+            let recovered = self.tree().recovery.left() == 0;
+            recovered && vms.all(|vm| rests(vm.value.phase) && vm.value.operations.is_empty())
         };
         self.until("everything comes to rest", quiet).await;
         assert_eq!(self.host.violations(), Vec::<String>::new());

@@ -6,7 +6,10 @@ use crate::{
     vm::{CommandError, VmSupervisorMsg},
 };
 use std::time::Duration;
-use vman_model::vm::{Command, Desired, ExitStatus, Phase, Reason, RunState};
+use vman_model::{
+    OperationStatus,
+    vm::{Command, Desired, ExitStatus, Phase, Reason, RunState},
+};
 
 #[tokio::test]
 async fn a_vm_actor_that_panics_is_restarted_alone_and_adopts_its_qemu() {
@@ -26,6 +29,72 @@ async fn a_vm_actor_that_panics_is_restarted_alone_and_adopts_its_qemu() {
     let inventory = daemon.on().store.inventory();
     assert_eq!(inventory.vms[&other].revision, others_revision);
     daemon.oracle().await;
+}
+
+#[tokio::test]
+async fn an_actor_that_dies_while_its_qemu_is_being_spawned_leaves_one_qemu() {
+    let daemon = Daemon::start().await;
+    let id = daemon.create("a").await;
+    daemon.host.script_vm(&id, |script| {
+        script.spawn_takes = Duration::from_millis(400);
+    });
+    let operation = daemon.ask(&id, Command::Start).await.unwrap();
+    daemon.until_phase(&id, Phase::Launching).await;
+    daemon.pass(Duration::from_millis(100)).await;
+    let actor = daemon.on().vms.directory.get(&id).unwrap().actor;
+    actor.unwrap().kill();
+    daemon.until_phase(&id, Phase::Unknown).await;
+    let ended = daemon.ended(&operation.id).await;
+    assert_eq!(ended.status, OperationStatus::Succeeded);
+    assert_eq!(daemon.host.launched(), 1);
+    daemon.oracle().await;
+}
+
+#[tokio::test]
+async fn an_actor_that_dies_while_its_claim_waits_lets_its_successor_be_stopped_at_once() {
+    let mut daemon = Daemon::start().await;
+    daemon.settings.max_launches = 1;
+    daemon.stop_and_start().await;
+    let hog = daemon.create("hog").await;
+    daemon
+        .host
+        .script_vm(&hog, |script| script.launch = Launch::NeverGreets);
+    daemon.ask(&hog, Command::Start).await.unwrap();
+    daemon.until_phase(&hog, Phase::Launching).await;
+    let id = daemon.create("a").await;
+    daemon.ask(&id, Command::Start).await.unwrap();
+    daemon.pass(Duration::from_millis(100)).await;
+    let actor = daemon.on().vms.directory.get(&id).unwrap().actor;
+    actor.unwrap().kill();
+    daemon.pass(Duration::from_millis(100)).await;
+    let began = tokio::time::Instant::now();
+    daemon.done(&id, STOP).await;
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn a_qemu_that_was_never_let_run_is_let_run_also_when_it_greets_early() {
+    for early in [false, true] {
+        alone(async {
+            let mut daemon = Daemon::start().await;
+            let id = daemon.create("a").await;
+            daemon.host.script_vm(&id, |script| {
+                script.greet_takes = Duration::from_millis(100);
+                script.greets_early = early;
+            });
+            daemon.ask(&id, Command::Start).await.unwrap();
+            daemon
+                .until("it is spawned", || daemon.host.qemu(&id).is_some())
+                .await;
+            daemon.kill_and_start().await;
+            let began = tokio::time::Instant::now();
+            daemon.until_phase(&id, Phase::Running).await;
+            assert!(began.elapsed() < Duration::from_secs(1));
+            assert_eq!(daemon.host.qemu(&id).unwrap().state, RunState::Running);
+            assert_eq!(daemon.host.launched(), 1);
+            daemon.oracle().await;
+        });
+    }
 }
 
 #[tokio::test]
@@ -87,10 +156,12 @@ fn the_store_dies_and_everything_comes_back_with_the_truth() {
             let (id, other) = (daemon.running("a").await, daemon.running("b").await);
             let before = daemon.host.live();
             daemon.host.storage().then(next.clone());
-            let answer = daemon.ask(&id, Command::Pause).await;
-            assert_eq!(answer, Err(CommandError::Unknown));
-            let opened = || daemon.host.storage().opens() == 2;
-            daemon.until("the store is opened again", opened).await;
+            let dies = async || {
+                let answer = daemon.ask(&id, Command::Pause).await;
+                assert_eq!(answer, Err(CommandError::Unknown));
+            };
+            daemon.restarted_by(dies).await;
+            assert_eq!(daemon.host.storage().opens(), 2);
             daemon.oracle().await;
             let live = daemon.host.live();
             assert_eq!(live.len(), before.len());
@@ -110,10 +181,9 @@ async fn a_writer_thread_that_panics_takes_the_store_down_and_it_comes_back() {
     let daemon = Daemon::start().await;
     let id = daemon.running("a").await;
     daemon.host.panic_in_commits(1);
-    let answer = daemon.ask(&id, Command::Pause).await;
-    assert!(answer.is_err());
-    let opened = || daemon.host.storage().opens() == 2;
-    daemon.until("the store is opened again", opened).await;
+    let dies = async || assert!(daemon.ask(&id, Command::Pause).await.is_err());
+    daemon.restarted_by(dies).await;
+    assert_eq!(daemon.host.storage().opens(), 2);
     daemon.oracle().await;
     daemon.done(&id, STOP).await;
 }
@@ -142,12 +212,7 @@ async fn the_supervisor_of_vms_dies_and_every_vm_is_found_again() {
     let (a, b) = (daemon.running("a").await, daemon.running("b").await);
     let before = daemon.host.live();
     let supervisor = daemon.on().vms.directory.supervisor.get().unwrap();
-    supervisor.kill();
-    let replaced = || {
-        let present = daemon.on().vms.directory.supervisor.get();
-        present.is_some_and(|present| present.get_id() != supervisor.get_id())
-    };
-    daemon.until("there is a new one", replaced).await;
+    daemon.restarted_by(async || supervisor.kill()).await;
     daemon.oracle().await;
     assert_eq!(daemon.host.live(), before);
     daemon.done(&a, STOP).await;

@@ -233,6 +233,24 @@ async fn a_stop_takes_a_start_that_waits_for_its_turn_back_at_once() {
 }
 
 #[tokio::test]
+async fn a_stop_reaches_a_qemu_that_is_still_being_spawned() {
+    let daemon = Daemon::start().await;
+    let id = daemon.create("a").await;
+    daemon.host.script_vm(&id, |script| {
+        script.spawn_takes = Duration::from_millis(400);
+        script.greet_takes = Duration::from_secs(20);
+    });
+    daemon.ask(&id, Command::Start).await.unwrap();
+    daemon.until_phase(&id, Phase::Launching).await;
+    daemon.pass(Duration::from_millis(100)).await;
+    daemon.done(&id, STOP).await;
+    let signals = daemon.host.signals();
+    assert_eq!(signals.len(), 1, "{signals:?}");
+    assert!(!signals[0].kill);
+    daemon.oracle().await;
+}
+
+#[tokio::test]
 async fn what_happens_while_the_storage_is_full_is_recorded_in_its_order_later() {
     let daemon = Daemon::start().await;
     let id = daemon.running("a").await;

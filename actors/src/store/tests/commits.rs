@@ -1,0 +1,184 @@
+//! Group commit, refusals, failures, and writers that live too long.
+
+use super::given::{Store, make, template, vm};
+use crate::{
+    fakes::NextCommit,
+    ports::{Storage, Table},
+    store::StoreError,
+};
+use std::time::Duration;
+use vman_model::{Change, Guard, Revision, Write};
+
+const SLOW: NextCommit = NextCommit::Slow(Duration::from_millis(150));
+
+/// A store whose first commit is under way, so that what follows is one group.
+async fn busy() -> (Store, impl Future<Output = ()>) {
+    let store = Store::start().await;
+    store.storage.then(SLOW);
+    let commits = store.storage.commits();
+    let first = store.send(make("first"));
+    let storage = store.storage.clone();
+    super::given::until("the first is under way", || storage.commits() > commits).await;
+    (store, async move {
+        first.await.unwrap().unwrap();
+    })
+}
+
+#[tokio::test]
+async fn what_was_answered_is_on_disk_and_in_the_inventory() {
+    let store = Store::start().await;
+    let mut last = Revision(0);
+    for n in 0..50 {
+        let name = format!("t-{n}");
+        let committed = store.handle.commit(make(&name)).await.unwrap();
+        assert!(committed.revision > last);
+        last = committed.revision;
+        let row = store.storage.get(Table::Templates, name.as_bytes());
+        assert!(row.unwrap().is_some());
+        let inventory = store.handle.inventory();
+        assert!(inventory.templates.contains_key(name.as_str()));
+        assert_eq!(inventory.revision, last);
+    }
+}
+
+#[tokio::test]
+async fn changes_that_wait_are_one_commit_and_each_has_its_revision() {
+    let (store, first) = busy().await;
+    let answers: Vec<_> = (0..200)
+        .map(|n| store.send(make(&format!("t-{n}"))))
+        .collect();
+    first.await;
+    let mut revisions = Vec::new();
+    for answer in answers {
+        revisions.push(answer.await.unwrap().unwrap().revision);
+    }
+    let expected: Vec<_> = (2..202).map(Revision).collect();
+    assert_eq!(revisions, expected);
+    assert!(store.storage.commits() <= 3, "{}", store.storage.commits());
+}
+
+#[tokio::test]
+async fn within_a_group_guards_see_what_came_before_and_a_refusal_harms_nobody() {
+    let (store, first) = busy().await;
+    let (one, same, other) = (
+        store.send(make("a")),
+        store.send(make("a")),
+        store.send(make("b")),
+    );
+    first.await;
+    assert!(one.await.unwrap().is_ok());
+    let name = template("a").name;
+    let conflict = StoreError::Conflict(Guard::TemplateAbsent(name));
+    assert_eq!(same.await.unwrap(), Err(conflict));
+    assert!(other.await.unwrap().is_ok());
+    assert_eq!(store.handle.inventory().templates.len(), 3);
+    assert_eq!(store.handle.inventory().revision, Revision(3));
+}
+
+#[tokio::test]
+async fn a_certain_failure_leaves_everything_as_it_was_and_tells_no_conflict_with_it() {
+    for next in [
+        NextCommit::NoSpace,
+        NextCommit::ReadOnly,
+        NextCommit::Refused,
+    ] {
+        let (store, first) = busy().await;
+        store.storage.then(next.clone());
+        let (one, same, stale) = (
+            store.send(make("a")),
+            store.send(make("a")),
+            store.send(make("first")),
+        );
+        first.await;
+        let error = one.await.unwrap().unwrap_err();
+        assert!(error.is_certain());
+        // It conflicts only with what was not written.
+        assert_eq!(same.await.unwrap(), Err(error));
+        let stale = stale.await.unwrap();
+        assert!(matches!(stale, Err(StoreError::Conflict(_))), "{stale:?}");
+        let inventory = store.handle.inventory();
+        assert_eq!(inventory.revision, Revision(1));
+        assert_eq!(inventory.templates.len(), 1);
+        assert_eq!(inventory.recent_events.len(), 1);
+        store.handle.commit(make("a")).await.unwrap();
+        assert_eq!(store.handle.inventory().revision, Revision(2));
+    }
+}
+
+#[tokio::test]
+async fn after_an_unknown_outcome_the_store_dies_and_its_successor_reads_the_truth() {
+    for (next, written) in [
+        (NextCommit::UnknownButWritten, true),
+        (NextCommit::UnknownNotWritten, false),
+    ] {
+        let store = Store::start().await;
+        store.handle.commit(make("a")).await.unwrap();
+        store.storage.then(next);
+        let answer = store.handle.commit(make("b")).await;
+        assert!(matches!(answer, Err(StoreError::Unknown(_))));
+        assert!(!store.handle.inventory().templates.contains_key("b"));
+        store.until_dead().await;
+        let answer = store.handle.commit(make("c")).await;
+        assert_eq!(answer, Err(StoreError::Unavailable));
+        let store = store.successor().await;
+        let inventory = store.handle.inventory();
+        assert_eq!(inventory.templates.contains_key("b"), written);
+        let next = store.handle.commit(make("d")).await.unwrap().revision;
+        assert_eq!(next, Revision(if written { 3 } else { 2 }));
+    }
+}
+
+#[tokio::test]
+async fn a_writer_that_outlives_its_actor_writes_nothing() {
+    let store = Store::start().await;
+    store.handle.commit(make("first")).await.unwrap();
+    // As the load of a successor does it, while the writer waits for its turn.
+    *store.slot.turn() += 1;
+    let late = store.handle.commit(make("late")).await;
+    assert!(matches!(late, Err(StoreError::Unknown(_))), "{late:?}");
+    store.until_dead().await;
+    let on_disk = store.storage.load(Table::Templates).unwrap();
+    assert_eq!(on_disk.len(), 1);
+    assert_eq!(store.handle.inventory().templates.len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_killed_store_was_still_writing_is_either_known_or_not_there() {
+    let (store, first) = busy().await;
+    let late = store.send(make("late"));
+    // Both are behind the actor before it dies.
+    for _ in 0..8 {
+        tokio::task::yield_now().await;
+    }
+    store.actor.kill();
+    let successor = store.successor().await;
+    let known = successor.handle.inventory();
+    first.await;
+    let written = late.await.unwrap().is_ok();
+    successor.handle.commit(make("next")).await.unwrap();
+    assert!(known.templates.contains_key("first"));
+    assert_eq!(known.templates.contains_key("late"), written);
+    let on_disk = store.storage.load(Table::Templates).unwrap();
+    assert_eq!(on_disk.len(), if written { 3 } else { 2 });
+}
+
+#[tokio::test]
+async fn what_belongs_together_is_written_together_or_not_at_all() {
+    let store = Store::start().await;
+    let change = |guards| Change {
+        guards,
+        writes: vec![
+            Write::PutVm(Box::new(vm())),
+            Write::PutDisk(super::given::disk()),
+        ],
+        event: None,
+    };
+    let absent = Guard::VmRevision(vm().id, Revision(9));
+    let refused = store.handle.commit(change(vec![absent.clone()])).await;
+    assert_eq!(refused, Err(StoreError::Conflict(absent)));
+    assert!(store.handle.inventory().disks.is_empty());
+    store.handle.commit(change(Vec::new())).await.unwrap();
+    let inventory = store.successor().await.handle.inventory();
+    assert_eq!((inventory.vms.len(), inventory.disks.len()), (1, 1));
+    assert_eq!(inventory.vms[&vm().id].value, vm());
+}

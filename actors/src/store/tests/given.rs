@@ -1,0 +1,263 @@
+//! A StateStore alone on a storage in memory, and records to put into it.
+
+use crate::{
+    fakes::{FakeClock, FakeHost, MemoryStorage},
+    store::{Committed, StateStore, StoreArguments, StoreError, StoreHandle, StoreMsg, StoreSlot},
+};
+use ractor::{Actor, ActorRef, SpawnErr};
+use std::{sync::Arc, time::Duration};
+use tokio::{task::JoinHandle, time::Instant};
+use vman_model::{
+    BootId, Cause, Change, DiskFormat, DiskId, DiskRecord, Event, EventDraft, EventKind, Guard,
+    IdempotencyKey, IdempotencyRecord, ImageFormat, ImageKind, ImageName, ImageRecord, Incarnation,
+    OperationId, OperationKind, OperationRecord, OperationStatus, Origin, Problem, RequestId,
+    RestartHistory, RestartPolicy, Revision, Subject, TemplateName, TemplateRecord, UnixMs, VmId,
+    VmUuid, Write,
+    change::IdempotentAnswer,
+    vm::{
+        BootSpec, Claim, Desired, Ending, Firmware, NetworkKind, NicClaim, OpenOperation, Phase,
+        ProcessIdentity, Reason, StopIntent, VmRecord, VmSize, VmSpec,
+    },
+};
+
+pub(super) struct Store {
+    pub(super) storage: MemoryStorage,
+    pub(super) clock: FakeClock,
+    pub(super) slot: Arc<StoreSlot>,
+    pub(super) handle: StoreHandle,
+    pub(super) actor: ActorRef<StoreMsg>,
+}
+
+impl Store {
+    pub(super) async fn start() -> Self {
+        Self::start_on(MemoryStorage::new()).await.unwrap()
+    }
+
+    pub(super) async fn start_on(storage: MemoryStorage) -> Result<Self, SpawnErr> {
+        let clock = FakeHost::new().clock().clone();
+        Self::start_with(storage, clock, Arc::default()).await
+    }
+
+    async fn start_with(
+        storage: MemoryStorage,
+        clock: FakeClock,
+        slot: Arc<StoreSlot>,
+    ) -> Result<Self, SpawnErr> {
+        let arguments = StoreArguments {
+            storage: Arc::new(storage.clone()),
+            clock: Arc::new(clock.clone()),
+            slot: slot.clone(),
+        };
+        let (actor, _) = Actor::spawn(None, StateStore, arguments).await?;
+        let handle = StoreHandle::new(slot.clone(), Arc::new(storage.clone()));
+        Ok(Self {
+            storage,
+            clock,
+            slot,
+            handle,
+            actor,
+        })
+    }
+
+    /// The actor's successor, on the same seat.
+    pub(super) async fn successor(&self) -> Self {
+        let (storage, clock) = (self.storage.clone(), self.clock.clone());
+        Self::start_with(storage, clock, self.slot.clone())
+            .await
+            .unwrap()
+    }
+
+    /// Gives a change to the store; what comes later comes after it.
+    pub(super) fn send(&self, change: Change) -> JoinHandle<Result<Committed, StoreError>> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let sent = self.actor.cast(StoreMsg::Commit(Box::new(change), reply));
+        sent.expect("the store lives");
+        let lost = |_| Err(StoreError::Unknown("lost".to_owned()));
+        tokio::spawn(async move { answer.await.unwrap_or_else(lost) })
+    }
+
+    pub(super) async fn until_dead(&self) {
+        until("the store has died", || self.slot.actor.get().is_none()).await;
+    }
+}
+
+pub(super) async fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+pub(super) fn template(name: &str) -> TemplateRecord {
+    TemplateRecord {
+        name: TemplateName::parse(name).unwrap(),
+        size: size(),
+        created_at: UnixMs(1_700_000_000_000),
+    }
+}
+
+/// Makes a template, with its event.
+pub(super) fn make(name: &str) -> Change {
+    let template = template(name);
+    Change {
+        guards: vec![Guard::TemplateAbsent(template.name.clone())],
+        event: Some(event().what),
+        writes: vec![Write::PutTemplate(template)],
+    }
+}
+
+fn size() -> VmSize {
+    let image = |name| ImageName::parse(name).unwrap();
+    VmSize {
+        cpu_count: 2,
+        ram_mib: 2_048,
+        image: Some(image("debian-13")),
+        boot: Some(BootSpec {
+            kernel: image("vmlinuz"),
+            initrd: Some(image("initrd.img")),
+            cmdline: "console=ttyS0".to_owned(),
+        }),
+        firmware: Firmware::Uefi,
+        disk_mib: Some(10_240),
+        labels: [("tier".to_owned(), "web".to_owned())].into(),
+    }
+}
+
+pub(super) fn vm() -> VmRecord {
+    let identity = ProcessIdentity {
+        pid: 4_711,
+        start_time: 123_456,
+        boot_id: BootId::parse("boot-1").unwrap(),
+    };
+    let nic = NicClaim {
+        kind: NetworkKind::User,
+        mac: [0x52, 0x56, 1, 2, 3, 4],
+        address: Some("10.0.2.15".to_owned()),
+    };
+    let disk = DiskId::parse("web-1-root").unwrap();
+    VmRecord {
+        id: VmId::parse("web-1").unwrap(),
+        uuid: VmUuid([7; 16]),
+        spec: VmSpec {
+            template: TemplateName::parse("small").unwrap(),
+            size: size(),
+            restart: RestartPolicy::default(),
+        },
+        mac: nic.mac,
+        root_disk: Some(disk.clone()),
+        created_at: UnixMs(1_700_000_000_000),
+        desired: Desired::Erased {
+            keep_root_disk: true,
+        },
+        phase: Phase::Killing,
+        phase_since: UnixMs(1_700_000_000_500),
+        reason: Reason::User,
+        detail: "delete was asked for".to_owned(),
+        incarnation: Incarnation(3),
+        boot_id: Some(identity.boot_id.clone()),
+        process: Some(identity),
+        started_at: Some(UnixMs(1_700_000_000_100)),
+        claim: Some(Claim {
+            disks: vec![disk],
+            nics: vec![nic],
+        }),
+        ending: Some(Ending {
+            reason: Reason::User,
+            detail: "delete was asked for".to_owned(),
+        }),
+        stop: Some(StopIntent {
+            force: true,
+            timeout_ms: 30_000,
+        }),
+        restarting: false,
+        unresponsive: true,
+        restarts: RestartHistory {
+            recent: vec![UnixMs(5), UnixMs(6)],
+            total: 9,
+        },
+        backoff_ms: 250,
+        operations: vec![OpenOperation {
+            id: OperationId::parse("op-1").unwrap(),
+            kind: OperationKind::VmDelete,
+            created_at: UnixMs(1_700_000_000_400),
+            request_id: Some(RequestId::parse("r-1").unwrap()),
+        }],
+        last_event: Some(Revision(41)),
+    }
+}
+
+pub(super) fn disk() -> DiskRecord {
+    DiskRecord {
+        id: DiskId::parse("web-1-root").unwrap(),
+        size_mib: 10_240,
+        format: DiskFormat::Qcow2,
+        image: Some(ImageName::parse("debian-13").unwrap()),
+        vm_id: Some(VmId::parse("web-1").unwrap()),
+        root: true,
+        created_at: UnixMs(1_700_000_000_000),
+    }
+}
+
+pub(super) fn image() -> ImageRecord {
+    ImageRecord {
+        name: ImageName::parse("debian-13").unwrap(),
+        kind: ImageKind::Disk,
+        format: ImageFormat::Qcow2,
+        file_size: 300_000_000,
+        virtual_size: 2 << 30,
+        sha256: "ab".repeat(32),
+        created_at: UnixMs(1_700_000_000_000),
+    }
+}
+
+pub(super) fn operation(id: &str) -> OperationRecord {
+    OperationRecord {
+        id: OperationId::parse(id).unwrap(),
+        kind: OperationKind::VmStart,
+        vm_id: Some(VmId::parse("web-1").unwrap()),
+        disk_id: None,
+        status: OperationStatus::Failed,
+        step: "launching".to_owned(),
+        progress: 40,
+        created_at: UnixMs(1_700_000_000_000),
+        finished_at: Some(UnixMs(1_700_000_000_900)),
+        error: Some(Problem::new("start_failed", "no such device")),
+        request_id: None,
+    }
+}
+
+pub(super) fn event() -> Event {
+    Event {
+        revision: Revision(42),
+        what: EventDraft {
+            at: UnixMs(1_700_000_000_000),
+            subject: Subject::Vm(VmId::parse("web-1").unwrap()),
+            kind: EventKind::VmPhaseChanged,
+            from: Some(Phase::Running),
+            to: Some(Phase::Stopping),
+            reason: Some(Reason::User),
+            detail: "the guest was asked to power off".to_owned(),
+            incarnation: Some(Incarnation(3)),
+            operation: Some(OperationId::parse("op-1").unwrap()),
+            cause: Cause {
+                origin: Origin::Request {
+                    request_id: RequestId::parse("r-1").unwrap(),
+                    principal: "local:0".to_owned(),
+                },
+                input: "stop".to_owned(),
+                led_by: Some(Revision(40)),
+            },
+            previous: Some(Revision(41)),
+        },
+    }
+}
+
+pub(super) fn key(name: &str, created_at: UnixMs) -> IdempotencyRecord {
+    IdempotencyRecord {
+        key: IdempotencyKey::parse(name).unwrap(),
+        fingerprint: [9; 32],
+        answer: IdempotentAnswer::Operation(OperationId::parse("op-1").unwrap()),
+        created_at,
+    }
+}
