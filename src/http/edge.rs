@@ -18,7 +18,7 @@ use axum::{
 use futures_util::FutureExt;
 use std::{fmt::Write as _, panic::AssertUnwindSafe, time::Instant};
 use tokio::sync::OwnedSemaphorePermit;
-use tracing::Instrument;
+use tracing::{Instrument, Span, field};
 use vman_model::RequestId;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -38,9 +38,9 @@ pub(crate) async fn edge(
         .map_or("(none)", MatchedPath::as_str)
         .to_owned();
     let span = if is_read(&method) {
-        tracing::debug_span!("request", request_id = %id, %method, route)
+        tracing::debug_span!("request", request_id = %id, %method, route, principal = field::Empty)
     } else {
-        tracing::info_span!("request", request_id = %id, %method, route)
+        tracing::info_span!("request", request_id = %id, %method, route, principal = field::Empty)
     };
     let answered = async {
         match admit(&state, &mut request, &id) {
@@ -82,6 +82,7 @@ fn admit(
     let peer = request.extensions().get::<Peer>();
     let access = &state.settings.access;
     let principal = access.admit(peer, request.uri(), request.headers())?;
+    Span::current().record("principal", &principal);
     request.extensions_mut().insert(Caller {
         request_id: id.clone(),
         principal,
@@ -133,5 +134,66 @@ fn tell(method: &Method, response: &Response, began: Instant) {
         tracing::debug!(status, duration_us, "request answered");
     } else {
         tracing::info!(status, duration_us, "request answered");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::AuthMode,
+        http::{Access, HttpSettings, Limits, Readiness},
+    };
+    use axum::{Router, body::Body, middleware, routing::get};
+    use std::{sync::Arc, time::Duration};
+    use tower::ServiceExt;
+    use vman_actors::{Tree, TreeSettings, fakes::FakeHost};
+
+    async fn state() -> HttpState {
+        let settings = TreeSettings {
+            max_vms: 1,
+            max_launches: 1,
+            observer_interval: Duration::from_secs(5),
+        };
+        let tree = Tree::start(FakeHost::new().ports(), &settings)
+            .await
+            .unwrap();
+        HttpState::new(HttpSettings {
+            readiness: Readiness {
+                done: tokio::sync::watch::channel(true).1,
+                recovery: tree.recovery.clone(),
+            },
+            probe: tree.handles.hypervisor.probe().await,
+            handles: tree.handles.clone(),
+            storage_check: Arc::new(|| Ok(())),
+            access: Access::new(AuthMode::None),
+            limits: Limits::default(),
+            default_boot_disk: None,
+            shutdown: tokio_util::sync::CancellationToken::new(),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_answers_500_and_gives_its_permit_back() {
+        let state = state().await;
+        let free = state.inflight.available_permits();
+        let router: Router = Router::new()
+            .route(
+                "/boom",
+                get(|| async { std::panic::resume_unwind(Box::new("boom")) as () }),
+            )
+            .layer(middleware::from_fn_with_state(state.clone(), edge));
+        let mut request = Request::builder().uri("/boom").body(Body::empty()).unwrap();
+        request
+            .extensions_mut()
+            .insert(Peer::Local { uid: 0, gid: 0 });
+        let response = router.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 500);
+        assert_eq!(
+            response.headers()["content-type"],
+            "application/problem+json"
+        );
+        assert!(response.headers().contains_key("x-request-id"));
+        assert_eq!(state.inflight.available_permits(), free);
     }
 }

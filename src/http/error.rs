@@ -107,6 +107,15 @@ pub struct FieldError {
     pub detail: String,
 }
 
+/// What a refusal is about.
+#[derive(Clone, Debug, Default)]
+struct About {
+    vm_id: Option<String>,
+    disk_id: Option<String>,
+    operation_id: Option<String>,
+    errors: Vec<FieldError>,
+}
+
 /// A refusal on its way to the client.
 #[derive(Clone, Debug)]
 pub struct ApiError {
@@ -114,42 +123,29 @@ pub struct ApiError {
     pub code: Code,
     /// What happened and what to do.
     pub detail: String,
-    /// The VM concerned.
-    pub vm_id: Option<String>,
-    /// The disk concerned.
-    pub disk_id: Option<String>,
-    /// The operation concerned.
-    pub operation_id: Option<String>,
-    /// The wrong fields, all at once.
-    pub errors: Vec<FieldError>,
     /// When to come again, in seconds.
     pub retry_after_s: Option<u32>,
+    about: Box<About>,
 }
 
 impl ApiError {
     /// A refusal with its sentence: what happened and what to do.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        let retry_after_s = matches!(code.status(), 429 | 503).then_some(1);
         Self {
             code,
             detail: detail.into(),
-            vm_id: None,
-            disk_id: None,
-            operation_id: None,
-            errors: Vec::new(),
-            retry_after_s,
+            retry_after_s: matches!(code.status(), 429 | 503).then_some(1),
+            about: Box::default(),
         }
     }
 
     /// One wrong field of a body.
     pub fn field(field: &str, detail: impl Into<String>) -> Self {
-        Self::fields(
-            Code::InvalidFields,
-            vec![FieldError {
-                field: field.to_owned(),
-                detail: detail.into(),
-            }],
-        )
+        let error = FieldError {
+            field: field.to_owned(),
+            detail: detail.into(),
+        };
+        Self::fields(Code::InvalidFields, vec![error])
     }
 
     /// Wrong fields, all at once.
@@ -158,30 +154,39 @@ impl ApiError {
             .iter()
             .map(|error| format!("{}: {}", error.field, error.detail))
             .collect();
-        Self {
-            errors,
-            ..Self::new(code, told.join("; "))
-        }
+        let mut error = Self::new(code, told.join("; "));
+        error.about.errors = errors;
+        error
+    }
+
+    /// Names the field concerned, where the sentence does not begin with it.
+    #[must_use]
+    pub fn of_field(mut self, field: &str) -> Self {
+        self.about.errors.push(FieldError {
+            field: field.to_owned(),
+            detail: self.detail.clone(),
+        });
+        self
     }
 
     /// Names the VM concerned.
     #[must_use]
     pub fn vm(mut self, id: impl ToString) -> Self {
-        self.vm_id = Some(id.to_string());
+        self.about.vm_id = Some(id.to_string());
         self
     }
 
     /// Names the operation concerned.
     #[must_use]
     pub fn operation(mut self, id: impl ToString) -> Self {
-        self.operation_id = Some(id.to_string());
+        self.about.operation_id = Some(id.to_string());
         self
     }
 
     /// Names the disk concerned.
     #[must_use]
     pub fn disk(mut self, id: impl ToString) -> Self {
-        self.disk_id = Some(id.to_string());
+        self.about.disk_id = Some(id.to_string());
         self
     }
 
@@ -201,10 +206,10 @@ impl ApiError {
             detail: &self.detail,
             code: self.code.as_str(),
             instance: request_id,
-            vm_id: self.vm_id.as_deref(),
-            disk_id: self.disk_id.as_deref(),
-            operation_id: self.operation_id.as_deref(),
-            errors: &self.errors,
+            vm_id: self.about.vm_id.as_deref(),
+            disk_id: self.about.disk_id.as_deref(),
+            operation_id: self.about.operation_id.as_deref(),
+            errors: &self.about.errors,
         };
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let status =

@@ -1,7 +1,7 @@
 //! What the actors' errors become in the API. One place, so that the same
 //! refusal has the same code wherever it is met.
 
-use super::error::{ApiError, Code, FieldError};
+use super::error::{ApiError, Code};
 use vman_actors::{
     disks::ImageError,
     ports::{FileError, HostError, LoadError},
@@ -176,13 +176,7 @@ pub(crate) fn unknown_template(name: impl std::fmt::Display) -> ApiError {
     let detail = format!(
         "there is no template named {name}: GET /templates lists them, POST /templates makes one"
     );
-    ApiError {
-        errors: vec![FieldError {
-            field: "template_name".to_owned(),
-            detail: detail.clone(),
-        }],
-        ..ApiError::new(Code::UnknownTemplate, detail)
-    }
+    ApiError::new(Code::UnknownTemplate, detail).of_field("template_name")
 }
 
 impl From<TemplateError> for ApiError {

@@ -57,9 +57,10 @@ impl FakeHost {
     }
 
     /// A host that takes its time as a real one does, for people who try the
-    /// daemon out (`VMAN_OPERATOR_DRY_RUN=1`).
-    pub fn simulated() -> Self {
-        let host = Self::seeded(u64::from(std::process::id()));
+    /// daemon out (`VMAN_OPERATOR_DRY_RUN=1`). Its ids grow from `seed`, which
+    /// must be another one at each start.
+    pub fn simulated(seed: u64) -> Self {
+        let host = Self::seeded(seed);
         host.script(|script| *script = Script::lifelike());
         host.clock.follow_real_time();
         host

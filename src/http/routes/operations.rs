@@ -138,7 +138,9 @@ pub(crate) async fn cancel_operation(
             "this operation cannot be cancelled: ask the VM for something else instead (a stop gives up a start)",
         )
     };
-    let mut error = ApiError::new(code, detail).operation(&id);
-    error.vm_id = row.value.vm_id.as_ref().map(ToString::to_string);
-    Err(error)
+    let error = ApiError::new(code, detail).operation(&id);
+    Err(match &row.value.vm_id {
+        Some(vm) => error.vm(vm),
+        None => error,
+    })
 }

@@ -1,0 +1,12 @@
+//! The contract of the REST API: the whole router over the whole tree, on a
+//! simulated host.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod access;
+mod bad_input;
+mod connections;
+mod idempotency;
+mod lists;
+mod streams;
+mod support;
+mod workflows;
