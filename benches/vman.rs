@@ -42,8 +42,8 @@ fn main() {
         support::accel()
     );
     println!(
-        "{:<44} {:>8} {:>8} {:>8}   {:>8} {:>8} {:>8}   {}",
-        "", "median", "p10", "p99", "floor", "p10", "p99", "against the floor"
+        "{:<44} {:>8} {:>8} {:>8}   {:>8} {:>8} {:>8}   against the floor",
+        "", "median", "p10", "p99", "floor", "p10", "p99"
     );
     starts_and_stops();
     adoption();

@@ -25,6 +25,7 @@ use signal_hook_tokio::Signals;
 use std::{io, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use vman_actors::ports::Clock;
 use vman_actors::{Handles, Ports, StartError, Tree, TreeSettings};
 use vman_model::{
     Cause, Change, EventDraft, EventKind, ImageName, Origin, Subject, vm::NetworkKind,
@@ -211,7 +212,11 @@ fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
     let storage = Arc::new(RedbStorage::new(dirs.store_file()));
     if config.qemu.dry_run {
         tracing::warn!("VMAN_OPERATOR_DRY_RUN: VMs are simulated, nothing runs");
-        let simulated = vman_actors::fakes::FakeHost::simulated().ports();
+        let seed = SystemClock::new()
+            .map_err(start_error("read the clock"))?
+            .random();
+        let seed = u64::from_ne_bytes(seed[..8].try_into().expect("16 bytes hold 8"));
+        let simulated = vman_actors::fakes::FakeHost::simulated(seed).ports();
         return Ok(Ports {
             storage,
             ..simulated

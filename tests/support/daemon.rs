@@ -157,10 +157,11 @@ impl Daemon {
         } else {
             body.to_string().into_bytes()
         };
+        let accept = ("Accept", "application/json");
         let headers: &[(&str, &str)] = if body.is_null() {
-            &[]
+            &[accept]
         } else {
-            &[("Content-Type", "application/json")]
+            &[accept, ("Content-Type", "application/json")]
         };
         request(&self.socket(), method, target, headers, &bytes)
     }

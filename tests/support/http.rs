@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use std::{
+    fmt::Write as _,
     io::{Read, Write},
     os::unix::net::UnixStream,
     path::Path,
@@ -51,13 +52,13 @@ pub fn request(
     body: &[u8],
 ) -> std::io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(Duration::from_secs(120)))?;
+    stream.set_read_timeout(Some(Duration::from_mins(2)))?;
     let mut head = format!(
         "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n",
         body.len()
     );
     for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
+        let _ = write!(head, "{name}: {value}\r\n");
     }
     stream.write_all(format!("{head}\r\n").as_bytes())?;
     // The daemon may answer and hang up before it has read a body it refuses.
@@ -86,16 +87,12 @@ fn parse(raw: &[u8]) -> Option<Answer> {
         headers,
         body: raw[end + 4..].to_vec(),
     };
-    match answer.header("transfer-encoding") {
-        Some("chunked") => Some(Answer {
-            body: unchunk(&answer.body)?,
-            ..answer
-        }),
-        _ => {
-            let promised = answer.header("content-length").and_then(|n| n.parse().ok());
-            (promised.is_none_or(|n: usize| n == answer.body.len())).then_some(answer)
-        }
+    if answer.header("transfer-encoding") == Some("chunked") {
+        let body = unchunk(&answer.body)?;
+        return Some(Answer { body, ..answer });
     }
+    let promised = answer.header("content-length").and_then(|n| n.parse().ok());
+    (promised.is_none_or(|n: usize| n == answer.body.len())).then_some(answer)
 }
 
 fn unchunk(mut rest: &[u8]) -> Option<Vec<u8>> {

@@ -1,6 +1,6 @@
 //! What the tests on the real daemon share: a daemon of their own on a private
 //! storage path, a plain HTTP client over its socket, and a clean end.
-#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, missing_docs)]
 
 pub mod daemon;
 pub mod host;

@@ -14,7 +14,7 @@ use crate::{
     ports::{Hypervisor, MachineNews, Storage},
     root::Ports,
 };
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 use vman_model::{
     DiskId, VmId,
     vm::{ExitStatus, RunState},
@@ -57,9 +57,10 @@ impl FakeHost {
     }
 
     /// A host that takes its time as a real one does, for people who try the
-    /// daemon out (`VMAN_OPERATOR_DRY_RUN=1`).
-    pub fn simulated() -> Self {
-        let host = Self::seeded(u64::from(std::process::id()));
+    /// daemon out (`VMAN_OPERATOR_DRY_RUN=1`). Its ids grow from `seed`, which
+    /// must be another one at each start.
+    pub fn simulated(seed: u64) -> Self {
+        let host = Self::seeded(seed);
         host.script(|script| *script = Script::lifelike());
         host.clock.follow_real_time();
         host
@@ -114,6 +115,16 @@ impl FakeHost {
     /// So many commits panic in the writer's thread.
     pub fn panic_in_commits(&self, times: u32) {
         self.world.panic_in_commits(times);
+    }
+
+    /// So many of the observer's checks panic.
+    pub fn panic_in_checks(&self, times: u32) {
+        self.world.check_panics.store(times, Ordering::SeqCst);
+    }
+
+    /// How often the images folder was swept.
+    pub fn image_sweeps(&self) -> u32 {
+        self.world.image_sweeps.load(Ordering::SeqCst)
     }
 
     /// The QEMUs that live, by pid.
