@@ -11,13 +11,14 @@ use crate::{
         clock::SystemClock,
         dirs::{StorageLock, StorageLockError},
         disks::HostDisks,
+        groups,
         images::HostImages,
         net::UserNetwork,
         qemu::{QemuHost, QemuSettings, layout::Layout},
         qmp::Deadlines,
         store_redb::RedbStorage,
     },
-    http::{self, Access, HttpSettings, HttpState, Readiness},
+    http::{self, Access, HttpSettings, HttpState, LocalCallers, Readiness},
 };
 use futures_util::StreamExt;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -264,7 +265,11 @@ fn default_boot_disk(config: &Config) -> Option<ImageName> {
 }
 
 fn access(config: &Config) -> Access {
-    Access::new(config.http.auth)
+    Access::new(config.http.auth).with_local(LocalCallers {
+        own_uid: rustix::process::geteuid().as_raw(),
+        group: groups::group_id(listeners::GROUP),
+        members: groups::members(listeners::GROUP),
+    })
 }
 
 fn storage_check(lock: &StorageLock) -> http::StorageCheck {
