@@ -6,6 +6,7 @@
 //! that a spawn that is under way is never overtaken by a search for it.
 //! Look next: `job.rs` for what each of those four does.
 
+use super::msg::Pace;
 use super::{
     VmMsg, VmState,
     handle::HostGate,
@@ -130,6 +131,8 @@ impl VmState {
         });
         if current {
             end_machine(machine.as_ref(), self.lane.recall.wished());
+            // A new life is listened to at once, however many went before it.
+            self.pace = Pace::default();
             self.machine = Some((incarnation, machine));
         }
     }
