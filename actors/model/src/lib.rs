@@ -10,6 +10,7 @@
 
 pub mod change;
 pub mod disk;
+pub mod drift;
 pub mod event;
 pub mod ids;
 pub mod image;

@@ -16,6 +16,7 @@ mod effects;
 mod handle;
 mod job;
 mod msg;
+mod observed;
 mod supervisor;
 mod turn;
 
@@ -188,6 +189,11 @@ impl Actor for VmActor {
                 state.news(&myself, incarnation, &bag).await?;
             }
             VmMsg::Machine(incarnation, machine) => state.machine(incarnation, machine),
+            VmMsg::Ping(permit) => state.ping(permit),
+            VmMsg::LookAgain(revision, permit) => {
+                state.look_again(&myself, revision).await?;
+                drop(permit);
+            }
             VmMsg::LaneFree => state.lane_free(&myself),
             VmMsg::EffectLost => return Err("an effect on the host panicked".into()),
             VmMsg::Retry => {
