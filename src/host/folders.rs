@@ -298,7 +298,10 @@ mod tests {
         assert!(disks[0].age_ms > 1_000_000_000);
         assert_eq!(disks[1].kind, FileKind::Other, "a link is not followed");
         let vms = folders.list(Room::VmFolders).unwrap();
-        assert_eq!((vms[0].kind, vms[0].age_ms < 60_000), (FileKind::Folder, true));
+        assert_eq!(
+            (vms[0].kind, vms[0].age_ms < 60_000),
+            (FileKind::Folder, true)
+        );
     }
 
     #[test]
@@ -354,7 +357,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (_lock, folders) = folders(dir.path());
         for name in ["../vman.lock", "..", ".hidden"] {
-            assert!(folders.put_away(Room::Disks, name, GRACE).is_err(), "{name}");
+            assert!(
+                folders.put_away(Room::Disks, name, GRACE).is_err(),
+                "{name}"
+            );
         }
     }
 

@@ -106,9 +106,16 @@ pub(super) async fn empty_trash(arguments: &ObserverArguments) {
     if !arguments.drift.repair {
         return;
     }
-    match arguments.folders.empty_trash(arguments.drift.retention).await {
+    match arguments
+        .folders
+        .empty_trash(arguments.drift.retention)
+        .await
+    {
         Ok(0) => {}
-        Ok(removed) => tracing::info!(removed, "the trash was emptied of what is past its retention"),
+        Ok(removed) => tracing::info!(
+            removed,
+            "the trash was emptied of what is past its retention"
+        ),
         Err(error) => tracing::warn!(%error, "the trash folder cannot be emptied"),
     }
 }
@@ -130,11 +137,22 @@ pub(super) async fn tell(
     for (key, subject) in gone.into_iter().take(left) {
         let detail = format!("{}: {}: it is so no more", key.class.as_str(), key.resource);
         let input = key.class.as_str();
-        let event = event(arguments, inventory, EventKind::DriftGone, subject, input, detail);
+        let event = event(
+            arguments,
+            inventory,
+            EventKind::DriftGone,
+            subject,
+            input,
+            detail,
+        );
         if !commit(arguments, event).await {
             return;
         }
-        tracing::info!(issue_type = input, resource_id = key.resource, "drift is gone");
+        tracing::info!(
+            issue_type = input,
+            resource_id = key.resource,
+            "drift is gone"
+        );
         told.remove(&key);
         left -= 1;
     }
@@ -143,9 +161,19 @@ pub(super) async fn tell(
             continue;
         }
         let (class, resource) = (&finding.issue_type, &finding.resource_id);
-        let detail = format!("{class}: {resource}: {} ({})", finding.details, finding.action);
+        let detail = format!(
+            "{class}: {resource}: {} ({})",
+            finding.details, finding.action
+        );
         let subject = drift.subject.clone();
-        let event = event(arguments, inventory, EventKind::DriftFound, subject, class, detail);
+        let event = event(
+            arguments,
+            inventory,
+            EventKind::DriftFound,
+            subject,
+            class,
+            detail,
+        );
         if !commit(arguments, event).await {
             return;
         }

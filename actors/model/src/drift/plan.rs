@@ -30,13 +30,13 @@ pub fn plan(recorded: &Recorded<'_>, seen: &Seen, patience: Patience) -> Vec<Dri
     found.extend(recorded.disks.iter().filter_map(astray));
     if let Some(files) = &seen.files {
         let keep = must_keep(recorded, seen, &found);
-        Files {
+        Judge {
             recorded,
             files,
             patience,
             keep,
         }
-        .judge(&mut found);
+        .all(&mut found);
     }
     for (row, why) in &recorded.quarantined {
         let (class, details) = (DriftClass::RecordQuarantined, (*why).to_owned());
@@ -191,15 +191,15 @@ fn about_disk(disk: &DiskRecord, class: DriftClass, details: String) -> Drift {
     Drift::reported(class, disk.id.as_str(), subject, details)
 }
 
-struct Files<'a> {
+struct Judge<'a> {
     recorded: &'a Recorded<'a>,
     files: &'a SeenFiles,
     patience: Patience,
     keep: bool,
 }
 
-impl Files<'_> {
-    fn judge(&self, found: &mut Vec<Drift>) {
+impl Judge<'_> {
+    fn all(&self, found: &mut Vec<Drift>) {
         let vms: BTreeSet<&str> = self
             .recorded
             .vms
@@ -279,10 +279,8 @@ impl Files<'_> {
                     found.push(tell(DriftClass::ImageFileMissing, details));
                 }
                 Some(file) if file.kind != FileKind::File || file.bytes < least => {
-                    let details = format!(
-                        "its file images/{name} has {} bytes of {least}",
-                        file.bytes
-                    );
+                    let details =
+                        format!("its file images/{name} has {} bytes of {least}", file.bytes);
                     found.push(tell(DriftClass::ImageFileShort, details));
                 }
                 Some(_) => {}

@@ -1,6 +1,8 @@
 //! Each class of the table is produced by records and a look, and what matching
 //! records and hosts give: nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 use super::{
     Drift, DriftClass, FileKind, Patience, Recorded, Repair, Room, Seen, SeenFile, SeenFiles,
     SeenProcess, plan,
@@ -241,7 +243,11 @@ fn every_class_of_the_table_is_found_and_nothing_else_with_it() {
         assert!(!drift.details.is_empty() && !drift.resource.is_empty());
         found += 1;
     }
-    assert_eq!(found, DriftClass::ALL.len() - 2, "the rest is the looking's own");
+    assert_eq!(
+        found,
+        DriftClass::ALL.len() - 2,
+        "the rest is the looking's own"
+    );
 }
 
 #[test]
@@ -249,7 +255,10 @@ fn a_table_row_has_words_for_its_evidence_and_its_action() {
     for class in DriftClass::ALL {
         assert!(!class.evidence().is_empty() && !class.action().is_empty());
         let word = class.as_str();
-        assert!(word.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{word}");
+        assert!(
+            word.chars().all(|c| c.is_ascii_lowercase() || c == '_'),
+            "{word}"
+        );
     }
 }
 
@@ -344,7 +353,11 @@ fn nothing_is_put_away_while_a_record_is_unreadable_or_a_qemu_unknown() {
     let leftovers = |world: &World| {
         let found = world.plan();
         let put_away = |drift: &Drift| matches!(drift.repair, Repair::PutAway(..));
-        assert!(found.iter().any(|d| d.class == DriftClass::FileWithoutRecord));
+        assert!(
+            found
+                .iter()
+                .any(|d| d.class == DriftClass::FileWithoutRecord)
+        );
         found.iter().any(put_away)
     };
     let world = made(DriftClass::FileWithoutRecord).unwrap();
