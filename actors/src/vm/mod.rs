@@ -12,6 +12,7 @@
 //! reach it).
 
 mod create;
+mod early;
 mod effects;
 mod handle;
 mod job;
@@ -99,6 +100,8 @@ pub struct VmState {
     /// What could not be recorded yet, in the order it happened.
     unwritten: VecDeque<Unwritten>,
     retry_armed: bool,
+    /// Its QEMU is looked for although the recovery could not be recorded.
+    adopting_early: bool,
 }
 
 /// How far the recovery of this VM is.
@@ -155,6 +158,7 @@ impl Actor for VmActor {
             recovered: Recovered::NotBegun,
             unwritten: VecDeque::new(),
             retry_armed: false,
+            adopting_early: false,
         })
     }
 
@@ -329,10 +333,13 @@ impl VmState {
                 if !std::mem::replace(&mut self.retry_armed, true) {
                     myself.send_after(RETRY_FACT, || VmMsg::Retry);
                 }
+                if begins {
+                    self.recover_without_record(myself);
+                }
                 return Ok(Some(error));
             }
             self.unwritten.pop_front();
-            if begins {
+            if begins && self.recovered == Recovered::NotBegun {
                 self.recovered = Recovered::Begun;
             }
         }

@@ -34,8 +34,10 @@ fn every_transition_of_the_code_has_a_cause_a_sentence_and_what_led_to_it() {
     let mut transitions = BTreeSet::new();
     for _ in 0..ROUNDS {
         let mut record = draw(&all_records, &mut runner);
-        if record.detail.is_empty() {
-            record.detail = "as it was".to_owned();
+        // What the records are made of here is arbitrary, and so may be empty.
+        record.detail = "as it was".to_owned();
+        if let Some(ending) = &mut record.ending {
+            ending.detail = "as it ended".to_owned();
         }
         let input = match draw(&all_inputs, &mut runner) {
             Input::Fact(_, fact) => Input::Fact(record.incarnation, fact),
