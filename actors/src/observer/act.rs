@@ -120,8 +120,8 @@ pub(super) async fn empty_trash(arguments: &ObserverArguments) {
     }
 }
 
-/// Tells each finding once for as long as it lasts, and that it is there no
-/// more. What cannot be told now (the disk is full) is told at the next check.
+/// Tells each finding once for as long as it lasts and the same is done about
+/// it, and that it is there no more. What cannot be told now (the disk is full) is told at the next check.
 pub(super) async fn tell(
     arguments: &ObserverArguments,
     inventory: &Inventory,
@@ -157,7 +157,7 @@ pub(super) async fn tell(
         left -= 1;
     }
     for (drift, finding) in findings {
-        if left == 0 || told.contains(drift) {
+        if left == 0 || told.contains_with(drift, &finding.action) {
             continue;
         }
         let (class, resource) = (&finding.issue_type, &finding.resource_id);
@@ -185,7 +185,7 @@ pub(super) async fn tell(
             action = finding.action,
             "drift found"
         );
-        told.add(drift);
+        told.add(drift, &finding.action);
         left -= 1;
     }
 }

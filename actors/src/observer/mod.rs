@@ -109,9 +109,10 @@ impl Key {
     }
 }
 
-/// The findings that were told and still last.
+/// The findings that were told and still last, each with what was done about it
+/// when it was told.
 #[derive(Clone, Debug, Default)]
-pub struct Told(BTreeMap<Key, Subject>);
+pub struct Told(BTreeMap<Key, (Subject, String)>);
 
 impl Told {
     fn key(drift: &Drift) -> Key {
@@ -125,8 +126,15 @@ impl Told {
         self.0.contains_key(&Self::key(drift))
     }
 
-    fn add(&mut self, drift: &Drift) {
-        self.0.insert(Self::key(drift), drift.subject.clone());
+    /// Whether it was told that this was done about it.
+    fn contains_with(&self, drift: &Drift, action: &str) -> bool {
+        let told = self.0.get(&Self::key(drift));
+        told.is_some_and(|(_, told)| told == action)
+    }
+
+    fn add(&mut self, drift: &Drift, action: &str) {
+        let told = (drift.subject.clone(), action.to_owned());
+        self.0.insert(Self::key(drift), told);
     }
 
     fn remove(&mut self, key: &Key) {
@@ -134,7 +142,7 @@ impl Told {
     }
 
     fn iter(&self) -> impl Iterator<Item = (&Key, &Subject)> {
-        self.0.iter()
+        self.0.iter().map(|(key, (subject, _))| (key, subject))
     }
 }
 
