@@ -31,7 +31,7 @@ fn only(daemon: &Daemon, class: &str) -> Value {
 }
 
 fn make_old(path: &Path) {
-    let old = SystemTime::now() - Duration::from_secs(86_400);
+    let old = SystemTime::now() - Duration::from_hours(24);
     let times = FileTimes::new().set_modified(old).set_accessed(old);
     File::open(path).unwrap().set_times(times).unwrap();
 }
