@@ -205,7 +205,7 @@ async fn a_guest_that_powers_itself_off_and_its_explanation_are_told() {
     let chain = api.get("/vms/a/explain").await.expect(200);
     let summary = chain["summary"].as_str().unwrap();
     assert!(summary.starts_with("stopped ← "), "{summary}");
-    assert!(summary.contains("powered off"), "{summary}");
+    assert!(summary.contains("powered itself off"), "{summary}");
     let chain = chain["events"].as_array().unwrap();
     assert_eq!(chain[0]["to"], "stopped", "newest first");
     assert!(
