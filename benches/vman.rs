@@ -253,7 +253,7 @@ fn adoption() {
     let before = cpu_of(daemon.pid());
     std::thread::sleep(IDLE);
     let mut idle = Times::default();
-    idle.add(cpu_of(daemon.pid()) - before);
+    idle.add(cpu_of(daemon.pid()).saturating_sub(before));
     row(
         &format!("{ADOPTED} QEMUs, idle for {} s: CPU", IDLE.as_secs()),
         &idle,
@@ -301,7 +301,7 @@ fn checks() {
         daemon.post("/observer/check", &Value::Null).expect(200);
     }
     let mut each = Times::default();
-    each.add((cpu_of(daemon.pid()) - before) / CHECKS);
+    each.add(cpu_of(daemon.pid()).saturating_sub(before) / CHECKS);
     row(
         &format!("a check over {CHECKED} simulated VMs: CPU"),
         &each,
