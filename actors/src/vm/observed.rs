@@ -24,7 +24,7 @@ impl VmsHandle {
         let Some(entry) = self.directory.get(id) else {
             return false;
         };
-        let Ok(permit) = Arc::clone(&entry.permits).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&entry.observed).try_acquire_owned() else {
             return false;
         };
         let actor = entry.actor.filter(|_| !entry.quarantined);
@@ -34,7 +34,7 @@ impl VmsHandle {
 
 impl VmState {
     /// The permit is given back when the machine has answered: a deaf one is
-    /// asked a bounded number of times at once.
+    /// not asked again before.
     pub(super) fn ping(&self, permit: OwnedSemaphorePermit) {
         let Some((_, machine)) = &self.machine else {
             return;

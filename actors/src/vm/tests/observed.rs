@@ -260,8 +260,9 @@ async fn looking_again_at_a_vm_that_is_well_changes_neither_its_qemu_nor_its_sta
     let id = daemon.running("a").await;
     let (before, launched) = (daemon.host.qemu(&id), daemon.host.launched());
     let revision = daemon.on().store.inventory().vms[&id].revision;
-    assert!(daemon.on().vms.look_again(&id, revision));
     assert!(daemon.on().vms.look_again(&id, Revision(revision.0 - 1)));
+    daemon.oracle().await;
+    assert!(daemon.on().vms.look_again(&id, revision));
     daemon.oracle().await;
     assert_eq!(daemon.phase(&id), Some(Phase::Running));
     assert_eq!(
@@ -310,6 +311,18 @@ async fn a_deaf_qemu_holds_up_no_check_and_is_never_signalled() {
     let hears = || daemon.record(&deaf).is_some_and(|vm| !vm.unresponsive);
     daemon.until("it is heard again", hears).await;
     assert_eq!(check(&daemon).await.last_issues, Vec::new());
+}
+
+#[tokio::test]
+async fn however_often_a_deaf_qemu_is_looked_at_a_user_can_still_stop_it() {
+    let daemon = Daemon::start().await;
+    let id = daemon.running("deaf").await;
+    hang(&daemon, &id).await;
+    for _ in 0..100 {
+        daemon.on().vms.ping(&id);
+    }
+    daemon.done(&id, STOP_BY_FORCE).await;
+    daemon.oracle().await;
 }
 
 #[tokio::test]
