@@ -28,6 +28,11 @@ const STARTS: usize = 40;
 const ADOPTED: usize = 100;
 const ADOPTIONS: usize = 5;
 const DEATHS: usize = 100;
+/// The observer's checks: over so many simulated VMs, so many times.
+const CHECKED: usize = 1_000;
+const CHECKS: u32 = 20;
+/// How long a daemon with [`ADOPTED`] QEMUs is watched doing nothing.
+const IDLE: Duration = Duration::from_secs(30);
 const HUNG_ROUNDS: usize = 10;
 const HUNG_LISTS: usize = 20;
 
@@ -50,6 +55,7 @@ fn main() {
     starts_and_stops();
     adoption();
     deaths();
+    checks();
     hung();
 }
 
@@ -243,6 +249,64 @@ fn adoption() {
         &full_times,
         Some(&empty_times),
         &format!("{more:+.1} ms (aim +150)"),
+    );
+    let before = cpu_of(daemon.pid());
+    std::thread::sleep(IDLE);
+    let mut idle = Times::default();
+    idle.add(cpu_of(daemon.pid()).saturating_sub(before));
+    row(
+        &format!("{ADOPTED} QEMUs, idle for {} s: CPU", IDLE.as_secs()),
+        &idle,
+        None,
+        "aim 100",
+    );
+}
+
+/// The CPU time a process has used.
+fn cpu_of(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    let ticks: u64 = [11, 12]
+        .iter()
+        .map(|n| fields[*n].parse::<u64>().unwrap())
+        .sum();
+    // USER_HZ is 100 on every Linux that VMAN runs on.
+    Duration::from_millis(ticks * 10)
+}
+
+/// What a check over many VMs costs, without the host's own part (the scan of
+/// the processes and the folders, which [`adoption`]'s idle figure has).
+fn checks() {
+    let daemon = Daemon::start_with(&[
+        ("VMAN_LOG_LEVEL", "warn"),
+        ("VMAN_OPERATOR_DRY_RUN", "1"),
+        ("VMAN_MAX_LAUNCHES", "64"),
+    ]);
+    let names: Vec<_> = (0..CHECKED).map(|n| format!("vm{n}")).collect();
+    daemon.tiny_vms(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    for name in &names {
+        let start = format!("/vms/{name}/actions/start");
+        daemon.post(&start, &Value::Null).expect(202);
+    }
+    for name in &names {
+        daemon.wait_state(name, "running");
+    }
+    let before = cpu_of(daemon.pid());
+    for _ in 0..CHECKS {
+        daemon.post("/observer/check", &Value::Null).expect(200);
+    }
+    let mut each = Times::default();
+    each.add(cpu_of(daemon.pid()).saturating_sub(before) / CHECKS);
+    row(
+        &format!("a check over {CHECKED} simulated VMs: CPU"),
+        &each,
+        None,
+        "aim 50",
     );
 }
 

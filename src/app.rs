@@ -6,11 +6,12 @@
 mod listeners;
 
 use crate::{
-    config::{Config, NetworkMode},
+    config::{Config, NetworkMode, ObserverPolicy},
     host::{
         clock::SystemClock,
         dirs::{StorageLock, StorageLockError},
         disks::HostDisks,
+        folders::HostFolders,
         groups,
         images::HostImages,
         net::UserNetwork,
@@ -26,6 +27,7 @@ use signal_hook_tokio::Signals;
 use std::{io, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use vman_actors::observer::DriftSettings;
 use vman_actors::ports::Clock;
 use vman_actors::{Handles, Ports, StartError, Tree, TreeSettings};
 use vman_model::{
@@ -204,6 +206,11 @@ fn settings(config: &Config) -> TreeSettings {
         max_vms: config.limits.max_vms as usize,
         max_launches: config.limits.max_launches as usize,
         observer_interval: config.observer.interval,
+        drift: DriftSettings {
+            repair: config.observer.policy == ObserverPolicy::Repair,
+            grace: config.observer.grace,
+            retention: config.observer.trash_retention,
+        },
     }
 }
 
@@ -235,6 +242,7 @@ fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
     };
     Ok(Ports {
         storage,
+        folders: Arc::new(HostFolders::new(dirs, config.storage.runtime.clone())),
         hypervisor: Arc::new(QemuHost::new(QemuSettings {
             binary: config.qemu.binary.clone(),
             qemu_img: config.qemu.img.clone(),

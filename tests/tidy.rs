@@ -207,3 +207,33 @@ fn the_map_has_every_folder_of_code() {
         }
     }
 }
+
+/// The names in the table of faults that look like a test's: `a_sentence_with_underscores`.
+fn tests_named_in(page: &str) -> Vec<String> {
+    let words = page.split('`').skip(1).step_by(2);
+    let is_name = |word: &&str| {
+        let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        word.matches('_').count() >= 3 && word.chars().all(letters)
+    };
+    words.filter(is_name).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_test_named_in_the_table_of_faults_exists() {
+    let page = fs::read_to_string(root().join("docs/testing.md")).unwrap();
+    let named = tests_named_in(&page);
+    assert!(named.len() > 40, "the table is found: {}", named.len());
+    let mut sources = String::new();
+    for folder in ["src", "actors", "tests"] {
+        for file in rust_files(&root().join(folder)) {
+            sources.push_str(&fs::read_to_string(file).unwrap());
+        }
+    }
+    for name in named {
+        let there = sources.contains(&format!("fn {name}("));
+        assert!(
+            there,
+            "docs/testing.md names a test that is not there: {name}"
+        );
+    }
+}

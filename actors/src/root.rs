@@ -19,8 +19,8 @@ mod tests;
 use crate::{
     disks::{DiskRegistry, DisksArguments, DisksHandle, DisksSlot},
     network::{NetworkActor, NetworkArguments, NetworkHandle},
-    observer::{Observer, ObserverArguments, ObserverHandle, ObserverSlot},
-    ports::{Clock, DiskFiles, Hypervisor, ImageFiles, Network, Storage},
+    observer::{DriftSettings, Observer, ObserverArguments, ObserverHandle, ObserverSlot},
+    ports::{Clock, DiskFiles, Folders, Hypervisor, ImageFiles, Network, Storage},
     slot::Slot,
     store::{StateStore, StoreArguments, StoreHandle, StoreSlot},
     vm::{RecoveryProgress, VmDeps, VmDirectory, VmSupervisor, VmSupervisorArguments, VmsHandle},
@@ -50,6 +50,8 @@ pub struct Ports {
     pub disks: Arc<dyn DiskFiles>,
     /// Image files.
     pub images: Arc<dyn ImageFiles>,
+    /// What lies in the folders, for the Observer.
+    pub folders: Arc<dyn Folders>,
     /// The network.
     pub network: Arc<dyn Network>,
     /// Time and randomness.
@@ -65,6 +67,8 @@ pub struct TreeSettings {
     pub max_launches: usize,
     /// Between the Observer's checks.
     pub observer_interval: Duration,
+    /// What the Observer does about drift.
+    pub drift: DriftSettings,
 }
 
 /// How everything outside the tree reaches it.
@@ -197,6 +201,9 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
             hypervisor: hypervisor.clone(),
             clock: clock.clone(),
             interval: settings.observer_interval,
+            drift: settings.drift,
+            folders: ports.folders,
+            vms: vms.clone(),
             slot: observer_slot,
         },
     };

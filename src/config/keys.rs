@@ -92,6 +92,16 @@ pub const KEYS: &[Key] = &[
         "What the observer does about drift: `repair` or `report`.",
     ),
     key(
+        "observer_grace",
+        "600.0",
+        "Seconds for which a file that no record knows is left alone, 0 to 2592000.",
+    ),
+    key(
+        "trash_retention",
+        "604800.0",
+        "Seconds for which what was put away is kept, 60 to 31536000.",
+    ),
+    key(
         "network_mode",
         "auto",
         "`auto` (bridge where permitted, else user), `bridge`, `user` or `none`.",

@@ -252,7 +252,15 @@ fn read_observer(reader: &mut Reader) -> ObserverConfig {
         ("report", ObserverPolicy::Report),
     ];
     let policy = reader.word("observer_policy", ObserverPolicy::Repair, &words);
-    ObserverConfig { interval, policy }
+    // 30 days and a year: longer is a mistake in the unit.
+    let grace = reader.seconds("observer_grace", 600.0, 0.0, 2_592_000.0);
+    let trash_retention = reader.seconds("trash_retention", 604_800.0, 60.0, 31_536_000.0);
+    ObserverConfig {
+        interval,
+        policy,
+        grace,
+        trash_retention,
+    }
 }
 
 fn read_network(reader: &mut Reader) -> NetworkConfig {

@@ -112,6 +112,10 @@ pub struct ObserverConfig {
     pub interval: Duration,
     /// What it does about drift.
     pub policy: ObserverPolicy,
+    /// A file that no record knows is left alone for so long.
+    pub grace: Duration,
+    /// What was put away is kept for so long.
+    pub trash_retention: Duration,
 }
 
 /// What the observer does about drift.

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod dirs;
 pub mod disks;
 pub mod folder;
+pub mod folders;
 pub mod groups;
 pub mod images;
 pub mod inspect;

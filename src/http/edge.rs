@@ -154,6 +154,7 @@ mod tests {
             max_vms: 1,
             max_launches: 1,
             observer_interval: Duration::from_secs(5),
+            drift: vman_actors::observer::DriftSettings::default(),
         };
         let tree = Tree::start(FakeHost::new().ports(), &settings)
             .await

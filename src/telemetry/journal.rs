@@ -127,8 +127,11 @@ pub(super) fn encode(record: &Record) -> Vec<u8> {
     out
 }
 
-/// `vm_id` is `VMAN_VM_ID`. journald takes A-Z, 0-9 and `_`, at most 64 of them.
+/// `vm_id` is `VMAN_VM_ID`; `message_id` is journald's own field. journald takes A-Z, 0-9 and `_`, at most 64 of them.
 fn field_name(name: &str) -> String {
+    if name == "message_id" {
+        return "MESSAGE_ID".to_owned();
+    }
     let letters = name.chars().map(|c| match c {
         c if c.is_ascii_alphanumeric() => c.to_ascii_uppercase(),
         _ => '_',

@@ -121,6 +121,7 @@ impl Api {
             max_vms: setup.max_vms,
             max_launches: 8,
             observer_interval: Duration::from_secs(5),
+            drift: vman_actors::observer::DriftSettings::default(),
         };
         let tree = Tree::start(host.ports(), &settings).await.unwrap();
         let (ready, done) = watch::channel(true);

@@ -203,7 +203,10 @@ async fn a_guest_that_powers_itself_off_and_its_explanation_are_told() {
     let vm = api.until_state("a", "stopped").await;
     assert_eq!(vm["reason"], "guest_shutdown");
     let chain = api.get("/vms/a/explain").await.expect(200);
-    let chain = chain.as_array().unwrap();
+    let summary = chain["summary"].as_str().unwrap();
+    assert!(summary.starts_with("stopped ← "), "{summary}");
+    assert!(summary.contains("powered itself off"), "{summary}");
+    let chain = chain["events"].as_array().unwrap();
     assert_eq!(chain[0]["to"], "stopped", "newest first");
     assert!(
         chain
@@ -216,7 +219,7 @@ async fn a_guest_that_powers_itself_off_and_its_explanation_are_told() {
         assert_eq!(pair[0]["previous"], pair[1]["revision"]);
     }
     let two = api.get("/vms/a/explain?limit=2").await.expect(200);
-    assert_eq!(two.as_array().unwrap().len(), 2);
+    assert_eq!(two["events"].as_array().unwrap().len(), 2);
     api.get("/vms/b/explain").await.problem(404, "not_found");
 }
 

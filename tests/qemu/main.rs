@@ -5,6 +5,8 @@
 mod support;
 
 mod bad_hosts;
+mod full_disk;
 mod guests;
+mod observed;
 mod recovery;
 mod workflows;

@@ -47,6 +47,10 @@ pub enum EventKind {
     DaemonReady,
     /// A record could not be read and was set aside.
     RecordQuarantined,
+    /// The observer found a difference between the records and the host.
+    DriftFound,
+    /// A difference that the observer had found is there no more.
+    DriftGone,
 }
 
 impl EventKind {
@@ -63,6 +67,8 @@ impl EventKind {
             EventKind::VmErased => "vm.erased",
             EventKind::DaemonReady => "daemon.ready",
             EventKind::RecordQuarantined => "record.quarantined",
+            EventKind::DriftFound => "drift.found",
+            EventKind::DriftGone => "drift.gone",
         }
     }
 }

@@ -10,7 +10,9 @@
 
 pub mod change;
 pub mod disk;
+pub mod drift;
 pub mod event;
+pub mod explain;
 pub mod ids;
 pub mod image;
 pub mod operation;

@@ -79,12 +79,24 @@ impl ImageFiles for FakeImages {
         })
     }
 
-    fn publish(&self, _: &ImageName, _: StagedImage) -> BoxFuture<'static, Result<(), FileError>> {
-        Box::pin(async { Ok(()) })
+    fn publish(
+        &self,
+        name: &ImageName,
+        staged: StagedImage,
+    ) -> BoxFuture<'static, Result<(), FileError>> {
+        let (world, name) = (self.world.clone(), name.clone());
+        Box::pin(async move {
+            world.things().images.insert(name, staged.file_size);
+            Ok(())
+        })
     }
 
-    fn remove(&self, _: &ImageName) -> BoxFuture<'static, Result<(), FileError>> {
-        Box::pin(async { Ok(()) })
+    fn remove(&self, name: &ImageName) -> BoxFuture<'static, Result<(), FileError>> {
+        let (world, name) = (self.world.clone(), name.clone());
+        Box::pin(async move {
+            world.things().images.remove(&name);
+            Ok(())
+        })
     }
 
     fn path(&self, name: &ImageName) -> PathBuf {

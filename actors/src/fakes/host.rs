@@ -4,6 +4,7 @@ use super::{
     clock::FakeClock,
     fence::FencedStorage,
     files::{FakeDisks, FakeImages},
+    folders::FakeFolders,
     hypervisor::FakeHypervisor,
     network::FakeNetwork,
     script::Script,
@@ -11,12 +12,13 @@ use super::{
     world::{LiveQemu, Signalled, World},
 };
 use crate::{
-    ports::{Hypervisor, MachineNews, Storage},
+    ports::{FoundProcess, Hypervisor, MachineNews, Storage},
     root::Ports,
 };
 use std::sync::{Arc, atomic::Ordering};
 use vman_model::{
-    DiskId, VmId,
+    DiskId, ImageName, VmId,
+    drift::{Room, SeenFile},
     vm::{ExitStatus, RunState},
 };
 
@@ -30,6 +32,8 @@ pub struct FakeHost {
     world: Arc<World>,
     storage: MemoryStorage,
     clock: FakeClock,
+    /// Whether its files outlive the process; those of a dry run do not.
+    lasting: bool,
 }
 
 impl Default for FakeHost {
@@ -53,6 +57,7 @@ impl FakeHost {
             world,
             storage: MemoryStorage::new(),
             clock,
+            lasting: true,
         }
     }
 
@@ -60,7 +65,8 @@ impl FakeHost {
     /// daemon out (`VMAN_OPERATOR_DRY_RUN=1`). Its ids grow from `seed`, which
     /// must be another one at each start.
     pub fn simulated(seed: u64) -> Self {
-        let host = Self::seeded(seed);
+        let mut host = Self::seeded(seed);
+        host.lasting = false;
         host.script(|script| *script = Script::lifelike());
         host.clock.follow_real_time();
         host
@@ -80,6 +86,11 @@ impl FakeHost {
             hypervisor: Arc::new(FakeHypervisor { world: w(), daemon }) as Arc<dyn Hypervisor>,
             disks: Arc::new(FakeDisks { world: w(), daemon }),
             images: Arc::new(FakeImages { world: w(), daemon }),
+            folders: Arc::new(FakeFolders {
+                world: w(),
+                daemon,
+                lasting: self.lasting,
+            }),
             network: Arc::new(FakeNetwork { world: w(), daemon }),
             clock: Arc::new(self.clock.clone()),
         }
@@ -178,6 +189,40 @@ impl FakeHost {
         if let Some(qemu) = self.qemu(vm) {
             self.world.exit(qemu.identity.pid, &status, stderr);
         }
+    }
+
+    /// A VM's QEMU is gone, and nobody hears of it.
+    pub fn vanish(&self, vm: &VmId) {
+        if let Some(qemu) = self.qemu(vm) {
+            self.world.vanish(qemu.identity.pid);
+        }
+    }
+
+    /// A QEMU with our marks runs that this daemon has not started.
+    pub fn stranger(&self, process: FoundProcess) {
+        self.world.things().strangers.push(process);
+    }
+
+    /// A file lies in one of our folders that VMAN has not put there; one with
+    /// the name of a file that is there stands in its place.
+    pub fn stray(&self, room: Room, file: SeenFile) {
+        let key = (room, file.name.clone());
+        self.world.things().strays.insert(key, file);
+    }
+
+    /// Somebody removes the file of a disk.
+    pub fn lose_disk(&self, disk: &DiskId) {
+        self.world.things().disks.remove(disk);
+    }
+
+    /// Somebody removes the file of an image.
+    pub fn lose_image(&self, image: &ImageName) {
+        self.world.things().images.remove(image);
+    }
+
+    /// What was put away.
+    pub fn trash(&self) -> Vec<(Room, String)> {
+        self.world.things().trash.clone()
     }
 
     /// The guest powers off, panics, or meets an I/O error.

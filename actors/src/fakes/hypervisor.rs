@@ -139,7 +139,7 @@ impl Hypervisor for FakeHypervisor {
                 incarnation: qemu.told.incarnation,
                 identity: qemu.told.identity.clone(),
             });
-            Ok(found.collect())
+            Ok(found.chain(things.strangers.iter().cloned()).collect())
         })
     }
 

@@ -12,6 +12,7 @@
 mod clock;
 mod fence;
 mod files;
+mod folders;
 mod host;
 mod hypervisor;
 mod network;

@@ -58,6 +58,11 @@ impl MemoryStorage {
         self.inner().script.push_back(next);
     }
 
+    /// From here on commits work again, whatever was said before.
+    pub fn forget_scripted(&self) {
+        self.inner().script.clear();
+    }
+
     /// The next `open` fails with this.
     pub fn fail_open(&self, error: LoadError) {
         self.inner().next_open.push_back(error);

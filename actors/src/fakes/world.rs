@@ -1,7 +1,7 @@
 //! What is on the simulated host, and what must never be there.
 
 use super::script::Script;
-use crate::ports::{LaunchPlan, MachineNews, NewsSink};
+use crate::ports::{FoundProcess, LaunchPlan, MachineNews, NewsSink};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -11,7 +11,8 @@ use std::{
     time::Duration,
 };
 use vman_model::{
-    BootId, DiskId, Incarnation, VmId, VmUuid,
+    BootId, DiskId, ImageName, Incarnation, VmId, VmUuid,
+    drift::{Room, SeenFile},
     vm::{ExitStatus, ProcessIdentity, RunState},
 };
 
@@ -71,6 +72,12 @@ pub(super) struct Things {
     pub(super) consoles: BTreeMap<VmId, Console>,
     pub(super) networks: BTreeMap<VmId, Incarnation>,
     pub(super) disks: BTreeSet<DiskId>,
+    pub(super) images: BTreeMap<ImageName, u64>,
+    /// Files that no port has made.
+    pub(super) strays: BTreeMap<(Room, String), SeenFile>,
+    pub(super) trash: Vec<(Room, String)>,
+    /// QEMUs of ours that belong to no VM of this daemon.
+    pub(super) strangers: Vec<FoundProcess>,
     default_script: Script,
     scripts: BTreeMap<VmId, Script>,
     violations: Vec<String>,
@@ -214,6 +221,7 @@ impl World {
         things.next_pid += 1;
         things.next_client += 1;
         things.launched += 1;
+        things.consoles.entry(plan.vm.clone()).or_default();
         let (pid, client) = (1_000 + things.next_pid, things.next_client);
         let identity = ProcessIdentity {
             pid,
@@ -335,6 +343,12 @@ impl World {
         };
         let stderr = stderr.to_owned();
         sink.tell(MachineNews::Exited { status, stderr });
+    }
+
+    /// The process is gone, and nobody is told.
+    pub(super) fn vanish(&self, pid: u32) {
+        let gone = self.things().qemus.remove(&pid);
+        drop(gone);
     }
 
     pub(super) fn signal(&self, vm: &VmId, pid: u32, kill: bool) {

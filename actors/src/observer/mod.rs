@@ -1,21 +1,41 @@
-//! Observer: ticks, looks, reports. It owns nothing.
+//! Observer: ticks, looks, reports, and repairs by policy. It owns nothing.
 //!
-//! For now a tick keeps consoles and logs within their bounds, asks running
-//! machines nothing, and reports what the store has set aside. The drift
-//! classes build on this seat.
-//! Must not: change anything that another actor owns.
+//! A check: consoles and logs are kept within their bounds, running machines are
+//! asked whether they answer, then the records are held against one look at the
+//! host (the model's `drift::plan` says what differs and what is to be done).
+//! What is new is believed only when a second look a moment later finds it too.
+//! Must not: change anything that another actor owns. A VM is asked to look for
+//! its QEMU again; nothing is written about it from here.
+//! Look next: `look.rs` (what is seen), `act.rs` (what is done and told),
+//! docs/observer.md; its tests are beside the VMs' (`vm/tests/observed.rs`).
+
+mod act;
+mod look;
 
 use crate::{
-    ports::{Clock, Hypervisor},
+    ports::{Clock, Folders, Hypervisor},
     slot::Slot,
     store::StoreHandle,
+    vm::VmsHandle,
 };
+use act::Memory;
 use arc_swap::ArcSwap;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
-use vman_model::{UnixMs, VmId};
+use vman_model::{
+    Subject, UnixMs, VmId,
+    drift::{Drift, DriftClass, Repair},
+    vm::Phase,
+};
 
+/// Between the two looks that a new finding needs: more than an exit, its
+/// notice and its commit take.
+const SECOND_LOOK: Duration = Duration::from_millis(300);
+/// Findings listed in a report.
+const MAX_FINDINGS: usize = 1_000;
+/// By which journald's readers find all drift (`journalctl MESSAGE_ID=…`).
+pub const DRIFT_MESSAGE_ID: &str = "7c1d5e0f2b8a4d3c9e6f1a0b5d4c3e2f";
 /// A check takes milliseconds; one that takes this long hangs.
 const CHECK_DEADLINE: Duration = Duration::from_mins(1);
 
@@ -55,6 +75,77 @@ pub enum ObserverMsg {
     Checked(ObserverReport),
 }
 
+/// What is done about drift.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DriftSettings {
+    /// Whether it is repaired, otherwise only told.
+    pub repair: bool,
+    /// What no record knows is left alone for so long.
+    pub grace: Duration,
+    /// What was put away is kept for so long.
+    pub retention: Duration,
+}
+
+impl Default for DriftSettings {
+    fn default() -> Self {
+        Self {
+            repair: true,
+            grace: Duration::from_mins(10),
+            retention: Duration::from_hours(7 * 24),
+        }
+    }
+}
+
+/// By what a finding is recognised at the next check.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    class: DriftClass,
+    resource: String,
+}
+
+impl Key {
+    fn is(&self, drift: &Drift) -> bool {
+        drift.key() == (self.class, self.resource.as_str())
+    }
+}
+
+/// The findings that were told and still last, each with what was done about it
+/// when it was told.
+#[derive(Clone, Debug, Default)]
+pub struct Told(BTreeMap<Key, (Subject, String)>);
+
+impl Told {
+    fn key(drift: &Drift) -> Key {
+        Key {
+            class: drift.class,
+            resource: drift.resource.clone(),
+        }
+    }
+
+    fn contains(&self, drift: &Drift) -> bool {
+        self.0.contains_key(&Self::key(drift))
+    }
+
+    /// Whether it was told that this was done about it.
+    fn contains_with(&self, drift: &Drift, action: &str) -> bool {
+        let told = self.0.get(&Self::key(drift));
+        told.is_some_and(|(_, told)| told == action)
+    }
+
+    fn add(&mut self, drift: &Drift, action: &str) {
+        let told = (drift.subject.clone(), action.to_owned());
+        self.0.insert(Self::key(drift), told);
+    }
+
+    fn remove(&mut self, key: &Key) {
+        self.0.remove(key);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&Key, &Subject)> {
+        self.0.iter().map(|(key, (subject, _))| (key, subject))
+    }
+}
+
 /// The seat of the Observer and its last report.
 #[derive(Default)]
 pub struct ObserverSlot {
@@ -71,8 +162,14 @@ pub struct ObserverArguments {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// What lies in our folders.
+    pub folders: Arc<dyn Folders>,
+    /// VMs, to ask them.
+    pub vms: VmsHandle,
     /// Between checks.
     pub interval: Duration,
+    /// What is done about drift.
+    pub drift: DriftSettings,
     /// Where the actor's present ref and its report are published.
     pub slot: Arc<ObserverSlot>,
 }
@@ -83,6 +180,7 @@ pub struct ObserverState {
     checking: bool,
     waiting: Vec<oneshot::Sender<Arc<ObserverReport>>>,
     checks: u64,
+    memory: Memory,
 }
 
 /// The Observer actor.
@@ -105,6 +203,7 @@ impl Actor for Observer {
             checking: false,
             waiting: Vec::new(),
             checks: 0,
+            memory: Memory::default(),
         })
     }
 
@@ -147,10 +246,11 @@ impl ObserverState {
             return;
         }
         let (arguments, observer) = (self.arguments.clone(), myself.clone());
+        let memory = self.memory.clone();
         tokio::spawn(async move {
             let clock = arguments.clock.clone();
             // A check that panics or hangs must not be the last one.
-            let looking = tokio::spawn(async move { look(&arguments).await });
+            let looking = tokio::spawn(async move { check(&arguments, &memory).await });
             let stop = looking.abort_handle();
             let report = match tokio::time::timeout(CHECK_DEADLINE, looking).await {
                 Ok(Ok(report)) => report,
@@ -180,38 +280,67 @@ fn failed(clock: &dyn Clock, why: &str) -> ObserverReport {
     }
 }
 
-async fn look(arguments: &ObserverArguments) -> ObserverReport {
+async fn check(arguments: &ObserverArguments, memory: &Memory) -> ObserverReport {
     let began = Instant::now();
+    let mut told = memory.lock().await;
     let inventory = arguments.store.inventory();
     let running = inventory
         .vms
         .iter()
         .filter(|(_, vm)| vm.value.phase.may_have_process());
     let running: Vec<VmId> = running.map(|(id, _)| id.clone()).collect();
-    let mut findings: Vec<Finding> = inventory
-        .quarantined
+    let asked = inventory
+        .vms
         .iter()
-        .map(|row| Finding {
-            issue_type: "record_quarantined".to_owned(),
-            resource_id: row.row.clone(),
-            details: row.error.clone(),
-            action: "reported".to_owned(),
-        })
-        .collect();
-    if let Err(error) = arguments.hypervisor.trim_logs(running).await {
-        findings.push(Finding {
-            issue_type: "log_not_bounded".to_owned(),
-            resource_id: "consoles".to_owned(),
-            details: error.to_string(),
-            action: "reported".to_owned(),
-        });
+        .filter(|(_, vm)| matches!(vm.value.phase, Phase::Running | Phase::Paused));
+    for (id, _) in asked {
+        arguments.vms.ping(id);
     }
+    let trimmed = arguments.hypervisor.trim_logs(running).await;
+    let (mut drifts, inventory) = believed(arguments, &told).await;
+    if let Err(error) = trimmed {
+        let class = DriftClass::LogNotBounded;
+        drifts.push(Drift::reported(
+            class,
+            "consoles",
+            Subject::Daemon,
+            error.to_string(),
+        ));
+    }
+    let mut findings = Vec::with_capacity(drifts.len().min(MAX_FINDINGS));
+    for drift in drifts.into_iter().take(MAX_FINDINGS) {
+        let again = told.contains(&drift);
+        let action = act::act(arguments, &drift, again).await;
+        let finding = act::finding(&drift, action);
+        findings.push((drift, finding));
+    }
+    act::tell(arguments, &inventory, &findings, &mut told).await;
+    act::empty_trash(arguments).await;
     ObserverReport {
         last_check_at: Some(arguments.clock.now()),
         last_duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        last_issues: findings,
+        last_issues: findings.into_iter().map(|(_, finding)| finding).collect(),
         checks: 0,
     }
+}
+
+/// What differs for more than a moment: records and host are not read at the
+/// same instant, so what is new, or is to be repaired, is looked at twice.
+async fn believed(
+    arguments: &ObserverArguments,
+    told: &Told,
+) -> (Vec<Drift>, Arc<crate::store::Inventory>) {
+    let first = look::look(arguments).await;
+    let settled = |drift: &Drift| told.contains(drift) && drift.repair == Repair::Report;
+    if first.drifts.iter().all(settled) {
+        return (first.drifts, first.inventory);
+    }
+    tokio::time::sleep(SECOND_LOOK).await;
+    let second = look::look(arguments).await;
+    let keys: std::collections::BTreeSet<_> = first.drifts.iter().map(Drift::key).collect();
+    let mut drifts = second.drifts;
+    drifts.retain(|drift| keys.contains(&drift.key()));
+    (drifts, second.inventory)
 }
 
 /// The Observer, as others see it.

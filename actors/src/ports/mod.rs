@@ -9,12 +9,14 @@ pub mod clock;
 #[cfg(any(test, feature = "fakes"))]
 pub mod contract;
 pub mod files;
+pub mod folders;
 pub mod hypervisor;
 pub mod network;
 pub mod storage;
 
 pub use clock::Clock;
 pub use files::{DiskFiles, FileError, ImageFiles, NewDiskFile, StagedImage, Upload};
+pub use folders::Folders;
 pub use futures_util::future::BoxFuture;
 pub use hypervisor::{
     AdoptPlan, Adoption, BootFiles, ConsoleTail, DiskPlan, FoundProcess, HostError, HostProbe,

@@ -1,7 +1,7 @@
 //! The root's own end, and what its children do once or again.
 
 use super::{Ports, Tree, TreeSettings};
-use crate::{disks::ImageError, fakes::FakeHost};
+use crate::{disks::ImageError, fakes::FakeHost, observer::DriftSettings};
 use std::time::Duration;
 use vman_model::{ImageKind, ImageName, Origin, UnixMs};
 
@@ -10,6 +10,7 @@ async fn start(ports: Ports) -> Tree {
         max_vms: 10,
         max_launches: 2,
         observer_interval: Duration::from_millis(20),
+        drift: DriftSettings::default(),
     };
     Tree::start(ports, &settings).await.unwrap()
 }
@@ -49,6 +50,7 @@ async fn a_tree_that_cannot_start_leaves_the_storage_to_the_next_one() {
         max_vms: 1,
         max_launches: 1,
         observer_interval: Duration::from_secs(5),
+        drift: DriftSettings::default(),
     };
     let refused = Tree::start(host.ports(), &settings).await;
     assert!(refused.is_err_and(|error| error.to_string().contains("not now")));

@@ -49,6 +49,11 @@ impl Lane {
 }
 
 impl VmState {
+    /// Whether nothing is being done on the host and nothing waits to be.
+    pub(super) fn lane_rests(&self) -> bool {
+        !self.lane.busy && self.lane.waiting.is_empty()
+    }
+
     pub(super) fn dispatch(&mut self, myself: &ActorRef<VmMsg>, effects: Vec<Effect>) {
         let Some((_, record)) = self.record.as_ref() else {
             return;

@@ -115,6 +115,9 @@ pub(super) struct Entry {
     pub(super) actor: Option<ActorRef<VmMsg>>,
     pub(super) quarantined: bool,
     pub(super) permits: Arc<Semaphore>,
+    /// One question of the Observer at a time: a deaf machine answers late, and
+    /// the permits above are for users.
+    pub(super) observed: Arc<Semaphore>,
     pub(super) gate: HostGate,
 }
 
@@ -124,6 +127,7 @@ impl Default for Entry {
             actor: None,
             quarantined: false,
             permits: Arc::new(Semaphore::new(MAX_WAITING_COMMANDS)),
+            observed: Arc::new(Semaphore::new(1)),
             gate: HostGate::default(),
         }
     }

@@ -12,10 +12,12 @@
 //! reach it).
 
 mod create;
+mod early;
 mod effects;
 mod handle;
 mod job;
 mod msg;
+mod observed;
 mod supervisor;
 mod turn;
 
@@ -98,6 +100,8 @@ pub struct VmState {
     /// What could not be recorded yet, in the order it happened.
     unwritten: VecDeque<Unwritten>,
     retry_armed: bool,
+    /// Its QEMU is looked for although the recovery could not be recorded.
+    adopting_early: bool,
 }
 
 /// How far the recovery of this VM is.
@@ -154,6 +158,7 @@ impl Actor for VmActor {
             recovered: Recovered::NotBegun,
             unwritten: VecDeque::new(),
             retry_armed: false,
+            adopting_early: false,
         })
     }
 
@@ -188,6 +193,11 @@ impl Actor for VmActor {
                 state.news(&myself, incarnation, &bag).await?;
             }
             VmMsg::Machine(incarnation, machine) => state.machine(incarnation, machine),
+            VmMsg::Ping(permit) => state.ping(permit),
+            VmMsg::LookAgain(revision, permit) => {
+                state.look_again(&myself, revision).await?;
+                drop(permit);
+            }
             VmMsg::LaneFree => state.lane_free(&myself),
             VmMsg::EffectLost => return Err("an effect on the host panicked".into()),
             VmMsg::Retry => {
@@ -323,10 +333,13 @@ impl VmState {
                 if !std::mem::replace(&mut self.retry_armed, true) {
                     myself.send_after(RETRY_FACT, || VmMsg::Retry);
                 }
+                if begins {
+                    self.recover_without_record(myself);
+                }
                 return Ok(Some(error));
             }
             self.unwritten.pop_front();
-            if begins {
+            if begins && self.recovered == Recovered::NotBegun {
                 self.recovered = Recovered::Begun;
             }
         }

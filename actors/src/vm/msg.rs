@@ -9,9 +9,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::Instant,
+};
 use vman_model::{
-    Incarnation, OperationRecord,
+    Incarnation, OperationRecord, Revision,
     vm::{Fact, Timer},
 };
 
@@ -30,6 +33,12 @@ pub enum VmMsg {
     Machine(Incarnation, Arc<dyn Machine>),
     /// A delay ran out.
     Timer(Incarnation, Timer),
+    /// The observer asks whether its machine answers. The permit bounds how
+    /// many such questions wait.
+    Ping(OwnedSemaphorePermit),
+    /// The observer saw no QEMU of this VM although it is, at this revision,
+    /// recorded with one: look for it again.
+    LookAgain(Revision, OwnedSemaphorePermit),
     /// Try again to record what could not be recorded.
     Retry,
     /// The effect that had the host's turn has ended.

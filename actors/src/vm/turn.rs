@@ -61,7 +61,8 @@ impl VmState {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.dispatch(myself, decision.effects);
+        let effects = self.without_second_adoption(decision.effects);
+        self.dispatch(myself, effects);
         Ok(Turned::Done(decision.reply, operations))
     }
 

@@ -282,6 +282,9 @@ async fn explain(id: &str, session: &mut Session<'_>) -> Result<(), CliError> {
             line = format!("{line}: {}", one_line(detail));
         }
         session.terminal.line(&line)?;
+        if let Some(story) = first(&answer.value, &["summary"]).and_then(Value::as_str) {
+            session.terminal.line(&one_line(story))?;
+        }
     }
     let events = match &answer.value {
         Value::Array(events) => events,

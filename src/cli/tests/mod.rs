@@ -322,13 +322,13 @@ async fn over_tcp_the_token_of_the_environment_is_shown() {
 async fn explain_tells_the_state_and_then_the_events() {
     let daemon = Daemon::start(|seen| match seen.line.as_str() {
         "GET /vms/hello" => Reply::Json(200, json!({"id": "hello", "state": "error", "reason": "qemu_exit", "detail": "QEMU ended"})),
-        _ => Reply::Json(200, json!({"events": [{"revision": 9, "from": "Running", "to": "Failed", "cause": {"origin": "process", "input": "QemuExited"}}]})),
+        _ => Reply::Json(200, json!({"summary": "failed ← QEMU ended", "events": [{"revision": 9, "from": "Running", "to": "Failed", "cause": {"origin": "process", "input": "QemuExited"}}]})),
     })
     .await;
     let ran = daemon.run(&["vm", "explain", "hello"]).await;
     assert!(
         ran.out
-            .starts_with("hello is error (qemu_exit): QEMU ended\nREVISION"),
+            .starts_with("hello is error (qemu_exit): QEMU ended\nfailed ← QEMU ended\nREVISION"),
         "{}",
         ran.out
     );

@@ -4,7 +4,7 @@
 //!    known to have succeeded, all writes are kept in memory ([`Trial`]); then they are carried out
 //!    in the order in which they came, syncs included, so that this is as crash-safe as the repair.
 //! 2. **A full disk is found out before a commit, not in the midst of it.** Growing the file
-//!    allocates its blocks at once.
+//!    allocates its blocks at once, and so does the first creation (redb leaves holes).
 //! 3. **A failed commit is classified.** A transaction exists once the header names it. While the
 //!    header was not touched since [`Watch::begin`], the transaction certainly was not written.
 //!
@@ -106,6 +106,17 @@ impl Trial {
     }
 }
 
+/// Allocates the blocks from `from` to `to`; what is there stays as it is.
+pub(super) fn allocate(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let flags = rustix::fs::FallocateFlags::empty();
+    match rustix::fs::fallocate(file, flags, from, to - from) {
+        Ok(()) => Ok(()),
+        // This file system cannot: the length alone will have to do.
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn cut(len: usize, available: u64) -> usize {
     usize::try_from(available).map_or(len, |available| len.min(available))
 }
@@ -183,13 +194,7 @@ impl GuardedFile {
     fn resize(&self, len: u64) -> io::Result<()> {
         let old = self.file.len()?;
         if let (Some(raw), true) = (&self.raw, len > old) {
-            let flags = rustix::fs::FallocateFlags::empty();
-            match rustix::fs::fallocate(raw, flags, old, len - old) {
-                Ok(()) => {}
-                // This file system cannot: the length alone will have to do.
-                Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
-                Err(error) => return Err(error.into()),
-            }
+            allocate(raw, old, len)?;
         }
         self.file.set_len(len)
     }

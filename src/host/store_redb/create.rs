@@ -4,7 +4,7 @@
 //! under another name, synced, renamed, and the folder synced. A marker beside the file then says
 //! that it exists: a file that is gone later was lost, and must not become an empty inventory.
 
-use super::problem::Problem;
+use super::{backend::allocate, problem::Problem};
 use crate::host::dirs::sync_dir;
 use redb::{Builder, TableDefinition};
 use std::{
@@ -92,6 +92,8 @@ fn create(path: &Path) -> Result<(), Problem> {
         .commit()
         .map_err(|error| Problem::Io(error.to_string()))?;
     drop(database);
+    // redb leaves holes: a full disk would be met in the midst of a commit.
+    allocate(&synced, 0, synced.metadata()?.len())?;
     synced.sync_all()?;
     fs::rename(&new, path)?;
     Ok(sync_dir(path.parent().unwrap_or(Path::new("/")))?)

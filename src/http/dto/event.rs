@@ -22,6 +22,19 @@ pub(crate) struct CauseBody<'a> {
     led_by: Option<u64>,
 }
 
+/// Why a VM is in its state.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Explanation)]
+pub(crate) struct ExplanationBody<'a> {
+    /// The VM.
+    pub(crate) vm_id: &'a str,
+    /// The story in one sentence, from the present phase back to what set it
+    /// off: `stopped ← QEMU was killed by signal 9`.
+    pub(crate) summary: String,
+    /// The chain of events, newest first, each with its cause.
+    pub(crate) events: Vec<EventBody<'a>>,
+}
+
 /// A recorded change.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Event)]

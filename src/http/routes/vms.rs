@@ -4,7 +4,7 @@
 use super::{accepted, not_found, replayed};
 use crate::http::{
     dto::{
-        event::EventBody,
+        event::{EventBody, ExplanationBody},
         vm::{NewVmBody, VmBody, read_vm},
     },
     error::{ApiError, Code, ProblemBody},
@@ -277,7 +277,7 @@ async fn deleted(state: &HttpState, operation: &OperationRecord, wait_ms: u64) -
         ("limit" = Option<u64>, Query, description = "At most this many events, 1 to 1000; 50 by default"),
     ),
     responses(
-        (status = 200, description = "Newest first, each with its cause", body = Vec<EventBody<'static>>),
+        (status = 200, description = "Newest first, each with its cause", body = ExplanationBody<'static>),
         (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
     )
 )]
@@ -294,6 +294,10 @@ pub(crate) async fn explain_vm(
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let events = state.handles().vms.explain(&id, limit).await?;
-    let body: Vec<_> = events.iter().map(|event| EventBody::of(event)).collect();
+    let body = ExplanationBody {
+        vm_id: id.as_str(),
+        summary: vman_model::explain::summary(events.iter().map(AsRef::as_ref)),
+        events: events.iter().map(|event| EventBody::of(event)).collect(),
+    };
     Ok(json(StatusCode::OK, &body))
 }

@@ -3,6 +3,7 @@
 use crate::{
     TreeSettings,
     fakes::{FakeHost, LiveQemu},
+    observer::DriftSettings,
     root::{Handles, Tree},
     templates,
     vm::{CommandError, CommandRequest, NewVm},
@@ -130,6 +131,7 @@ impl Daemon {
             max_vms: 100,
             max_launches: 4,
             observer_interval: Duration::from_secs(5),
+            drift: DriftSettings::default(),
         };
         let mut daemon = Self {
             host,

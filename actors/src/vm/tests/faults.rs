@@ -283,3 +283,38 @@ async fn a_command_while_the_storage_is_full_is_refused_and_harms_nothing() {
     daemon.done(&id, STOP_BY_FORCE).await;
     daemon.oracle().await;
 }
+
+#[tokio::test]
+async fn a_daemon_that_starts_on_a_full_disk_finds_its_qemus_and_is_ready() {
+    let mut daemon = Daemon::start().await;
+    let (lives, dies) = (daemon.running("lives").await, daemon.running("dies").await);
+    let qemu = daemon.host.qemu(&lives);
+    daemon.host.kill_daemon();
+    for _ in 0..10_000 {
+        daemon.host.storage().then(NextCommit::NoSpace);
+    }
+    daemon.kill_and_start().await;
+    daemon
+        .until("it is ready", || daemon.tree().recovery.left() == 0)
+        .await;
+    assert_eq!(daemon.phase(&lives), Some(Phase::Running));
+    let refused = daemon.ask(&lives, STOP).await;
+    assert!(
+        matches!(refused, Err(CommandError::Store(_))),
+        "{refused:?}"
+    );
+    daemon.pass(Duration::from_secs(2)).await;
+    // What happens meanwhile is heard, and recorded once there is space.
+    daemon
+        .host
+        .die(&dies, ExitStatus::Signal(9), "killed, as scripted");
+    daemon.pass(Duration::from_secs(2)).await;
+    daemon.host.storage().forget_scripted();
+    daemon.until_phase(&dies, Phase::Failed).await;
+    let heard = daemon.record(&dies).unwrap().detail;
+    assert!(heard.contains("as scripted"), "its last words: {heard}");
+    daemon.until_phase(&lives, Phase::Running).await;
+    assert_eq!(daemon.host.qemu(&lives), qemu, "it was never touched");
+    daemon.done(&lives, STOP_BY_FORCE).await;
+    daemon.oracle().await;
+}

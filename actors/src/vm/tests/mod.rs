@@ -2,7 +2,8 @@
 //!
 //! `daemon.rs` is the daemon under test and its oracle; the tests are grouped
 //! by what they try: `commands`, `faults` (hangs, failures), `deaths` (of
-//! actors, of the daemon, of the host), `doc` (the page), `chaos` (random commands and deaths).
+//! actors, of the daemon, of the host), `doc` (the page), `observed` (the observer),
+//! `chaos` (random commands and deaths).
 
 mod chaos;
 mod commands;
@@ -10,3 +11,4 @@ mod daemon;
 mod deaths;
 mod doc;
 mod faults;
+mod observed;

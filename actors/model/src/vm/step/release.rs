@@ -14,11 +14,10 @@ use crate::{
 /// Gives back what is held (again). The effect is idempotent.
 pub(super) fn release(turn: &mut Turn<'_>) {
     turn.fail_actions("the VM does not run any more");
-    let detail = turn
-        .record
-        .ending
-        .as_ref()
-        .map_or_else(String::new, |e| e.detail.clone());
+    let detail = turn.record.ending.as_ref().map_or_else(
+        || "what it held is being given back".to_owned(),
+        |e| e.detail.clone(),
+    );
     if turn.record.phase != Phase::Releasing {
         turn.enter(Phase::Releasing, detail);
     }
@@ -97,7 +96,7 @@ pub(super) fn end_by_host_reboot(turn: &mut Turn<'_>) {
 pub(super) fn released(turn: &mut Turn<'_>, erased: bool) {
     let ending = turn.record.ending.clone().unwrap_or(Ending {
         reason: Reason::User,
-        detail: String::new(),
+        detail: "nothing of it is held any more".to_owned(),
     });
     match turn.record.desired {
         Desired::Erased { .. } if !erased => release(turn),

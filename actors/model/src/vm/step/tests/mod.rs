@@ -5,12 +5,13 @@
 //! `machine` for its QEMU) that loses, delays and repeats things. Meanwhile
 //! `watch` looks at the host, and `oracle` at what was asked and decided,
 //! knowing nothing of the code. `cases` keeps the histories that once went
-//! wrong, `doc` holds the page in `docs/` to the code, and `given` makes records
+//! wrong, `causes` that no change is without one, `doc` holds the page in `docs/` to the code, and `given` makes records
 //! and inputs for all of them.
 //! Must not: repeat the decisions of `step`; an invariant that has to ask how
 //! `step` decides is not one.
 
 mod cases;
+mod causes;
 mod doc;
 mod given;
 mod host;

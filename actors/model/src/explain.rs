@@ -1,0 +1,251 @@
+//! Why a VM is where it is, in one sentence: its chain of events, told from the
+//! present state back to what set it off. Pure; the chain is passed in.
+
+use crate::{
+    event::{Event, EventKind, Origin},
+    vm::Phase,
+};
+
+/// Links of a sentence. A longer story is in the chain itself.
+const MAX_LINKS: usize = 10;
+
+/// `stopped ← nothing is held any more ← QEMU was killed by signal 9`: each link
+/// is what led to the one before it. The story ends where it was set off: by a
+/// request, by a process that ended, by a guest. `chain` is newest first; an
+/// empty one (the log has been cut) gives an empty sentence.
+pub fn summary<'a>(chain: impl IntoIterator<Item = &'a Event>) -> String {
+    let mut links: Vec<String> = Vec::new();
+    for event in chain {
+        let what = &event.what;
+        if links.is_empty() {
+            links.push(what.to.map_or("erased", Phase::as_str).to_owned());
+        }
+        let beginning = sets_off(event);
+        let moved = what.from != what.to || what.kind == EventKind::VmCreated;
+        if !moved && !beginning {
+            continue;
+        }
+        let told = told(event);
+        if links.last() != Some(&told) {
+            links.push(told);
+        }
+        if beginning {
+            return links.join(" ← ");
+        }
+        if links.len() > MAX_LINKS {
+            break;
+        }
+    }
+    if !links.is_empty() {
+        // The story goes on further than it is told or known.
+        links.push("…".to_owned());
+    }
+    links.join(" ← ")
+}
+
+fn told(event: &Event) -> String {
+    let what = &event.what;
+    let by = match &what.cause.origin {
+        Origin::Request {
+            request_id,
+            principal,
+        } => format!(
+            " (`{}`, asked by {principal} in request {request_id})",
+            what.cause.input
+        ),
+        Origin::RestartPolicy => " (by the restart policy)".to_owned(),
+        Origin::Timer => format!(" (`{}` was due)", what.cause.input),
+        Origin::Recovery => " (found out after a restart)".to_owned(),
+        Origin::Observer => " (found by the observer)".to_owned(),
+        Origin::Qmp | Origin::Process | Origin::Effect | Origin::Daemon => String::new(),
+    };
+    format!("{}{by}", what.detail)
+}
+
+/// Whether the story begins with this event: what comes before it did not lead
+/// to it.
+fn sets_off(event: &Event) -> bool {
+    let what = &event.what;
+    if what.kind == EventKind::VmCreated {
+        return true;
+    }
+    match what.cause.origin {
+        Origin::Request { .. } => true,
+        Origin::Process => what.cause.input == "exited",
+        // A guest that comes up was started by somebody; one that leaves, or
+        // stands still, did so by itself.
+        Origin::Qmp => what.from != what.to && what.to != Some(Phase::Running),
+        Origin::Recovery => what.cause.input == "gone",
+        Origin::Effect
+        | Origin::Timer
+        | Origin::RestartPolicy
+        | Origin::Observer
+        | Origin::Daemon => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        event::{Cause, EventDraft, Subject},
+        ids::{RequestId, Revision, VmId},
+        time::UnixMs,
+    };
+
+    fn event(from: Phase, to: Phase, origin: Origin, input: &str, detail: &str) -> Event {
+        Event {
+            revision: Revision(1),
+            what: EventDraft {
+                at: UnixMs(0),
+                subject: Subject::Vm(VmId::parse("vm").expect("letters are a valid id")),
+                kind: EventKind::VmPhaseChanged,
+                from: Some(from),
+                to: Some(to),
+                reason: None,
+                detail: detail.to_owned(),
+                incarnation: None,
+                operation: None,
+                cause: Cause {
+                    origin,
+                    input: input.to_owned(),
+                    led_by: None,
+                },
+                previous: None,
+            },
+        }
+    }
+
+    fn request() -> Origin {
+        Origin::Request {
+            request_id: RequestId::parse("r-7").expect("letters are a valid id"),
+            principal: "token:ci".to_owned(),
+        }
+    }
+
+    fn started() -> Vec<Event> {
+        use Phase::{Claiming, Launching, Running, Stopped};
+        vec![
+            event(
+                Launching,
+                Running,
+                Origin::Qmp,
+                "qmp_ready",
+                "the guest runs",
+            ),
+            event(
+                Launching,
+                Launching,
+                Origin::Process,
+                "spawned",
+                "it has a pid",
+            ),
+            event(
+                Claiming,
+                Launching,
+                Origin::Effect,
+                "claimed",
+                "QEMU is being started",
+            ),
+            event(
+                Stopped,
+                Claiming,
+                request(),
+                "start",
+                "taking hold of its disks",
+            ),
+            event(Stopped, Stopped, request(), "stop", "of an earlier story"),
+        ]
+    }
+
+    #[test]
+    fn a_running_vm_is_explained_by_the_request_that_started_it() {
+        let told = summary(&started());
+        let links: Vec<_> = told.split(" ← ").collect();
+        assert_eq!(links[0], "running");
+        assert_eq!(links[1], "the guest runs");
+        assert!(!told.contains("pid"), "no link without a change: {told}");
+        let last = *links.last().expect("more than none");
+        assert!(
+            last.contains("request r-7") && last.contains("token:ci"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_vm_whose_qemu_was_killed_is_explained_by_that_and_by_nothing_before_it() {
+        use Phase::{Releasing, Running, Stopped};
+        let mut chain = vec![
+            event(
+                Releasing,
+                Stopped,
+                Origin::Effect,
+                "released",
+                "QEMU was killed by signal 9",
+            ),
+            event(
+                Running,
+                Releasing,
+                Origin::Process,
+                "exited",
+                "QEMU was killed by signal 9",
+            ),
+        ];
+        chain.extend(started());
+        assert_eq!(summary(&chain), "stopped ← QEMU was killed by signal 9");
+    }
+
+    #[test]
+    fn a_restart_by_policy_is_explained_by_what_ended_the_life_before() {
+        use Phase::{Backoff, Claiming, Releasing, Running};
+        let chain = [
+            event(
+                Backoff,
+                Claiming,
+                Origin::RestartPolicy,
+                "backoff_due",
+                "starting again",
+            ),
+            event(
+                Releasing,
+                Backoff,
+                Origin::Effect,
+                "released",
+                "waiting 1 s",
+            ),
+            event(
+                Running,
+                Releasing,
+                Origin::Process,
+                "exited",
+                "QEMU crashed",
+            ),
+        ];
+        let told = summary(&chain);
+        let expected =
+            "claiming ← starting again (by the restart policy) ← waiting 1 s ← QEMU crashed";
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_chain_that_was_cut_or_is_long_says_so_and_an_empty_one_says_nothing() {
+        use Phase::{Launching, Running};
+        let running = event(
+            Launching,
+            Running,
+            Origin::Qmp,
+            "qmp_ready",
+            "the guest runs",
+        );
+        assert_eq!(summary([&running]), "running ← the guest runs ← …");
+        assert_eq!(summary([]), "");
+        let long: Vec<_> = (0..100)
+            .map(|n| {
+                let detail = format!("link {n}");
+                event(Launching, Running, Origin::Timer, "due", &detail)
+            })
+            .collect();
+        let told = summary(&long);
+        assert!(told.ends_with(" ← …") && told.matches(" ← ").count() <= MAX_LINKS + 1);
+    }
+}

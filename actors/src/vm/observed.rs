@@ -1,0 +1,70 @@
+//! What the Observer may ask of a VM: whether its machine answers, and to look
+//! for its QEMU again. Neither is waited for, and neither fills a mailbox.
+
+use super::{Unwritten, VmState, VmsHandle, msg::VmMsg};
+use crate::ports::MachineAction;
+use ractor::{ActorProcessingErr, ActorRef};
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
+use vman_model::{Revision, VmId, vm::Phase};
+
+impl VmsHandle {
+    /// Asks a VM's machine whether it answers; what it says is news to the VM.
+    pub fn ping(&self, id: &VmId) {
+        self.tell(id, VmMsg::Ping);
+    }
+
+    /// Has a VM that is still at `revision` look for its QEMU again. Answers
+    /// whether it was told.
+    pub fn look_again(&self, id: &VmId, revision: Revision) -> bool {
+        self.tell(id, |permit| VmMsg::LookAgain(revision, permit))
+    }
+
+    fn tell(&self, id: &VmId, message: impl FnOnce(OwnedSemaphorePermit) -> VmMsg) -> bool {
+        let Some(entry) = self.directory.get(id) else {
+            return false;
+        };
+        let Ok(permit) = Arc::clone(&entry.observed).try_acquire_owned() else {
+            return false;
+        };
+        let actor = entry.actor.filter(|_| !entry.quarantined);
+        actor.is_some_and(|actor| actor.cast(message(permit)).is_ok())
+    }
+}
+
+impl VmState {
+    /// The permit is given back when the machine has answered: a deaf one is
+    /// not asked again before.
+    pub(super) fn ping(&self, permit: OwnedSemaphorePermit) {
+        let Some((_, machine)) = &self.machine else {
+            return;
+        };
+        let answer = machine.act(MachineAction::Ping);
+        tokio::spawn(async move {
+            // Ready and Deaf come as news of the machine itself.
+            let _ = answer.await;
+            drop(permit);
+        });
+    }
+
+    /// The way is that of a restarted actor: forget the machine, then recover.
+    pub(super) async fn look_again(
+        &mut self,
+        myself: &ActorRef<VmMsg>,
+        seen_at: Revision,
+    ) -> Result<(), ActorProcessingErr> {
+        let same = self.record.as_ref().is_some_and(|(revision, record)| {
+            let alive = matches!(
+                record.phase,
+                Phase::Running | Phase::Paused | Phase::Stopping
+            );
+            *revision == seen_at && alive
+        });
+        if !same || !self.lane_rests() || !self.unwritten.is_empty() {
+            return Ok(());
+        }
+        // QMP takes one client at a time.
+        self.machine = None;
+        self.take(myself, Unwritten::Recover).await
+    }
+}
