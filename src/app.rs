@@ -3,7 +3,12 @@
 //!
 //! Must not: decide anything. Look next: `vman_actors::root` for the tree.
 
+mod figures;
 mod listeners;
+mod reload;
+mod systemd;
+
+pub use reload::Reread;
 
 use crate::{
     config::{Config, NetworkMode},
@@ -15,15 +20,20 @@ use crate::{
         images::HostImages,
         net::UserNetwork,
         qemu::{QemuHost, QemuSettings, layout::Layout},
-        qmp::Deadlines,
+        qmp::{CommandTimes, Deadlines},
         store_redb::RedbStorage,
     },
     http::{self, Access, HttpSettings, HttpState, LocalCallers, Readiness},
+    telemetry::LogControl,
 };
 use futures_util::StreamExt;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vman_actors::ports::Clock;
@@ -34,6 +44,14 @@ use vman_model::{
 
 /// How long the tree may take to stop after the last request was answered.
 const TREE_STOP: Duration = Duration::from_secs(2);
+
+/// What `main` made before the daemon, and the daemon uses.
+pub struct Outer {
+    /// The running log.
+    pub log: LogControl,
+    /// Reads the configuration again.
+    pub reread: Reread,
+}
 
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -76,12 +94,15 @@ fn start_error(what: &'static str) -> impl FnOnce(io::Error) -> AppError {
 }
 
 /// Runs the daemon until it is told to stop. Guests outlive it in every case.
-pub async fn run(config: Config) -> Result<(), AppError> {
+pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
+    let began = Instant::now();
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(start_error("hear signals"))?;
     let lock = StorageLock::acquire(&config.storage.path)?;
     let listeners = listeners::bind(&config)?;
-    let ports = ports(&config, &lock)?;
+    let times = Arc::new(CommandTimes::default());
+    let metrics = figures::sources(outer.log.clone(), times.clone(), config.qemu.dry_run);
+    let ports = ports(&config, &lock, times)?;
     let hypervisor = ports.hypervisor.clone();
     let settings = settings(&config);
     let (tree, probe) = tokio::join!(Tree::start(ports, &settings), hypervisor.probe());
@@ -109,6 +130,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             ..http::Limits::default()
         },
         default_boot_disk: default_boot_disk(&config),
+        metrics: metrics.clone(),
         shutdown: shutdown.clone(),
     });
     let server = tokio::spawn(http::serve(
@@ -117,11 +139,21 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         shutdown.clone(),
         config.limits.shutdown_timeout,
     ));
-    let recovered = tokio::spawn(announce(tree.handles.clone(), tree.recovery.clone(), ready));
+    let (handles, recovery) = (tree.handles.clone(), tree.recovery.clone());
+    let recovered = tokio::spawn(async move {
+        announce(handles, recovery, ready, || {
+            // Set once: nobody else does.
+            let _ = metrics.recovery.set(began.elapsed());
+        })
+        .await;
+    });
+    let watchdog = tokio::spawn(systemd::feed_watchdog(tree.pulse()));
 
-    let ended = until_told(&mut signals, tree.gave_up.clone()).await;
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let again = || reload::reload(&mut config, &outer.reread, &outer.log);
+    let ended = until_told(&mut signals, tree.gave_up.clone(), again).await;
+    systemd::stopping();
     recovered.abort();
+    watchdog.abort();
     shutdown.cancel();
     let _ = server.await;
     if tokio::time::timeout(TREE_STOP, tree.stop()).await.is_err() {
@@ -138,13 +170,12 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 async fn until_told(
     signals: &mut Signals,
     mut gave_up: watch::Receiver<Option<String>>,
+    mut reload: impl FnMut(),
 ) -> Result<(), AppError> {
     loop {
         tokio::select! {
             signal = signals.next() => match signal {
-                Some(SIGHUP) => {
-                    tracing::warn!("SIGHUP: the configuration is read at start only; restart VMAN");
-                }
+                Some(SIGHUP) => reload(),
                 Some(signal) => {
                     tracing::info!(signal, "VMAN was told to stop");
                     return Ok(());
@@ -164,11 +195,14 @@ async fn announce(
     handles: Handles,
     mut recovery: vman_actors::vm::RecoveryProgress,
     ready: watch::Sender<bool>,
+    recovered: impl FnOnce(),
 ) {
     recovery.done().await;
+    recovered();
     ready.send_replace(true);
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    systemd::ready();
     let vms = handles.store.inventory().vms.len();
+    systemd::status(&format!("{vms} VMs were known when recovery was done"));
     tracing::info!(vms, "VMAN is ready");
     let event = EventDraft {
         at: handles.clock.now(),
@@ -208,7 +242,7 @@ fn settings(config: &Config) -> TreeSettings {
 }
 
 /// The real adapters, or the simulated host for a dry run.
-fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
+fn ports(config: &Config, lock: &StorageLock, times: Arc<CommandTimes>) -> Result<Ports, AppError> {
     let dirs = lock.dirs();
     if config.qemu.dry_run {
         tracing::warn!("VMAN_OPERATOR_DRY_RUN: VMs are simulated, nothing runs");
@@ -235,13 +269,16 @@ fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
     };
     Ok(Ports {
         storage,
-        hypervisor: Arc::new(QemuHost::new(QemuSettings {
-            binary: config.qemu.binary.clone(),
-            qemu_img: config.qemu.img.clone(),
-            accel: config.qemu.accel,
-            layout,
-            deadlines: Deadlines::default(),
-        })),
+        hypervisor: Arc::new(
+            QemuHost::new(QemuSettings {
+                binary: config.qemu.binary.clone(),
+                qemu_img: config.qemu.img.clone(),
+                accel: config.qemu.accel,
+                layout,
+                deadlines: Deadlines::default(),
+            })
+            .timed(times),
+        ),
         disks: Arc::new(
             HostDisks::new(dirs, Some(config.qemu.img.clone()))
                 .map_err(start_error("open the disks folder"))?,

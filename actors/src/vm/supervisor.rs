@@ -240,6 +240,8 @@ impl VmSupervisorState {
     /// Restarts a failed actor: at once the first time, then with backoff, and
     /// not at all for a while when the budget is used up.
     fn failed(&mut self, myself: &ActorRef<VmSupervisorMsg>, id: VmId, error: &str) {
+        let meters = self.arguments.deps.store.meters();
+        meters.actor_restarts.with(["vm"]).inc();
         let now = Instant::now();
         let failures = self.failures.entry(id.clone()).or_default();
         failures.retain(|at| now.duration_since(*at) < WINDOW);
