@@ -108,6 +108,7 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
     let (tree, probe) = tokio::join!(Tree::start(ports, &settings), hypervisor.probe());
     let tree = tree?;
     tracing::info!(
+        event = "daemon.starting",
         storage = %config.storage.path.display(),
         accelerator = probe.accelerator,
         "VMAN {} is starting", env!("CARGO_PKG_VERSION")
@@ -161,7 +162,10 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
             "an actor did not stop in time; what it was doing is resolved at the next start"
         );
     }
-    tracing::info!("VMAN has stopped; guests keep running");
+    tracing::info!(
+        event = "daemon.stopped",
+        "VMAN has stopped; guests keep running"
+    );
     drop(lock);
     ended
 }
@@ -203,7 +207,6 @@ async fn announce(
     systemd::ready();
     let vms = handles.store.inventory().vms.len();
     systemd::status(&format!("{vms} VMs were known when recovery was done"));
-    tracing::info!(vms, "VMAN is ready");
     let event = EventDraft {
         at: handles.clock.now(),
         subject: Subject::Daemon,

@@ -367,7 +367,13 @@ impl Actor for Root {
             .iter()
             .find(|(_, cell)| cell.get_id() == actor.get_id());
         if let Some((seat, _)) = seat.cloned() {
-            tracing::error!(component = ?seat, error = why, "an actor has died, restarting it");
+            let component = seat.as_str();
+            tracing::error!(
+                event = "actor.died",
+                component,
+                error = why,
+                "an actor has died, restarting it"
+            );
             state.restart(&myself, seat, &why);
         }
         Ok(())
@@ -387,7 +393,11 @@ impl RootState {
                 "more than {MAX_RESTARTS} restarts within {} s, the last of {seat:?}: {why}",
                 WINDOW.as_secs()
             );
-            tracing::error!(error = why, "the root gives up; guests keep running");
+            tracing::error!(
+                event = "daemon.gave_up",
+                error = why,
+                "the root gives up; guests keep running"
+            );
             self.give_up.said.send_replace(Some(why));
             return;
         }

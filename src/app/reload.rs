@@ -19,7 +19,7 @@ pub(super) fn reload(running: &mut Config, reread: &Reread, log: &LogControl) {
     let wanted = match reread() {
         Ok(wanted) => wanted,
         Err(error) => {
-            tracing::error!(%error, "the new configuration is wrong, nothing of it is applied");
+            tracing::error!(event = "config.refused", %error, "the new configuration is wrong, nothing of it is applied");
             return;
         }
     };
@@ -41,10 +41,15 @@ pub(super) fn reload(running: &mut Config, reread: &Reread, log: &LogControl) {
     }
     if waiting.is_empty() {
         let applied = live.join(", ");
-        tracing::info!(applied, "the configuration was read again");
+        tracing::info!(
+            event = "config.reloaded",
+            applied,
+            "the configuration was read again"
+        );
     } else {
         let (applied, waiting) = (live.join(", "), waiting.join(", "));
         tracing::warn!(
+            event = "config.reloaded",
             applied,
             waiting,
             "the configuration was read again; some of it is applied by a restart only, which guests do not notice"

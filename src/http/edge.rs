@@ -136,9 +136,19 @@ fn render(mut response: Response, id: &RequestId) -> Response {
 fn tell(method: &Method, status: u16, took: Duration) {
     let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     if is_read(method) {
-        tracing::debug!(status, duration_us, "request answered");
+        tracing::debug!(
+            event = "request.answered",
+            status,
+            duration_us,
+            "request answered"
+        );
     } else {
-        tracing::info!(status, duration_us, "request answered");
+        tracing::info!(
+            event = "request.answered",
+            status,
+            duration_us,
+            "request answered"
+        );
     }
 }
 

@@ -4,6 +4,7 @@
 //! bounded queue and a thread of its own), or read the environment.
 //! Look next: `record.rs` (event to record), `queue.rs` (why nobody waits), `journal.rs`, `file.rs`, `text.rs`.
 
+mod classes;
 mod file;
 mod journal;
 mod panic;
@@ -14,6 +15,8 @@ mod tests;
 mod text;
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
+pub use classes::{EVENT_CLASSES, EventClass, catalogue};
+
 use file::{FileSink, StderrSink};
 use journal::JournalSink;
 use queue::{CAPACITY, Queue, Sink};

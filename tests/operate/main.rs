@@ -5,5 +5,6 @@
 mod support;
 
 mod configuration;
+mod journald;
 mod metrics;
 mod systemd;

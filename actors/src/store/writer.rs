@@ -9,6 +9,7 @@ use super::{
     handle::StoreSlot,
     inventory::{Committed, Inventory},
     load::revision_row,
+    tell::tell,
 };
 use crate::{
     meters::Tally,
@@ -159,6 +160,7 @@ impl WriterThread {
                 }
                 for event in events_after(before.revision, &next) {
                     meters.count_event(event);
+                    tell(event);
                 }
                 self.slot.publish(Arc::new(next));
                 drop(turn);
@@ -198,6 +200,9 @@ impl WriterThread {
 /// The events of one group of changes, which is never larger than what the
 /// inventory remembers of them.
 fn events_after(revision: Revision, after: &Inventory) -> impl Iterator<Item = &Arc<Event>> {
-    let newer = after.recent_events.iter().rev();
-    newer.take_while(move |event| event.revision > revision)
+    let first = after
+        .recent_events
+        .binary_search_by(|event| event.revision.0.cmp(&(revision.0 + 1)))
+        .unwrap_or_else(|place| place);
+    after.recent_events.iter().skip(first)
 }

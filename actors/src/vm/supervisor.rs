@@ -256,13 +256,15 @@ impl VmSupervisorState {
             // Nobody shall wait for this one: that it is left alone is told.
             self.arguments.recovery.resolved(&id);
             tracing::error!(
+                event = "vm.actor_quarantined",
+                component = "vm",
                 vm_id = %id,
                 error,
                 "the VM's actor failed too often and is left alone for a while; its guest runs on"
             );
             QUARANTINE
         } else {
-            tracing::error!(vm_id = %id, error, failures = count, "the VM's actor failed, restarting it");
+            tracing::error!(event = "actor.died", component = "vm", vm_id = %id, error, failures = count, "the VM's actor failed, restarting it");
             let doublings = u32::try_from(count.saturating_sub(2)).unwrap_or(0);
             if count == 1 {
                 Duration::ZERO
