@@ -5,6 +5,8 @@
 mod support;
 
 mod configuration;
+mod docs;
 mod journald;
 mod metrics;
+mod package;
 mod systemd;

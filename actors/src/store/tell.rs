@@ -6,6 +6,8 @@
 use vman_model::{Event, EventKind, Origin, Subject, vm::Phase};
 
 /// Tells a committed event.
+// A new kind of subject is told without an id until it gets one here.
+#[allow(clippy::match_wildcard_for_single_variants)]
 pub(super) fn tell(event: &Event) {
     let what = &event.what;
     let (vm_id, disk_id, name) = match &what.subject {
@@ -13,7 +15,7 @@ pub(super) fn tell(event: &Event) {
         Subject::Disk(id) => (None, Some(id.as_str()), None),
         Subject::Template(name) => (None, None, Some(name.as_str())),
         Subject::Image(name) => (None, None, Some(name.as_str())),
-        Subject::Daemon => (None, None, None),
+        _ => (None, None, None),
     };
     let (request_id, principal) = match &what.cause.origin {
         Origin::Request {
@@ -59,6 +61,7 @@ pub(super) fn tell(event: &Event) {
 }
 
 /// The actor whose decision it was.
+#[allow(clippy::match_wildcard_for_single_variants)]
 fn component(subject: &Subject) -> &'static str {
     match subject {
         Subject::Vm(_) => "vm",
