@@ -63,7 +63,7 @@ install: ## install the release build below PREFIX (/usr/local); run `make relea
 	install -D -m 755 $(TARGET)/release/vman $(DESTDIR)$(PREFIX)/bin/vman
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/vman README.md CHANGELOG.md docs/*.md
 	install -D -m 644 contrib/vman.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/vman.catalog
-	for unit in vman.service vman.socket vman-tcp.socket; do \
+	for unit in vman.service vman.socket; do \
 	  install -d $(DESTDIR)$(PREFIX)/lib/systemd/system && \
 	  sed 's|/usr/bin/vman|$(PREFIX)/bin/vman|' contrib/systemd/$$unit \
 	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; done
