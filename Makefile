@@ -61,7 +61,7 @@ deb: ## build the Debian package
 install: ## install the release build below PREFIX (/usr/local); run `make release` first
 	@test -x $(TARGET)/release/vman || { echo "nothing to install yet: run 'make release' first" >&2; exit 1; }
 	install -D -m 755 $(TARGET)/release/vman $(DESTDIR)$(PREFIX)/bin/vman
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/vman README.md CHANGELOG.md docs/*.md
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/vman CHANGELOG.md docs/*.md
 	install -D -m 644 contrib/vman.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/vman.catalog
 	for unit in vman.service vman.socket; do \
 	  install -d $(DESTDIR)$(PREFIX)/lib/systemd/system && \
