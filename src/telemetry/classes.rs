@@ -76,6 +76,51 @@ classes! {
     "image.deleted" "6d0036309b1e425994d9ce0fbf97b190"
         "An image was deleted"
         "Image @VMAN_NAME@ was deleted.";
+    "disk.created" "7963a76739404af5a018aea34d987db6"
+        "A disk was made"
+        "Disk @VMAN_DISK_ID@ was made by @VMAN_PRINCIPAL@.";
+    "disk.deleted" "4f7a00b0f8d046d1ae8b06d2b351d332"
+        "A disk was deleted"
+        "Disk @VMAN_DISK_ID@ and its file were deleted by @VMAN_PRINCIPAL@.";
+    "disk.changed" "f1b2bcb071aa41f097f25b4bb32ad531"
+        "Something about a disk changed"
+        "Disk @VMAN_DISK_ID@: @VMAN_DETAIL@";
+    "disk.attached" "50a36445aba04010a4bc05ae74dc2d99"
+        "A disk was attached to a VM"
+        "Disk @VMAN_DISK_ID@: @VMAN_DETAIL@";
+    "disk.detached" "ba9a1e131db24c0cbd3301180150f33e"
+        "A disk was detached from a VM"
+        "Disk @VMAN_DISK_ID@: @VMAN_DETAIL@";
+    "disk.failed" "6e1fd3a1a30442c2a5ff385d47fbb3a3"
+        "Something a disk was asked for failed"
+        "Disk @VMAN_DISK_ID@: @VMAN_DETAIL@\n\nThe operation that asked tells what can be done; look for free space under the storage path as well.";
+    "forward.created" "5208d94e2bac4ce3bf2f335ad4000303"
+        "A port forward was made"
+        "@VMAN_DETAIL@";
+    "forward.deleted" "e6a34bc8055c400f9b0479063b24b8bd"
+        "A port forward was deleted"
+        "@VMAN_DETAIL@";
+    "lease.given" "67e042c0efc447da8a0b6cdfd862ef0f"
+        "A VM got an address"
+        "@VMAN_DETAIL@";
+    "network.healed" "6e063f8dc1fc465b83da523330ddd3f8"
+        "Something of the network was put right"
+        "@VMAN_DETAIL@\n\nIf it comes again, another program on this host changes what is VMAN's.";
+    "network.failed" "9b25acc1c6e64922810cf971384c7268"
+        "Something of the network cannot be had"
+        "@VMAN_DETAIL@\n\n'vman network info' and the network's check in /health tell what is missing.";
+    "drift.found" "b3fee192e09043e0975e4ce8ab1e7dc0"
+        "The host differs from the records"
+        "@VMAN_DETAIL@\n\nThe observer's status ('vman observer status') tells what was done about it.";
+    "drift.gone" "eb591154aec94b7ba09e71be76cd9c21"
+        "A difference between host and records is gone"
+        "@VMAN_DETAIL@";
+    "token.created" "5d77c52196984f72a2f5dd0fb5a2c6cc"
+        "A token was made"
+        "@VMAN_DETAIL@";
+    "token.revoked" "f235f2ea7e164a6481f7c5f3c7921617"
+        "A token was revoked"
+        "@VMAN_DETAIL@";
     "record.quarantined" "878d8d14d64f4ce098408be212c298ad"
         "A record could not be read and was set aside"
         "A row of the store could not be read. It was set aside, the others are not concerned: @VMAN_DETAIL@\n\nLook for a failing disk under the storage path; the observer's status names the row until it is dealt with.";
