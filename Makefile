@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-clean test test-long bench build release fmt lint guest deny install clean
+.PHONY: help run run-clean test test-long bench build release fmt lint guest deny deb install clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,9 +55,24 @@ deny: ## check licences, banned crates and sources of the dependencies
 	  cargo install --locked cargo-deny; }
 	cargo deny check licenses bans sources
 
+deb: ## build the Debian package
+	@contrib/debian/build.sh
+
 install: ## install the release build below PREFIX (/usr/local); run `make release` first
 	@test -x $(TARGET)/release/vman || { echo "nothing to install yet: run 'make release' first" >&2; exit 1; }
 	install -D -m 755 $(TARGET)/release/vman $(DESTDIR)$(PREFIX)/bin/vman
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/vman CHANGELOG.md docs/*.md
+	install -D -m 644 contrib/vman.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/vman.catalog
+	for unit in vman.service vman.socket; do \
+	  install -d $(DESTDIR)$(PREFIX)/lib/systemd/system && \
+	  sed 's|/usr/bin/vman|$(PREFIX)/bin/vman|' contrib/systemd/$$unit \
+	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; done
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	$(TARGET)/release/vman man $(DESTDIR)$(PREFIX)/share/man/man1
+	for shell in bash:bash-completion/completions/vman zsh:zsh/site-functions/_vman fish:fish/vendor_completions.d/vman.fish; do \
+	  install -d $(DESTDIR)$(PREFIX)/share/$$(dirname $${shell#*:}) && \
+	  $(TARGET)/release/vman completion $${shell%%:*} > $(DESTDIR)$(PREFIX)/share/$${shell#*:} || exit 1; done
+	test -e $(DESTDIR)/etc/vman/vman.toml || install -D -m 644 contrib/vman.toml $(DESTDIR)/etc/vman/vman.toml
 
 clean: ## remove what was built, the guest too
 	cargo clean

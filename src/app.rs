@@ -3,7 +3,12 @@
 //!
 //! Must not: decide anything. Look next: `vman_actors::root` for the tree.
 
+mod figures;
 mod listeners;
+mod reload;
+mod systemd;
+
+pub use reload::Reread;
 
 use crate::{
     config::{Config, NetworkMode, ObserverPolicy},
@@ -16,15 +21,20 @@ use crate::{
         images::HostImages,
         net::UserNetwork,
         qemu::{QemuHost, QemuSettings, layout::Layout},
-        qmp::Deadlines,
+        qmp::{CommandTimes, Deadlines},
         store_redb::RedbStorage,
     },
     http::{self, Access, HttpSettings, HttpState, LocalCallers, Readiness},
+    telemetry::LogControl,
 };
 use futures_util::StreamExt;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vman_actors::observer::DriftSettings;
@@ -36,6 +46,14 @@ use vman_model::{
 
 /// How long the tree may take to stop after the last request was answered.
 const TREE_STOP: Duration = Duration::from_secs(2);
+
+/// What `main` made before the daemon, and the daemon uses.
+pub struct Outer {
+    /// The running log.
+    pub log: LogControl,
+    /// Reads the configuration again.
+    pub reread: Reread,
+}
 
 /// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -78,17 +96,21 @@ fn start_error(what: &'static str) -> impl FnOnce(io::Error) -> AppError {
 }
 
 /// Runs the daemon until it is told to stop. Guests outlive it in every case.
-pub async fn run(config: Config) -> Result<(), AppError> {
+pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
+    let began = Instant::now();
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(start_error("hear signals"))?;
     let lock = StorageLock::acquire(&config.storage.path)?;
     let listeners = listeners::bind(&config)?;
-    let ports = ports(&config, &lock)?;
+    let times = Arc::new(CommandTimes::default());
+    let metrics = figures::sources(outer.log.clone(), times.clone(), config.qemu.dry_run);
+    let ports = ports(&config, &lock, times)?;
     let hypervisor = ports.hypervisor.clone();
     let settings = settings(&config);
     let (tree, probe) = tokio::join!(Tree::start(ports, &settings), hypervisor.probe());
     let tree = tree?;
     tracing::info!(
+        event = "daemon.starting",
         storage = %config.storage.path.display(),
         accelerator = probe.accelerator,
         "VMAN {} is starting", env!("CARGO_PKG_VERSION")
@@ -111,6 +133,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             ..http::Limits::default()
         },
         default_boot_disk: default_boot_disk(&config),
+        metrics: metrics.clone(),
         shutdown: shutdown.clone(),
     });
     let server = tokio::spawn(http::serve(
@@ -119,11 +142,21 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         shutdown.clone(),
         config.limits.shutdown_timeout,
     ));
-    let recovered = tokio::spawn(announce(tree.handles.clone(), tree.recovery.clone(), ready));
+    let (handles, recovery) = (tree.handles.clone(), tree.recovery.clone());
+    let recovered = tokio::spawn(async move {
+        announce(handles, recovery, ready, || {
+            // Set once: nobody else does.
+            let _ = metrics.recovery.set(began.elapsed());
+        })
+        .await;
+    });
+    let watchdog = tokio::spawn(systemd::feed_watchdog(tree.pulse()));
 
-    let ended = until_told(&mut signals, tree.gave_up.clone()).await;
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let again = || reload::reload(&mut config, &outer.reread, &outer.log);
+    let ended = until_told(&mut signals, tree.gave_up.clone(), again).await;
+    systemd::stopping();
     recovered.abort();
+    watchdog.abort();
     shutdown.cancel();
     let _ = server.await;
     if tokio::time::timeout(TREE_STOP, tree.stop()).await.is_err() {
@@ -131,7 +164,10 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             "an actor did not stop in time; what it was doing is resolved at the next start"
         );
     }
-    tracing::info!("VMAN has stopped; guests keep running");
+    tracing::info!(
+        event = "daemon.stopped",
+        "VMAN has stopped; guests keep running"
+    );
     drop(lock);
     ended
 }
@@ -140,13 +176,12 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 async fn until_told(
     signals: &mut Signals,
     mut gave_up: watch::Receiver<Option<String>>,
+    mut reload: impl FnMut(),
 ) -> Result<(), AppError> {
     loop {
         tokio::select! {
             signal = signals.next() => match signal {
-                Some(SIGHUP) => {
-                    tracing::warn!("SIGHUP: the configuration is read at start only; restart VMAN");
-                }
+                Some(SIGHUP) => reload(),
                 Some(signal) => {
                     tracing::info!(signal, "VMAN was told to stop");
                     return Ok(());
@@ -166,12 +201,14 @@ async fn announce(
     handles: Handles,
     mut recovery: vman_actors::vm::RecoveryProgress,
     ready: watch::Sender<bool>,
+    recovered: impl FnOnce(),
 ) {
     recovery.done().await;
+    recovered();
     ready.send_replace(true);
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    systemd::ready();
     let vms = handles.store.inventory().vms.len();
-    tracing::info!(vms, "VMAN is ready");
+    systemd::status(&format!("{vms} VMs were known when recovery was done"));
     let event = EventDraft {
         at: handles.clock.now(),
         subject: Subject::Daemon,
@@ -215,7 +252,7 @@ fn settings(config: &Config) -> TreeSettings {
 }
 
 /// The real adapters, or the simulated host for a dry run.
-fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
+fn ports(config: &Config, lock: &StorageLock, times: Arc<CommandTimes>) -> Result<Ports, AppError> {
     let dirs = lock.dirs();
     if config.qemu.dry_run {
         tracing::warn!("VMAN_OPERATOR_DRY_RUN: VMs are simulated, nothing runs");
@@ -243,13 +280,16 @@ fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
     Ok(Ports {
         storage,
         folders: Arc::new(HostFolders::new(dirs, config.storage.runtime.clone())),
-        hypervisor: Arc::new(QemuHost::new(QemuSettings {
-            binary: config.qemu.binary.clone(),
-            qemu_img: config.qemu.img.clone(),
-            accel: config.qemu.accel,
-            layout,
-            deadlines: Deadlines::default(),
-        })),
+        hypervisor: Arc::new(
+            QemuHost::new(QemuSettings {
+                binary: config.qemu.binary.clone(),
+                qemu_img: config.qemu.img.clone(),
+                accel: config.qemu.accel,
+                layout,
+                deadlines: Deadlines::default(),
+            })
+            .timed(times),
+        ),
         disks: Arc::new(
             HostDisks::new(dirs, Some(config.qemu.img.clone()))
                 .map_err(start_error("open the disks folder"))?,

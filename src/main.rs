@@ -22,12 +22,17 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error, WRONG_CONFIGURATION),
     };
-    let _log = match telemetry::init(&config.log) {
+    let log = match telemetry::init(&config.log) {
         Ok(guard) => guard,
         Err(error) => return fail(&error, 1),
     };
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
-    match runtime(threads).block_on(app::run(config)) {
+    let (overrides, log) = (flags.overrides(&args.global), log.control());
+    let outer = app::Outer {
+        log,
+        reread: Box::new(move || Config::load(&overrides, &environment)),
+    };
+    match runtime(threads).block_on(app::run(config, outer)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "VMAN ends");

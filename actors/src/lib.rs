@@ -7,6 +7,7 @@
 pub mod disks;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fakes;
+pub mod meters;
 pub mod network;
 pub mod observer;
 pub mod ports;
@@ -16,4 +17,4 @@ pub mod store;
 pub mod templates;
 pub mod vm;
 
-pub use root::{Handles, Ports, StartError, Tree, TreeSettings};
+pub use root::{Handles, Ports, Pulse, StartError, Tree, TreeSettings};

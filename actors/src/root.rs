@@ -28,7 +28,7 @@ use crate::{
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use std::{sync::Arc, time::Duration};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, oneshot, watch},
     time::Instant,
 };
 
@@ -102,6 +102,18 @@ pub struct Tree {
     task: tokio::task::JoinHandle<()>,
 }
 
+/// Asks whether the root answers; for a watchdog.
+#[derive(Clone)]
+pub struct Pulse(ActorRef<RootMsg>);
+
+impl Pulse {
+    /// Waits until the root has answered; false if it is gone.
+    pub async fn beat(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.0.cast(RootMsg::Ping(reply)).is_ok() && answer.await.is_ok()
+    }
+}
+
 /// Why the tree was not started.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -127,6 +139,11 @@ impl Tree {
             root,
             task,
         })
+    }
+
+    /// How to ask whether the root is well.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.root.clone())
     }
 
     /// Stops every actor, the last started first. Guests run on.
@@ -237,11 +254,23 @@ impl Seat {
         Seat::Vms,
         Seat::Observer,
     ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Seat::Store => "store",
+            Seat::Disks => "disks",
+            Seat::Network => "network",
+            Seat::Vms => "vm_supervisor",
+            Seat::Observer => "observer",
+        }
+    }
 }
 
 enum RootMsg {
     /// Start what is missing, from this seat on.
     Restart(Seat),
+    /// Answer, to show that the root is well.
+    Ping(oneshot::Sender<()>),
 }
 
 struct RootArguments {
@@ -301,7 +330,13 @@ impl Actor for Root {
         message: RootMsg,
         state: &mut RootState,
     ) -> Result<(), ActorProcessingErr> {
-        let RootMsg::Restart(seat) = message;
+        let seat = match message {
+            RootMsg::Restart(seat) => seat,
+            RootMsg::Ping(reply) => {
+                let _ = reply.send(());
+                return Ok(());
+            }
+        };
         state.empty_from(seat).await;
         if let Err(error) = state.fill(&myself).await {
             tracing::error!(error = told(&error), "an actor could not be restarted");
@@ -339,7 +374,13 @@ impl Actor for Root {
             .iter()
             .find(|(_, cell)| cell.get_id() == actor.get_id());
         if let Some((seat, _)) = seat.cloned() {
-            tracing::error!(component = ?seat, error = why, "an actor has died, restarting it");
+            let component = seat.as_str();
+            tracing::error!(
+                event = "actor.died",
+                component,
+                error = why,
+                "an actor has died, restarting it"
+            );
             state.restart(&myself, seat, &why);
         }
         Ok(())
@@ -349,6 +390,8 @@ impl Actor for Root {
 impl RootState {
     /// Asks for a restart, within the budget.
     fn restart(&mut self, myself: &ActorRef<RootMsg>, seat: Seat, why: &str) {
+        let meters = self.seats.disks.store.meters();
+        meters.actor_restarts.with([seat.as_str()]).inc();
         let now = Instant::now();
         self.restarts.retain(|at| now.duration_since(*at) < WINDOW);
         self.restarts.push(now);
@@ -357,7 +400,11 @@ impl RootState {
                 "more than {MAX_RESTARTS} restarts within {} s, the last of {seat:?}: {why}",
                 WINDOW.as_secs()
             );
-            tracing::error!(error = why, "the root gives up; guests keep running");
+            tracing::error!(
+                event = "daemon.gave_up",
+                error = why,
+                "the root gives up; guests keep running"
+            );
             self.give_up.said.send_replace(Some(why));
             return;
         }

@@ -1,8 +1,10 @@
 //! The daemon's listeners: a UNIX socket and, where configured, TCP.
 
 use crate::{config::Config, http::Listeners};
+use listenfd::ListenFd;
 use std::{
     fs, io,
+    os::fd::AsFd,
     os::unix::{
         fs::{FileTypeExt, PermissionsExt},
         net::UnixStream as StdUnixStream,
@@ -33,24 +35,83 @@ pub enum ListenError {
         /// What the system said.
         error: io::Error,
     },
+    /// A socket that systemd handed over cannot be used.
+    #[error("socket {number} handed over by systemd cannot be used: {what}")]
+    HandedOver {
+        /// Its place among them, from 0.
+        number: usize,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A living process answers on the socket.
     #[error("another process listens on {0}: choose another with VMAN_SOCKET or VMAN_RUNTIME_PATH")]
     Taken(PathBuf),
 }
 
-/// Binds everything that is configured.
+/// Takes what systemd hands over, and binds what else is configured.
 pub(super) fn bind(config: &Config) -> Result<Listeners, ListenError> {
-    let tcp = match config.http.listen {
-        Some(address) => {
+    let Listeners { tcp, unix } = handed_over(&mut ListenFd::from_env())?;
+    let tcp = match (tcp, config.http.listen) {
+        (None, Some(address)) => {
             Some(bind_tcp(address).map_err(|error| ListenError::Tcp { address, error })?)
         }
-        None => None,
+        (tcp, _) => tcp,
     };
-    let unix = bind_unix(&config.storage.runtime, &config.http.socket)?;
+    let unix = match unix {
+        Some(unix) => {
+            make_folder(&config.storage.runtime).map_err(|error| ListenError::Unix {
+                path: config.storage.runtime.clone(),
+                error,
+            })?;
+            unix
+        }
+        None => bind_unix(&config.storage.runtime, &config.http.socket)?,
+    };
     Ok(Listeners {
         tcp,
         unix: Some(unix),
     })
+}
+
+/// The sockets that systemd made for us, sd_listen_fds(3): at most one of each
+/// kind. They take the place of the configured ones.
+fn handed_over(sockets: &mut ListenFd) -> Result<Listeners, ListenError> {
+    let mut listeners = Listeners::default();
+    for number in 0..sockets.len() {
+        let wrong = |what: String| ListenError::HandedOver { number, what };
+        let failed = |error: io::Error| wrong(error.to_string());
+        if let Ok(Some(unix)) = sockets.take_unix_listener(number) {
+            let unix = not_inherited(unix).and_then(|unix| {
+                unix.set_nonblocking(true)?;
+                UnixListener::from_std(unix)
+            });
+            if listeners.unix.replace(unix.map_err(failed)?).is_some() {
+                return Err(wrong("there are two UNIX sockets, one is used".to_owned()));
+            }
+            continue;
+        }
+        let tcp = sockets.take_tcp_listener(number).map_err(failed)?;
+        let tcp = tcp.ok_or_else(|| wrong("it was taken already".to_owned()))?;
+        let address = tcp.local_addr().map_err(failed)?;
+        if !address.ip().is_loopback() {
+            let what = format!("{address} is reachable from outside, and has no TLS");
+            return Err(wrong(what));
+        }
+        let tcp = not_inherited(tcp).and_then(|tcp| {
+            tcp.set_nonblocking(true)?;
+            TcpListener::from_std(tcp)
+        });
+        if listeners.tcp.replace(tcp.map_err(failed)?).is_some() {
+            return Err(wrong("there are two TCP sockets, one is used".to_owned()));
+        }
+    }
+    Ok(listeners)
+}
+
+/// No QEMU shall inherit it.
+fn not_inherited<S: AsFd>(socket: S) -> io::Result<S> {
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(socket)
 }
 
 fn bind_tcp(address: std::net::SocketAddr) -> io::Result<TcpListener> {

@@ -67,6 +67,7 @@ async fn command(
             "serve is the daemon, no client command".to_owned(),
         )),
         Command::Completion { shell } => commands::local::completion(shell, terminal),
+        Command::Man { folder } => commands::local::manual(&folder),
         Command::Config(command) => {
             commands::local::config(&command, &global, environment, terminal)
         }
@@ -94,7 +95,10 @@ async fn ask(command: Command, mut session: Session<'_>) -> Result<(), CliError>
         Command::Events(flags) => commands::events::run(flags, session).await,
         Command::Token(command) => commands::token::run(command, session).await,
         Command::Version => commands::host::version(session).await,
-        Command::Serve(_) | Command::Completion { .. } | Command::Config(_) => Ok(()),
+        Command::Serve(_)
+        | Command::Completion { .. }
+        | Command::Man { .. }
+        | Command::Config(_) => Ok(()),
     }
 }
 

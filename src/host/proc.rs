@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 use rustix::process::Pid;
 use vman_model::BootId;
@@ -24,6 +25,54 @@ pub fn start_time(pid: Pid) -> io::Result<Option<u64>> {
     parse_start_time(&stat)
         .map(Some)
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// What a process has used so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Time on the CPUs, in user space and in the kernel.
+    pub cpu: Duration,
+    /// Resident memory, in bytes.
+    pub rss_bytes: u64,
+    /// Threads.
+    pub threads: u64,
+    /// Bytes read from and written to storage; `None` where this is not for us to know.
+    pub storage: Option<(u64, u64)>,
+}
+
+/// What the process with this pid and start time has used; `None` if there is no such process.
+/// Unlike `/proc/PID/cmdline` these files answer also for a process that hangs in the kernel.
+pub fn usage(pid: Pid, started: u64) -> io::Result<Option<Usage>> {
+    let Some(stat) = read(pid, "stat")? else {
+        return Ok(None);
+    };
+    if parse_start_time(&stat) != Some(started) {
+        return Ok(None);
+    }
+    // Another user's process: what it may not tell is left out.
+    let io = read(pid, "io").ok().flatten();
+    Ok(parse_usage(&stat, io.as_deref()))
+}
+
+/// Fields 14, 15, 20 and 24 of `stat`; `read_bytes` and `write_bytes` of `io`.
+fn parse_usage(stat: &[u8], io: Option<&[u8]>) -> Option<Usage> {
+    let number = |field| stat_field(stat, field)?.parse::<u64>().ok();
+    let ticks = number(14)?.saturating_add(number(15)?);
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    let page = u64::try_from(rustix::param::page_size()).ok()?;
+    let storage = io.and_then(|io| Some((io_line(io, "read_bytes")?, io_line(io, "write_bytes")?)));
+    Some(Usage {
+        cpu: Duration::from_millis(ticks.saturating_mul(1000) / per_second),
+        rss_bytes: number(24)?.saturating_mul(page),
+        threads: number(20)?,
+        storage,
+    })
+}
+
+fn io_line(io: &[u8], name: &str) -> Option<u64> {
+    let lines = std::str::from_utf8(io).ok()?.lines();
+    let mut named = lines.filter_map(|line| line.split_once(": "));
+    named.find(|(key, _)| *key == name)?.1.trim().parse().ok()
 }
 
 /// The words of a process's command line; `None` if it is gone, empty for a zombie.
@@ -76,12 +125,16 @@ fn read(pid: Pid, file: &str) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Field 22. The second field is the short name in parentheses, which may itself hold spaces and
-/// parentheses: fields are counted from the last one.
 fn parse_start_time(stat: &[u8]) -> Option<u64> {
+    stat_field(stat, 22)?.parse().ok()
+}
+
+/// A field from the third on, counted from 1. The second is the short name in parentheses, which may
+/// itself hold spaces and parentheses: fields are counted from the last one.
+fn stat_field(stat: &[u8], field: usize) -> Option<&str> {
     let name_ends = stat.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(&stat[name_ends + 1..]).ok()?;
-    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+    rest.split_ascii_whitespace().nth(field.checked_sub(3)?)
 }
 
 #[cfg(test)]
@@ -112,6 +165,16 @@ mod tests {
                 .is_empty()
         );
         assert_eq!(boot_id().expect("readable").as_str().len(), 36);
+    }
+
+    #[test]
+    fn what_this_process_has_used_is_told_and_another_start_time_is_another_process() {
+        let pid = rustix::process::getpid();
+        let started = start_time(pid).expect("readable").expect("there");
+        let used = usage(pid, started).expect("readable").expect("there");
+        assert!(used.rss_bytes > 100_000 && used.threads >= 1, "{used:?}");
+        assert!(used.storage.is_some(), "{used:?}");
+        assert_eq!(usage(pid, started + 1).expect("readable"), None);
     }
 
     #[test]

@@ -16,7 +16,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt;
-use std::{fmt::Write as _, panic::AssertUnwindSafe, time::Instant};
+use std::{
+    fmt::Write as _,
+    panic::AssertUnwindSafe,
+    time::{Duration, Instant},
+};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument, Span, field};
 use vman_model::RequestId;
@@ -38,9 +42,9 @@ pub(crate) async fn edge(
         .map_or("(none)", MatchedPath::as_str)
         .to_owned();
     let span = if is_read(&method) {
-        tracing::debug_span!("request", request_id = %id, %method, route, principal = field::Empty)
+        tracing::debug_span!("request", request_id = %id, %method, route = %route, principal = field::Empty)
     } else {
-        tracing::info_span!("request", request_id = %id, %method, route, principal = field::Empty)
+        tracing::info_span!("request", request_id = %id, %method, route = %route, principal = field::Empty)
     };
     let answered = async {
         match admit(&state, &mut request, &id) {
@@ -53,7 +57,9 @@ pub(crate) async fn edge(
     };
     let response = answered.instrument(span.clone()).await;
     let response = render(response, &id);
-    span.in_scope(|| tell(&method, &response, began));
+    let (status, took) = (response.status().as_u16(), began.elapsed());
+    state.meters.answered(&method, &route, status, took);
+    span.in_scope(|| tell(&method, status, took));
     response
 }
 
@@ -127,13 +133,22 @@ fn render(mut response: Response, id: &RequestId) -> Response {
     response
 }
 
-fn tell(method: &Method, response: &Response, began: Instant) {
-    let status = response.status().as_u16();
-    let duration_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+fn tell(method: &Method, status: u16, took: Duration) {
+    let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     if is_read(method) {
-        tracing::debug!(status, duration_us, "request answered");
+        tracing::debug!(
+            event = "request.answered",
+            status,
+            duration_us,
+            "request answered"
+        );
     } else {
-        tracing::info!(status, duration_us, "request answered");
+        tracing::info!(
+            event = "request.answered",
+            status,
+            duration_us,
+            "request answered"
+        );
     }
 }
 
@@ -142,10 +157,10 @@ mod tests {
     use super::*;
     use crate::{
         config::AuthMode,
-        http::{Access, HttpSettings, Limits, Readiness},
+        http::{Access, HttpSettings, Limits, MetricsSources, Readiness},
     };
     use axum::{Router, body::Body, middleware, routing::get};
-    use std::{sync::Arc, time::Duration};
+    use std::sync::Arc;
     use tower::ServiceExt;
     use vman_actors::{Tree, TreeSettings, fakes::FakeHost};
 
@@ -170,6 +185,7 @@ mod tests {
             access: Access::new(AuthMode::None),
             limits: Limits::default(),
             default_boot_disk: None,
+            metrics: MetricsSources::default(),
             shutdown: tokio_util::sync::CancellationToken::new(),
         })
     }

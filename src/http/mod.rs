@@ -5,7 +5,7 @@
 //! Must not: decide anything about a VM, wait for an actor to read, or touch the
 //! host; `HttpState` brings what was probed.
 //! Look next: `edge.rs` for what every request passes, `openapi.rs` for the
-//! list of routes, `routes/` for each, `serve.rs` for connections, and
+//! list of routes, `routes/` for each, `metrics/` for what is counted, `serve.rs` for connections, and
 //! `docs/life-of-a-request.md` for the whole way.
 
 mod auth;
@@ -15,6 +15,7 @@ mod error;
 mod extract;
 mod fields;
 mod idempotency;
+mod metrics;
 mod openapi;
 mod paging;
 mod refusal;
@@ -25,6 +26,7 @@ mod waiting;
 
 pub use auth::{Access, LocalCallers, Peer};
 pub use error::{ApiError, Code, ERROR_CODES, FieldError};
+pub use metrics::{Kind, METRICS, Metric, MetricsSources, ProcessUsage, UsageOfVm};
 pub use openapi::openapi_yaml;
 pub use serve::{Bounds, Listeners, serve, serve_within};
 pub use state::{HttpSettings, HttpState, Limits, Readiness, Shared, StorageCheck};

@@ -1,6 +1,6 @@
 //! The API's document, generated from the routes, and the page that shows it.
 
-use super::{error::ERROR_CODES, routes, state::HttpState};
+use super::{error::ERROR_CODES, metrics, routes, state::HttpState};
 use axum::{
     Router,
     http::{HeaderValue, header},
@@ -71,6 +71,7 @@ fn documented() -> OpenApiRouter<HttpState> {
         .routes(routes!(health::health))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
+        .routes(routes!(metrics::metrics))
 }
 
 fn document(mut api: openapi::OpenApi) -> openapi::OpenApi {

@@ -1,6 +1,10 @@
 //! What every route has at hand. Made once by the daemon's composition.
 
-use super::{auth::Access, idempotency::KeysInFlight};
+use super::{
+    auth::Access,
+    idempotency::KeysInFlight,
+    metrics::{HttpMeters, MetricsSources},
+};
 use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -59,6 +63,8 @@ pub struct HttpSettings {
     pub limits: Limits,
     /// The image that new VMs boot from when nothing else is said.
     pub default_boot_disk: Option<ImageName>,
+    /// What the metrics are made from besides the tree.
+    pub metrics: MetricsSources,
     /// Cancelled when the daemon stops: streams and long waits end at once.
     pub shutdown: CancellationToken,
 }
@@ -80,6 +86,8 @@ pub struct Shared {
     pub(crate) storage_look: Arc<Semaphore>,
     /// Idempotency keys of requests under way.
     pub(crate) keys: KeysInFlight,
+    /// What is counted here.
+    pub(crate) meters: HttpMeters,
 }
 
 impl HttpState {
@@ -94,6 +102,7 @@ impl HttpState {
             waiting: Arc::new(Semaphore::new(inflight / 2)),
             storage_look: Arc::new(Semaphore::new(1)),
             keys: KeysInFlight::default(),
+            meters: HttpMeters::default(),
             settings,
         }))
     }

@@ -4,7 +4,7 @@
 //! thread of our own would need its events to outlive their callsite's borrow. The protocol is a datagram of
 //! `NAME=value` lines, so this is the smaller part. Field names are ours with `VMAN_` in front, upper case.
 
-use super::{queue::Sink, record::Record, text::Shape};
+use super::{classes::message_id, queue::Sink, record::Record, text::Shape};
 use std::{
     io::{self, IoSlice, Write as _},
     os::{fd::AsFd as _, unix::net::UnixDatagram},
@@ -117,6 +117,10 @@ pub(super) fn encode(record: &Record) -> Vec<u8> {
     put(&mut out, "PRIORITY", priority(record.level));
     put(&mut out, "SYSLOG_IDENTIFIER", "vman");
     put(&mut out, "VMAN_TARGET", &record.target);
+    let event = record.fields.iter().find(|(name, _)| *name == "event");
+    if let Some(id) = event.and_then(|(_, event)| message_id(event)) {
+        put(&mut out, "MESSAGE_ID", id);
+    }
     if let (Some(file), Some(line)) = (record.file, record.line) {
         put(&mut out, "CODE_FILE", file);
         put(&mut out, "CODE_LINE", &line.to_string());

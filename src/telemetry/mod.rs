@@ -4,6 +4,7 @@
 //! bounded queue and a thread of its own), or read the environment.
 //! Look next: `record.rs` (event to record), `queue.rs` (why nobody waits), `journal.rs`, `file.rs`, `text.rs`.
 
+mod classes;
 mod file;
 mod journal;
 mod panic;
@@ -14,6 +15,8 @@ mod tests;
 mod text;
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
+pub use classes::{EVENT_CLASSES, EventClass, catalogue};
+
 use file::{FileSink, StderrSink};
 use journal::JournalSink;
 use queue::{CAPACITY, Queue, Sink};
@@ -24,7 +27,9 @@ use std::{
     time::{Duration, Instant},
 };
 use text::Shape;
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    EnvFilter, Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+};
 
 /// How long the last records may take to be written when the daemon ends.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(1);
@@ -52,10 +57,34 @@ pub enum TelemetryError {
 #[derive(Debug)]
 #[must_use = "the last records are lost when the guard is dropped at once"]
 pub struct Guard {
-    queues: Vec<Queue>,
+    control: LogControl,
 }
 
 impl Guard {
+    /// How the log is asked and changed while it runs.
+    pub fn control(&self) -> LogControl {
+        self.control.clone()
+    }
+}
+
+/// Asks and changes the running log; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct LogControl {
+    queues: Vec<Queue>,
+    level: reload::Handle<EnvFilter, Registry>,
+}
+
+/// Why the level was not changed.
+#[derive(Debug, thiserror::Error)]
+#[error("the log is gone")]
+pub struct LevelError(#[source] reload::Error);
+
+impl LogControl {
+    /// Changes the least important level that is written.
+    pub fn set_level(&self, level: LogLevel) -> Result<(), LevelError> {
+        self.level.reload(filter(level)).map_err(LevelError)
+    }
+
     /// Records dropped since the start because a destination was too slow, by destination.
     pub fn dropped(&self) -> Vec<(&'static str, u64)> {
         let queues = self.queues.iter();
@@ -63,32 +92,12 @@ impl Guard {
             .map(|queue| (queue.name(), queue.dropped()))
             .collect()
     }
-
-    /// A handle that counts dropped records, for metrics.
-    pub fn counter(&self) -> DropCounter {
-        DropCounter {
-            queues: self.queues.clone(),
-        }
-    }
-}
-
-/// Counts dropped records; cheap to clone.
-#[derive(Clone, Debug)]
-pub struct DropCounter {
-    queues: Vec<Queue>,
-}
-
-impl DropCounter {
-    /// Records dropped since the start, over all destinations.
-    pub fn total(&self) -> u64 {
-        self.queues.iter().map(Queue::dropped).sum()
-    }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         let deadline = Instant::now() + FLUSH_DEADLINE;
-        for queue in &self.queues {
+        for queue in &self.control.queues {
             queue.flush(deadline);
         }
     }
@@ -97,14 +106,16 @@ impl Drop for Guard {
 /// Starts the log and the panic hook. Once in a process; `main` calls it.
 pub fn init(config: &LogConfig) -> Result<Guard, TelemetryError> {
     let queues = destinations(config, Path::new(journal::SOCKET))?;
+    let (filter, level) = reload::Layer::new(filter(config.level));
     let subscriber = tracing_subscriber::registry()
-        .with(filter(config.level))
+        .with(filter)
         .with(RecordLayer {
             queues: queues.clone(),
         });
     subscriber.try_init().map_err(TelemetryError::Twice)?;
     panic::install();
-    Ok(Guard { queues })
+    let control = LogControl { queues, level };
+    Ok(Guard { control })
 }
 
 /// VMAN at its level; libraries from `warn` on, for their `debug` is a flood, except at `trace`.

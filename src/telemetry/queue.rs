@@ -121,6 +121,7 @@ fn drain(
         let now = dropped.load(Ordering::Relaxed);
         if now > told {
             let fields = vec![
+                ("event", "log.dropped".to_owned()),
                 ("destination", name.to_owned()),
                 ("dropped", (now - told).to_string()),
                 ("dropped_total", now.to_string()),

@@ -273,3 +273,56 @@ fn real_journald_stores_small_and_large_records() {
         (1_000_000, &"3".into())
     );
 }
+
+#[test]
+fn every_class_of_events_has_an_id_of_its_own_a_row_in_the_docs_and_a_place_in_the_catalogue() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = root.join("contrib/vman.catalog");
+    if std::env::var_os("UPDATE_CATALOG").is_some() {
+        std::fs::write(&file, catalogue()).unwrap();
+    }
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(written, catalogue(), "UPDATE_CATALOG=1 writes it anew");
+    let docs = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let mut ids = std::collections::BTreeSet::new();
+    for EventClass {
+        event, id, subject, ..
+    } in EVENT_CLASSES
+    {
+        assert!(id.len() == 32 && id.chars().all(|c| c.is_ascii_hexdigit()));
+        assert!(ids.insert(id), "{id} stands for two classes");
+        let row = format!("| `{event}` | `{id}` | {subject} |");
+        assert!(docs.contains(&row), "docs/operations.md lacks: {row}");
+    }
+}
+
+/// Every `event = "…"` in the code, and every word of the model's events, is a class.
+#[test]
+fn every_event_that_is_logged_is_a_class() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut words = Vec::new();
+    let mut folders = vec![root.join("src"), root.join("actors/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|of| of == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let literal = text.split("event = \"").skip(1);
+                words.extend(literal.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+            }
+        }
+    }
+    let model = std::fs::read_to_string(root.join("actors/model/src/event.rs")).unwrap();
+    let kinds = model.split("EventKind::").skip(1);
+    let kinds = kinds.filter_map(|rest| rest.split_once("=> \"")?.1.split_once('"'));
+    words.extend(kinds.map(|(word, _)| word.to_owned()));
+    words.retain(|word| word != "…");
+    assert!(words.len() > 15, "{words:?}");
+    for word in words {
+        let known = EVENT_CLASSES.iter().any(|class| class.event == word);
+        let hint = "add it to src/telemetry/classes.rs with an id from systemd-id128 new";
+        assert!(known, "{word} is logged and is no class: {hint}");
+    }
+}

@@ -336,7 +336,7 @@ async fn wrong_methods_and_content_types_are_named() {
         "/vms/",
         "/vms/a/actions",
         "/disks/a/attach",
-        "/metrics",
+        "/metric",
     ] {
         api.get(target).await.problem(404, "not_found");
     }

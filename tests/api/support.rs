@@ -13,7 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use vman::{
     config::AuthMode,
-    http::{Access, HttpSettings, HttpState, Limits, LocalCallers, Peer, Readiness, router},
+    http::{
+        Access, HttpSettings, HttpState, Limits, LocalCallers, MetricsSources, Peer, Readiness,
+        router,
+    },
 };
 use vman_actors::{Tree, TreeSettings, fakes::FakeHost};
 use vman_model::ImageName;
@@ -139,6 +142,7 @@ impl Api {
             default_boot_disk: setup
                 .default_boot_disk
                 .map(|name| ImageName::parse(name).unwrap()),
+            metrics: MetricsSources::default(),
             shutdown: shutdown.clone(),
         });
         Api {

@@ -9,6 +9,7 @@ use super::{
 use serde_json::{Value, json};
 use std::{
     fs::{self, File},
+    os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
     time::Duration,
@@ -23,6 +24,7 @@ pub struct Daemon {
     folder: TempDir,
     child: Option<Child>,
     variables: Vec<(String, String)>,
+    unset: Vec<String>,
 }
 
 impl Daemon {
@@ -49,6 +51,7 @@ impl Daemon {
             folder,
             child: None,
             variables: own.collect(),
+            unset: Vec::new(),
         }
     }
 
@@ -67,6 +70,37 @@ impl Daemon {
     pub fn set(&mut self, name: &str, value: &str) {
         self.variables.retain(|(key, _)| key != name);
         self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Leaves a variable of the test's daemons to the files.
+    pub fn unset(&mut self, name: &str) {
+        self.variables.retain(|(key, _)| key != name);
+        self.unset.push(name.to_owned());
+    }
+
+    /// Starts the daemon as systemd does, with a socket made for it.
+    pub fn hand_over(&mut self, listener: UnixListener) {
+        // The shell names its own pid, which the daemon then has.
+        let script = "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\"";
+        let daemon = self.command();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script]).arg(daemon.get_program());
+        shell.args(daemon.get_args()).env_clear();
+        for (name, value) in daemon.get_envs() {
+            if let Some(value) = value {
+                shell.env(name, value);
+            }
+        }
+        let log = File::options()
+            .append(true)
+            .open(self.folder.path().join("daemon.log"))
+            .unwrap();
+        shell
+            .current_dir(self.folder.path())
+            .stdin(OwnedFd::from(listener))
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        self.child = Some(shell.spawn().unwrap());
     }
 
     /// The command that starts this daemon.
@@ -95,6 +129,9 @@ impl Daemon {
             .stdin(std::process::Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        for name in &self.unset {
+            command.env_remove(name);
+        }
         command
     }
 

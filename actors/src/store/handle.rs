@@ -6,6 +6,7 @@ use super::{
     inventory::{Committed, Inventory, event_key},
 };
 use crate::{
+    meters::TreeMeters,
     ports::{CommitError, LoadError, Storage, Table},
     slot::Slot,
 };
@@ -63,6 +64,7 @@ pub struct StoreSlot {
     pub(super) actor: Slot<StoreMsg>,
     inventory: ArcSwap<Inventory>,
     revision: watch::Sender<Revision>,
+    pub(super) meters: TreeMeters,
     /// Held while the storage is written or read back; counts the lives of the
     /// store actor, so that a writer thread that outlived its actor is noticed.
     turn: Mutex<u64>,
@@ -74,6 +76,7 @@ impl Default for StoreSlot {
             actor: Slot::default(),
             inventory: ArcSwap::default(),
             revision: watch::Sender::new(Revision::default()),
+            meters: TreeMeters::default(),
             turn: Mutex::default(),
         }
     }
@@ -144,6 +147,11 @@ impl StoreHandle {
     /// are refused.
     pub fn is_running(&self) -> bool {
         self.slot.actor.get().is_some()
+    }
+
+    /// What the store has counted since the daemon started.
+    pub fn meters(&self) -> &TreeMeters {
+        &self.slot.meters
     }
 
     /// Bytes of the store's file.

@@ -13,6 +13,7 @@ pub mod codec;
 mod handle;
 mod inventory;
 mod load;
+mod tell;
 mod writer;
 
 #[cfg(test)]

@@ -9,8 +9,12 @@ use super::{
     handle::StoreSlot,
     inventory::{Committed, Inventory},
     load::revision_row,
+    tell::tell,
 };
-use crate::ports::{Clock, CommitError, RowBatch, Storage};
+use crate::{
+    meters::Tally,
+    ports::{Clock, CommitError, RowBatch, Storage},
+};
 use ractor::ActorRef;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -19,9 +23,10 @@ use std::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
+    time::Instant,
 };
 use tokio::sync::oneshot;
-use vman_model::{Change, Guard};
+use vman_model::{Change, Event, Guard, Revision};
 
 /// The most changes in one commit: more gain nothing, and every one of them
 /// waits for the last.
@@ -113,7 +118,9 @@ impl WriterThread {
         let mut next = Inventory::clone(&before);
         let (mut rows, mut accepted) = (RowBatch::new(), Vec::with_capacity(group.len()));
         let mut refused = Vec::new();
+        let mut tallies = Vec::new();
         for (change, reply) in group {
+            let tally = Tally::of(&change);
             match next.apply(change, now) {
                 Ok((after, more)) => {
                     accepted.push((
@@ -122,6 +129,7 @@ impl WriterThread {
                         },
                         reply,
                     ));
+                    tallies.push(tally);
                     next = after;
                     rows.extend(more);
                 }
@@ -140,8 +148,20 @@ impl WriterThread {
             return Ok(());
         }
         rows.push(revision_row(next.revision));
-        match self.storage.commit(&rows) {
+        let began = Instant::now();
+        let committed = self.storage.commit(&rows);
+        let meters = &self.slot.meters;
+        meters.commit_time.observe(began.elapsed());
+        match committed {
             Ok(()) => {
+                meters.batch.observe_number(accepted.len());
+                for tally in &tallies {
+                    meters.count(tally);
+                }
+                for event in events_after(before.revision, &next) {
+                    meters.count_event(event);
+                    tell(event);
+                }
                 self.slot.publish(Arc::new(next));
                 drop(turn);
                 for (committed, reply) in accepted {
@@ -151,6 +171,7 @@ impl WriterThread {
                 Ok(())
             }
             Err(error) => {
+                meters.failed_commits.inc();
                 let unknown = matches!(error, CommitError::Unknown(_));
                 let told = StoreError::from(error.clone());
                 for (_, reply) in accepted {
@@ -174,4 +195,14 @@ impl WriterThread {
             }
         }
     }
+}
+
+/// The events of one group of changes, which is never larger than what the
+/// inventory remembers of them.
+fn events_after(revision: Revision, after: &Inventory) -> impl Iterator<Item = &Arc<Event>> {
+    let first = after
+        .recent_events
+        .binary_search_by(|event| event.revision.0.cmp(&(revision.0 + 1)))
+        .unwrap_or_else(|place| place);
+    after.recent_events.iter().skip(first)
 }

@@ -240,6 +240,8 @@ impl VmSupervisorState {
     /// Restarts a failed actor: at once the first time, then with backoff, and
     /// not at all for a while when the budget is used up.
     fn failed(&mut self, myself: &ActorRef<VmSupervisorMsg>, id: VmId, error: &str) {
+        let meters = self.arguments.deps.store.meters();
+        meters.actor_restarts.with(["vm"]).inc();
         let now = Instant::now();
         let failures = self.failures.entry(id.clone()).or_default();
         failures.retain(|at| now.duration_since(*at) < WINDOW);
@@ -254,13 +256,15 @@ impl VmSupervisorState {
             // Nobody shall wait for this one: that it is left alone is told.
             self.arguments.recovery.resolved(&id);
             tracing::error!(
+                event = "vm.actor_quarantined",
+                component = "vm",
                 vm_id = %id,
                 error,
                 "the VM's actor failed too often and is left alone for a while; its guest runs on"
             );
             QUARANTINE
         } else {
-            tracing::error!(vm_id = %id, error, failures = count, "the VM's actor failed, restarting it");
+            tracing::error!(event = "actor.died", component = "vm", vm_id = %id, error, failures = count, "the VM's actor failed, restarting it");
             let doublings = u32::try_from(count.saturating_sub(2)).unwrap_or(0);
             if count == 1 {
                 Duration::ZERO

@@ -7,7 +7,7 @@ use crate::store::StoreError;
 use ractor::{ActorProcessingErr, ActorRef};
 use vman_model::{
     Change, Guard, OperationRecord, Revision, Write,
-    vm::{self as model, Decision, Input, Moment, Reply, VmRecord},
+    vm::{self as model, Decision, Input, Moment, Reply},
 };
 
 /// What a turn came to.
@@ -111,7 +111,6 @@ impl VmState {
 
     fn persisted(&mut self, myself: &ActorRef<VmMsg>, decision: &Decision, revision: Revision) {
         if decision.erased.is_some() {
-            tracing::info!(vm_id = %self.id, "VM erased");
             self.record = None;
             self.machine = None;
             let _ = self
@@ -119,10 +118,8 @@ impl VmState {
                 .cast(VmSupervisorMsg::Erased(self.id.clone(), myself.get_id()));
             return;
         }
-        let before = self.record.as_ref().map(|(_, record)| record.phase);
         let mut record = decision.record.clone();
         record.last_event = Some(revision);
-        log_change(&record, before, decision);
         let machine_is_old = !record.phase.may_have_process()
             || self
                 .machine
@@ -132,43 +129,5 @@ impl VmState {
             self.machine = None;
         }
         self.record = Some((revision, record));
-    }
-}
-
-fn log_change(record: &VmRecord, before: Option<model::Phase>, decision: &Decision) {
-    let cause = decision
-        .event
-        .as_ref()
-        .map_or("", |event| event.cause.input.as_str());
-    let operation_id = record.operations.first().map(|op| op.id.as_str());
-    if before == Some(record.phase) {
-        tracing::debug!(
-            vm_id = %record.id,
-            incarnation = record.incarnation.0,
-            phase = record.phase.as_str(),
-            cause,
-            "VM updated"
-        );
-    } else if record.phase == model::Phase::Failed {
-        tracing::warn!(
-            vm_id = %record.id,
-            incarnation = record.incarnation.0,
-            phase = record.phase.as_str(),
-            reason = record.reason.as_str(),
-            detail = record.detail,
-            cause,
-            "VM failed"
-        );
-    } else {
-        tracing::info!(
-            vm_id = %record.id,
-            incarnation = record.incarnation.0,
-            phase = record.phase.as_str(),
-            reason = record.reason.as_str(),
-            detail = record.detail,
-            operation_id,
-            cause,
-            "VM changed phase"
-        );
     }
 }

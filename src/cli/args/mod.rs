@@ -110,6 +110,13 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Write the manual's pages into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        #[arg(value_hint = ValueHint::DirPath)]
+        folder: std::path::PathBuf,
+    },
     /// Print the version of this program and of the daemon
     Version,
 }

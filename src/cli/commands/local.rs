@@ -1,4 +1,4 @@
-//! The commands that need no daemon: `vman config …`, `vman completion`
+//! The commands that need no daemon: `vman config …`, `vman completion`, `vman man`
 
 use crate::{
     cli::{
@@ -11,6 +11,7 @@ use crate::{
 };
 use clap::CommandFactory as _;
 use serde_json::{Value, json};
+use std::path::Path;
 
 pub(in crate::cli) fn completion(
     shell: clap_complete::Shell,
@@ -19,6 +20,16 @@ pub(in crate::cli) fn completion(
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "vman", &mut script);
     terminal.write(&script)
+}
+
+/// The pages `vman.1`, `vman-vm.1` and so on, made from the commands.
+pub(in crate::cli) fn manual(folder: &Path) -> Result<(), CliError> {
+    let failed = |cause| CliError::File {
+        path: folder.to_owned(),
+        cause,
+    };
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    clap_mangen::generate_to(Args::command(), folder).map_err(failed)
 }
 
 pub(in crate::cli) fn config(

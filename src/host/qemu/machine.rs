@@ -31,7 +31,9 @@ use vman_model::vm::{ExitStatus, ProcessIdentity, RunState};
 
 use super::console::last_words;
 use super::process::{Exit, Process};
-use crate::host::qmp::{Client, Connected, Deadlines, Event, Events, Incoming, QmpError, Request};
+use crate::host::qmp::{
+    Client, CommandTimes, Connected, Deadlines, Event, Events, Incoming, QmpError, Request,
+};
 
 /// How long after a lost connection nothing is reported: a QEMU that exits closes its monitor some
 /// milliseconds before the pidfd tells.
@@ -73,6 +75,7 @@ pub(super) struct Setting {
     pub(super) log: PathBuf,
     pub(super) banner: String,
     pub(super) deadlines: Deadlines,
+    pub(super) times: Arc<CommandTimes>,
 }
 
 enum Nudge {
@@ -293,6 +296,7 @@ impl Link {
         let (socket, deadlines) = (&self.setting.socket, self.setting.deadlines);
         let connected = Client::connect_and(socket, &first, deadlines).await;
         let mut connected = connected.map_err(|error| parting(&error))?;
+        connected.client = connected.client.timed(Arc::clone(&self.setting.times));
         let answers = std::mem::take(&mut connected.answers);
         let state = if fresh {
             let_run(answers)

@@ -49,7 +49,7 @@ use self::cmdline::Accel;
 use self::layout::Layout;
 use self::machine::{QemuMachine, Setting};
 use self::process::Process;
-use super::qmp::Deadlines;
+use super::qmp::{CommandTimes, Deadlines};
 use crate::config::AccelChoice;
 
 /// All that is to be known about QEMU on this host.
@@ -76,6 +76,7 @@ pub struct QemuHost {
     watched: Arc<Mutex<HashMap<u32, Process>>>,
     /// Found out once, by the first who needs it.
     accelerator: Arc<OnceCell<(Accel, String)>>,
+    times: Arc<CommandTimes>,
 }
 
 impl QemuHost {
@@ -85,7 +86,15 @@ impl QemuHost {
             settings: Arc::new(settings),
             watched: Arc::default(),
             accelerator: Arc::default(),
+            times: Arc::default(),
         }
+    }
+
+    /// The same host, counting there how long QMP commands take.
+    #[must_use]
+    pub fn timed(mut self, times: Arc<CommandTimes>) -> Self {
+        self.times = times;
+        self
     }
 
     async fn accelerator(&self) -> &(Accel, String) {
@@ -160,6 +169,7 @@ impl QemuHost {
             log: layout.qemu_log(vm),
             banner: launch::banner(opening.incarnation),
             deadlines: self.settings.deadlines,
+            times: Arc::clone(&self.times),
         };
         QemuMachine::begin(process, setting, news)
     }

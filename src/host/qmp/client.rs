@@ -19,12 +19,16 @@ use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
+use vman_actors::meters::{Family, Histogram};
 
 use super::error::{Lost, QmpError};
 use super::events::{EventQueue, Events};
 use super::pending::{Answer, Pending};
 use super::tasks::{Counters, Counts, Line, Shared, read, write};
 use super::wire::Greeting;
+
+/// How long commands took, by command and how they ended (`ok`, `refused`, `failed`).
+pub type CommandTimes = Family<Histogram, 2>;
 
 /// How many commands may wait for a reply. The actors ask one or two at a time; more means that QEMU
 /// hangs and that asking more does not help.
@@ -99,6 +103,7 @@ impl Drop for Inner {
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    times: Option<Arc<CommandTimes>>,
 }
 
 /// A connection that has been greeted.
@@ -216,11 +221,37 @@ impl Client {
             permits,
             tasks,
         });
-        (Self { inner }, events, greeted)
+        (Self { inner, times: None }, events, greeted)
+    }
+
+    /// The same connection, its commands' times counted.
+    #[must_use]
+    pub fn timed(mut self, times: Arc<CommandTimes>) -> Self {
+        self.times = Some(times);
+        self
     }
 
     /// Runs a command and waits at most `within` for its answer.
     pub async fn execute(
+        &self,
+        command: &str,
+        arguments: Option<Value>,
+        within: Duration,
+    ) -> Result<Value, QmpError> {
+        let began = Instant::now();
+        let answer = self.ask(command, arguments, within).await;
+        if let Some(times) = &self.times {
+            let end = match &answer {
+                Ok(_) => "ok",
+                Err(QmpError::Refused { .. }) => "refused",
+                Err(_) => "failed",
+            };
+            times.with([command, end]).observe(began.elapsed());
+        }
+        answer
+    }
+
+    async fn ask(
         &self,
         command: &str,
         arguments: Option<Value>,

@@ -11,7 +11,7 @@ mod pending;
 mod tasks;
 pub mod wire;
 
-pub use client::{Client, Connected, Deadlines, Request};
+pub use client::{Client, CommandTimes, Connected, Deadlines, Request};
 pub use error::{Lost, QmpError};
 pub use events::{Events, Incoming};
 pub use tasks::Counters;
