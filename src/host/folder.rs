@@ -117,6 +117,12 @@ impl Folder {
         }
     }
 
+    /// Bytes that can still be written to the file system it is on.
+    pub(crate) fn space(&self) -> io::Result<u64> {
+        let stat = rustix::fs::fstatvfs(&*self.fd)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
     /// Makes the names durable.
     pub(crate) fn sync(&self) -> io::Result<()> {
         Ok(rustix::fs::fsync(&*self.fd)?)

@@ -47,6 +47,18 @@ pub enum EventKind {
     DaemonReady,
     /// A record could not be read and was set aside.
     RecordQuarantined,
+    /// A disk was made.
+    DiskCreated,
+    /// A disk was deleted.
+    DiskDeleted,
+    /// A disk was grown, or its options were changed.
+    DiskChanged,
+    /// A disk was attached to a VM, or its attaching began.
+    DiskAttached,
+    /// A disk was detached from a VM, or its detaching began.
+    DiskDetached,
+    /// A disk failed or its storage is full.
+    DiskFailed,
 }
 
 impl EventKind {
@@ -63,6 +75,12 @@ impl EventKind {
             EventKind::VmErased => "vm.erased",
             EventKind::DaemonReady => "daemon.ready",
             EventKind::RecordQuarantined => "record.quarantined",
+            EventKind::DiskCreated => "disk.created",
+            EventKind::DiskDeleted => "disk.deleted",
+            EventKind::DiskChanged => "disk.changed",
+            EventKind::DiskAttached => "disk.attached",
+            EventKind::DiskDetached => "disk.detached",
+            EventKind::DiskFailed => "disk.failed",
         }
     }
 }

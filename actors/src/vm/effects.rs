@@ -5,10 +5,9 @@
 //! after another (the lane), also across a restart of the actor (the gate), so
 //! that a spawn that is under way is never overtaken by a search for it.
 
-use super::{VmDeps, VmMsg, VmState, handle::HostGate, msg::Mailbag};
+use super::{VmDeps, VmMsg, VmState, disks, handle::HostGate, msg::Mailbag};
 use crate::ports::{
-    AdoptPlan, Adoption, BootFiles, DiskPlan, LaunchPlan, Machine, MachineAction, NewDiskFile,
-    NewsSink, NicPlan,
+    AdoptPlan, Adoption, BootFiles, LaunchPlan, Machine, MachineAction, NewsSink, NicPlan,
 };
 use ractor::ActorRef;
 use std::{
@@ -25,8 +24,7 @@ use vman_model::{
     vm::{Claim, Effect, ExitStatus, Fact, QmpAction, VmRecord},
 };
 
-/// The root disk's slot on the pcie-root-ports; the first network card's is next.
-const ROOT_DISK_SLOT: u8 = 0;
+/// The first network card's slot on the pcie-root-ports (see `vman_model::disk`).
 const FIRST_NIC_SLOT: u8 = 1;
 /// How long after an adoption that could not look it looks again.
 const ADOPT_AGAIN: Duration = Duration::from_millis(500);
@@ -112,6 +110,19 @@ impl VmState {
                     self.act(myself, incarnation, Some(operation), action);
                 }
                 Effect::Continue => self.let_run(myself, incarnation),
+                Effect::Plug {
+                    operation,
+                    disk,
+                    slot,
+                } => self.plug(myself, incarnation, operation, disk, slot),
+                Effect::Unplug { operation, disk } => {
+                    self.unplug(myself, incarnation, operation, disk);
+                }
+                Effect::Resize { operation, disk } => {
+                    self.resize(myself, incarnation, operation, disk);
+                }
+                Effect::LookAtDisks => self.look_at_disks(myself, incarnation),
+                Effect::LookForSpace => self.look_for_space(myself, incarnation),
                 Effect::Powerdown => self.powerdown(),
                 Effect::Terminate => self.end(WISH_TERMINATE),
                 Effect::Kill => self.end(WISH_KILL),
@@ -298,6 +309,11 @@ impl Job {
                 self.tell(fact);
             }
             Effect::Act(..)
+            | Effect::Plug { .. }
+            | Effect::Unplug { .. }
+            | Effect::Resize { .. }
+            | Effect::LookAtDisks
+            | Effect::LookForSpace
             | Effect::Continue
             | Effect::Powerdown
             | Effect::Terminate
@@ -316,7 +332,8 @@ impl Job {
             return given_up();
         }
         for disk in self.disk_records() {
-            if let Err(error) = self.deps.disks.ensure(self.new_file(&disk)).await {
+            let file = disks::file_of(&self.deps, &disk);
+            if let Err(error) = self.deps.disks.ensure(file).await {
                 return Fact::ClaimDenied {
                     detail: format!("disk {}: {error}", disk.id),
                 };
@@ -363,20 +380,6 @@ impl Job {
         mine
     }
 
-    fn new_file(&self, disk: &DiskRecord) -> NewDiskFile {
-        let inventory = self.deps.store.inventory();
-        let image = disk
-            .image
-            .as_ref()
-            .and_then(|name| inventory.images.get(name));
-        NewDiskFile {
-            id: disk.id.clone(),
-            format: disk.format,
-            size_mib: disk.size_mib,
-            image: image.map(|image| (image.value.name.clone(), image.value.format)),
-        }
-    }
-
     async fn launch(&self) {
         let plan = match self.plan().await {
             Ok(plan) => plan,
@@ -421,22 +424,15 @@ impl Job {
 
     async fn plan(&self) -> Result<LaunchPlan, String> {
         let size = &self.record.spec.size;
-        let mut disks = Vec::new();
-        for (slot, disk) in self.disk_records().into_iter().enumerate() {
-            let path = self
-                .deps
-                .disks
-                .ensure(self.new_file(&disk))
-                .await
-                .map_err(|error| format!("disk {}: {error}", disk.id))?;
-            disks.push(DiskPlan {
-                node: format!("disk-{}", disk.id),
-                path,
-                format: disk.format,
-                slot: ROOT_DISK_SLOT + u8::try_from(slot).unwrap_or(u8::MAX),
-                serial: disk.id.as_str().chars().take(20).collect(),
-            });
+        let mut plans = Vec::new();
+        for disk in self.disk_records() {
+            let Some(slot) = disks::slot_of(&self.record, &disk) else {
+                return Err(format!("disk {} has no slot in this VM", disk.id));
+            };
+            plans.push(disks::plan(&self.deps, &disk, slot).await?);
         }
+        // The root disk is booted from first, then the others by slot.
+        plans.sort_by_key(|disk| disk.slot);
         let claim = self.record.claim.clone().unwrap_or_default();
         let nics = claim.nics.iter().enumerate().map(|(n, nic)| NicPlan {
             kind: nic.kind,
@@ -458,7 +454,7 @@ impl Job {
                     .map(|name| self.deps.disks.image_path(name)),
                 cmdline: boot.cmdline.clone(),
             }),
-            disks,
+            disks: plans,
             nics: nics.collect(),
         })
     }

@@ -11,6 +11,7 @@
 //! it), `handle.rs` (how others reach it).
 
 mod create;
+mod disks;
 mod effects;
 mod handle;
 mod msg;
@@ -40,7 +41,7 @@ use tokio::{
 };
 use vman_model::{
     Change, Guard, Incarnation, OperationRecord, Revision, VmId, Write,
-    vm::{self as model, Decision, Fact, Input, Moment, Reply, VmRecord},
+    vm::{self as model, Decision, DiskChange, Fact, Input, Moment, Reply, VmRecord},
 };
 
 /// How long after a refused commit a fact is tried again: the disk is full or
@@ -184,6 +185,7 @@ impl Actor for VmActor {
                 state.news(&myself, incarnation, &bag).await?;
             }
             VmMsg::Machine(incarnation, machine) => state.machine(incarnation, machine),
+            VmMsg::LimitDisk(disk) => state.limit(&disk),
             VmMsg::LaneFree => state.lane_free(&myself),
             VmMsg::EffectLost => return Err("an effect on the host panicked".into()),
             VmMsg::Retry => {
@@ -202,6 +204,16 @@ fn fact_of(news: MachineNews) -> Fact {
         MachineNews::RunState(state) => Fact::RunStateChanged(state),
         MachineNews::GuestReset => Fact::GuestReset,
         MachineNews::Deaf(detail) => Fact::Deaf { detail },
+        MachineNews::DiskLetGo(disk) => Fact::DiskLetGo(disk),
+        MachineNews::DiskFailed {
+            disk,
+            no_space,
+            detail,
+        } => Fact::DiskFailed {
+            disk,
+            no_space,
+            detail,
+        },
         MachineNews::Exited { status, stderr } => Fact::Exited { status, stderr },
     }
 }
@@ -277,6 +289,18 @@ impl VmState {
             }
         }
         writes.extend(decision.operations.iter().cloned().map(Write::PutOperation));
+        for change in &decision.disks {
+            let vm = self.id.clone();
+            // Only what is taken needs a guard: what this VM has, nobody else changes.
+            writes.push(match change.clone() {
+                DiskChange::Attach(disk) => {
+                    guards.push(Guard::DiskFree(disk.clone()));
+                    Write::AssignDisk(disk, Some(vm))
+                }
+                DiskChange::Detach(disk) => Write::AssignDisk(disk, None),
+                DiskChange::Size(disk, size_mib) => Write::SizeDisk(disk, size_mib),
+            });
+        }
         Change {
             guards,
             writes,
@@ -375,6 +399,9 @@ impl VmState {
                 .ok_or(CommandError::Retired),
             Turned::NotWritten(StoreError::Conflict(Guard::KeyUnused(_))) => {
                 Err(CommandError::KeyInUse)
+            }
+            Turned::NotWritten(StoreError::Conflict(Guard::DiskFree(disk))) => {
+                Err(CommandError::DiskTaken(disk))
             }
             Turned::NotWritten(error) => Err(CommandError::Store(error)),
         };

@@ -24,6 +24,7 @@ fn disk(size_mib: u64, image: Option<ImageFormat>) -> NewDiskFile {
         format: DiskFormat::Qcow2,
         size_mib,
         image: image.map(|format| (ImageName::parse("debian").unwrap(), format)),
+        made: false,
     }
 }
 

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use vman_actors::ports::{BootFiles, DiskPlan, LaunchPlan, NicPlan};
-use vman_model::vm::NetworkKind;
+use vman_model::{DiskCache, vm::NetworkKind};
 
 /// The first option of every command line; the VM's uuid follows.
 pub const UUID_OPTION: &str = "-uuid";
@@ -103,7 +103,7 @@ pub fn arguments(
     root_ports(&mut words);
     for (order, disk) in plan.disks.iter().enumerate() {
         words.json("-blockdev", &disk_node(disk)?);
-        words.json("-device", &disk_device(disk, order));
+        words.json("-device", &boot_disk(disk, order)?);
     }
     for nic in &plan.nics {
         add_nic(&mut words, nic);
@@ -240,32 +240,56 @@ fn root_ports(words: &mut Words) {
 /// The block node of a disk, for `-blockdev` and `blockdev-add` alike.
 pub fn disk_node(disk: &DiskPlan) -> Result<Value, CmdlineError> {
     check_id(&disk.node)?;
+    let options = &disk.options;
+    let discard = if options.keep_discarded {
+        "ignore"
+    } else {
+        "unmap"
+    };
+    let cache = json!({
+        "direct": options.cache == DiskCache::None,
+        "no-flush": options.cache == DiskCache::Unsafe,
+    });
+    // `disk-x` and `file-x`: never the name of another disk's node.
     let file = json!({
         "driver": "file",
-        "node-name": format!("{}-file", disk.node),
+        "node-name": disk.node.replacen("disk", "file", 1),
         "filename": checked_path(&disk.path)?,
-        "discard": "unmap",
+        "discard": discard,
+        "cache": cache,
+        "read-only": options.read_only,
     });
     Ok(json!({
         "driver": disk.format.as_str(),
         "node-name": disk.node,
-        "discard": "unmap",
+        "discard": discard,
+        "cache": cache,
+        "read-only": options.read_only,
         "file": file,
     }))
 }
 
-fn disk_device(disk: &DiskPlan, order: usize) -> Value {
-    json!({
+/// The device of a disk, for `-device` and `device_add` alike.
+pub fn disk_device(disk: &DiskPlan) -> Result<Value, CmdlineError> {
+    check_id(&disk.device)?;
+    let write_cache = disk.options.cache != DiskCache::Writethrough;
+    Ok(json!({
         "driver": "virtio-blk-pci",
-        "id": format!("dev-{}", disk.node),
+        "id": disk.device,
         "drive": disk.node,
         "bus": root_port(disk.slot),
         "serial": disk.serial,
-        "bootindex": order + 1,
+        "write-cache": if write_cache { "on" } else { "off" },
         // A full host disk pauses the guest instead of failing its writes.
         "werror": "stop",
         "rerror": "stop",
-    })
+    }))
+}
+
+fn boot_disk(disk: &DiskPlan, order: usize) -> Result<Value, CmdlineError> {
+    let mut device = disk_device(disk)?;
+    device["bootindex"] = (order + 1).into();
+    Ok(device)
 }
 
 fn add_nic(words: &mut Words, nic: &NicPlan) {
