@@ -5,6 +5,7 @@
 mod support;
 
 mod bad_hosts;
+mod disks;
 mod guests;
 mod recovery;
 mod workflows;

@@ -237,6 +237,14 @@ fn root_ports(words: &mut Words) {
     }
 }
 
+/// The name of the node beneath a disk's.
+pub fn file_node(node: &str) -> String {
+    match node.strip_prefix("disk") {
+        Some(rest) => format!("file{rest}"),
+        None => format!("file-{node}"),
+    }
+}
+
 /// The block node of a disk, for `-blockdev` and `blockdev-add` alike.
 pub fn disk_node(disk: &DiskPlan) -> Result<Value, CmdlineError> {
     check_id(&disk.node)?;
@@ -253,7 +261,7 @@ pub fn disk_node(disk: &DiskPlan) -> Result<Value, CmdlineError> {
     // `disk-x` and `file-x`: never the name of another disk's node.
     let file = json!({
         "driver": "file",
-        "node-name": disk.node.replacen("disk", "file", 1),
+        "node-name": file_node(&disk.node),
         "filename": checked_path(&disk.path)?,
         "discard": discard,
         "cache": cache,

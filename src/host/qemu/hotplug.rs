@@ -26,7 +26,7 @@ use vman_actors::ports::{BoxFuture, DiskAction, DiskError, DiskPlan, device_name
 use vman_model::vm::SeenDisk;
 use vman_model::{DiskId, DiskLimits};
 
-use super::cmdline::{disk_device, disk_node};
+use super::cmdline::{disk_device, disk_node, file_node};
 use super::machine::Nudge;
 use crate::host::qmp::{Client, Event, QmpError};
 
@@ -415,7 +415,7 @@ pub(super) async fn disk_of_node(
     let nodes = nodes.as_array().into_iter().flatten();
     let found = nodes
         .filter_map(named_disk)
-        .find(|(name, _)| *name == node || node == name.replacen("disk", "file", 1));
+        .find(|(name, _)| *name == node || node == file_node(name));
     Ok(found.map(|(_, disk)| disk))
 }
 

@@ -65,6 +65,7 @@ pub(super) fn spec(restart: RestartPolicy) -> VmSpec {
         template: TemplateName::parse("small").unwrap(),
         size: size(),
         restart,
+        io_error: vman_model::vm::IoErrorPolicy::default(),
     }
 }
 
