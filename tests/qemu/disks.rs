@@ -12,21 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Types a command at the guest's shell.
-fn shell(daemon: &Daemon, vm: &str, command: &str) {
-    let socket = daemon.folder().join(format!("run/vms/{vm}/console.sock"));
-    let mut console = UnixStream::connect(&socket).unwrap();
-    console
-        .write_all(format!("{command}\n").as_bytes())
-        .unwrap();
-    // The guest's serial line takes what it takes; what it says is on the console's log.
-}
-
-/// Runs a command in the guest and waits for what it prints. What is typed is echoed, so the mark
-/// is put together in the guest.
+/// Runs a command in the guest's shell and waits for what it prints. What is typed is echoed, so
+/// the mark is put together in the guest.
 fn run(daemon: &Daemon, vm: &str, command: &str, mark: &str) -> String {
+    let socket = daemon.folder().join(format!("run/vms/{vm}/console.sock"));
+    // Held until the answer is there: QEMU forgets what a client that has gone had typed.
+    let mut console = UnixStream::connect(&socket).unwrap();
     let (head, tail) = mark.split_at(1);
-    shell(daemon, vm, &format!("{command}; echo {head}''{tail}"));
+    let line = format!("{command}; echo {head}''{tail}\n");
+    console.write_all(line.as_bytes()).unwrap();
     daemon.wait_console(vm, mark)
 }
 
@@ -93,6 +87,7 @@ fn what_one_guest_writes_to_a_disk_another_reads_from_it() {
 
     let done = attach(&daemon, "data", "two");
     let device = done["disk"]["mount_point"].as_str().unwrap().to_owned();
+    daemon.wait_console("two", "VMAN-GUEST disk vda added");
     let read = format!("head -c 12 {device} | tr P X");
     let console = run(&daemon, "two", &read, "read-1");
     assert!(console.contains("XATTERN-4711"), "{console}");
@@ -302,6 +297,7 @@ fn disks_are_adopted_with_their_vm_after_a_kill_of_the_daemon() {
     guests(&daemon, &["one"]);
     make_disk(&daemon, "data");
     attach(&daemon, "data", "one");
+    daemon.wait_console("one", "VMAN-GUEST disk vda added");
     let pid = daemon.pid_of("one");
     daemon.kill();
     assert!(host::lives(pid));

@@ -1,5 +1,6 @@
 use super::*;
 use crate::host::dirs::StorageLock;
+use std::time::Duration;
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},

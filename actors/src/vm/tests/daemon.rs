@@ -239,7 +239,7 @@ impl Daemon {
 
     /// Asks, and waits until it is done as asked.
     pub(super) async fn done(&self, id: &VmId, command: Command) {
-        let operation = self.ask(id, command).await.unwrap();
+        let operation = self.ask(id, command.clone()).await.unwrap();
         let ended = self.ended(&operation.id).await;
         let (status, error) = (ended.status, ended.error);
         assert_eq!(status, OperationStatus::Succeeded, "{command:?}: {error:?}");
