@@ -6,6 +6,8 @@ mod support;
 
 mod bad_hosts;
 mod disks;
+mod evil_images;
 mod guests;
 mod recovery;
+mod storage_full;
 mod workflows;

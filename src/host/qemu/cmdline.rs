@@ -254,44 +254,50 @@ pub fn disk_node(disk: &DiskPlan) -> Result<Value, CmdlineError> {
     } else {
         "unmap"
     };
-    let cache = json!({
-        "direct": options.cache == DiskCache::None,
-        "no-flush": options.cache == DiskCache::Unsafe,
-    });
     // `disk-x` and `file-x`: never the name of another disk's node.
-    let file = json!({
+    let mut file = json!({
         "driver": "file",
         "node-name": file_node(&disk.node),
         "filename": checked_path(&disk.path)?,
         "discard": discard,
-        "cache": cache,
-        "read-only": options.read_only,
     });
-    Ok(json!({
+    let mut node = json!({
         "driver": disk.format.as_str(),
         "node-name": disk.node,
         "discard": discard,
-        "cache": cache,
-        "read-only": options.read_only,
-        "file": file,
-    }))
+    });
+    for node in [&mut file, &mut node] {
+        // What is QEMU's default is not said: a refusal repeats all of it.
+        match options.cache {
+            DiskCache::Writeback | DiskCache::Writethrough => {}
+            DiskCache::None => node["cache"] = json!({"direct": true}),
+            DiskCache::Unsafe => node["cache"] = json!({"no-flush": true}),
+        }
+        if options.read_only {
+            node["read-only"] = true.into();
+        }
+    }
+    node["file"] = file;
+    Ok(node)
 }
 
 /// The device of a disk, for `-device` and `device_add` alike.
 pub fn disk_device(disk: &DiskPlan) -> Result<Value, CmdlineError> {
     check_id(&disk.device)?;
-    let write_cache = disk.options.cache != DiskCache::Writethrough;
-    Ok(json!({
+    let mut device = json!({
         "driver": "virtio-blk-pci",
         "id": disk.device,
         "drive": disk.node,
         "bus": root_port(disk.slot),
         "serial": disk.serial,
-        "write-cache": if write_cache { "on" } else { "off" },
         // A full host disk pauses the guest instead of failing its writes.
         "werror": "stop",
         "rerror": "stop",
-    }))
+    });
+    if disk.options.cache == DiskCache::Writethrough {
+        device["write-cache"] = "off".into();
+    }
+    Ok(device)
 }
 
 fn boot_disk(disk: &DiskPlan, order: usize) -> Result<Value, CmdlineError> {
