@@ -26,6 +26,10 @@ fn main() -> ExitCode {
         Ok(guard) => guard,
         Err(error) => return fail(&error, 1),
     };
+    #[cfg(feature = "failpoints")]
+    if let Ok(step) = std::env::var("FAILPOINT") {
+        vman_actors::failpoint::arm(step);
+    }
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
     match runtime(threads).block_on(app::run(config)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -9,6 +9,7 @@
 
 use super::{DisksHandle, SeenFiles};
 use crate::{
+    failpoint,
     ports::{Clock, DiskFiles, FileError, NewDiskFile},
     store::{StoreError, StoreHandle, Versioned},
 };
@@ -158,8 +159,10 @@ impl DisksHandle {
             event: None,
         };
         self.store.commit(begun).await?;
+        failpoint::hit("create.row");
         let made = match self.ensure(file).await {
             Ok(_) => {
+                failpoint::hit("create.file");
                 disk.file = DiskFile::Made;
                 self.commit_made(&disk, key, new.origin, clock).await
             }
@@ -172,6 +175,7 @@ impl DisksHandle {
             }
             return Err(error);
         }
+        failpoint::hit("create.committed");
         tracing::info!(disk_id = %disk.id, size_mib = disk.size_mib, "disk made");
         self.look_now(&disk).await;
         Ok(disk.id)
@@ -305,7 +309,9 @@ impl DisksHandle {
         origin: Origin,
         now: UnixMs,
     ) -> Result<(), DiskFault> {
+        failpoint::hit("delete.row");
         self.remove(disk.id.clone(), disk.format).await?;
+        failpoint::hit("delete.file");
         let told = format!("disk {} was deleted", disk.id);
         let erase = Change {
             guards: Vec::new(),
@@ -339,6 +345,7 @@ impl DisksHandle {
             event: Some(event(id, EventKind::DiskChanged, told, origin, now)),
         };
         self.store.commit(change).await?;
+        failpoint::hit("resize.row");
         self.grow_file(id, before).await
     }
 
@@ -369,6 +376,7 @@ impl DisksHandle {
             }
             return Err(error.into());
         }
+        failpoint::hit("resize.done");
         self.look_now(disk).await;
         Ok(())
     }

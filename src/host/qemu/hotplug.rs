@@ -22,6 +22,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex as Turn, broadcast, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
+use vman_actors::failpoint;
 use vman_actors::ports::{BoxFuture, DiskAction, DiskError, DiskPlan, device_name, node_name};
 use vman_model::vm::SeenDisk;
 use vman_model::{DiskId, DiskLimits};
@@ -247,12 +248,14 @@ impl Work {
         {
             return Err(DiskError::Refused(why));
         }
+        failpoint::hit("attach.node");
         if let Answer::No(why) = self.ask("device_add", device).await?
             && !self.seen().await?.device
         {
             self.close().await?;
             return Err(DiskError::Refused(why));
         }
+        failpoint::hit("attach.device");
         if plan.options.limits.any() {
             self.limit(&plan.options.limits).await?;
         }
@@ -268,9 +271,13 @@ impl Work {
                 self.wait_for_guest(heard, &device).await?;
             }
         } else {
+            failpoint::hit("detach.asked");
             self.wait_for_guest(heard, &device).await?;
         }
-        self.close().await
+        failpoint::hit("detach.released");
+        self.close().await?;
+        failpoint::hit("detach.closed");
+        Ok(())
     }
 
     async fn wait_for_guest(
@@ -333,7 +340,10 @@ impl Work {
             "size": size_mib.saturating_mul(MIB),
         });
         match self.ask("block_resize", arguments).await? {
-            Answer::Done => Ok(()),
+            Answer::Done => {
+                failpoint::hit("resize.done");
+                Ok(())
+            }
             Answer::No(why) => Err(DiskError::Refused(why)),
         }
     }

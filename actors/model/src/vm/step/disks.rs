@@ -243,7 +243,7 @@ pub(super) fn done(
     let was = std::mem::replace(&mut held.state, AttachState::Attached);
     match (was, &problem) {
         (AttachState::Plugging(_), None) => {
-            turn.tell_as(EventKind::DiskAttached, format!("disk {disk} was attached"))
+            turn.tell_as(EventKind::DiskAttached, format!("disk {disk} was attached"));
         }
         (AttachState::Plugging(_), Some(_)) | (AttachState::Unplugging(_), None) => {
             remove(turn, disk);
