@@ -300,7 +300,7 @@ impl DisksHandle {
         };
         let handle = self.clone();
         let done = tokio::spawn(async move { handle.finish_deletion(disk, origin, now).await });
-        done.await.unwrap_or_else(|_| Err(DiskFault::Busy(id)))
+        done.await.unwrap_or(Err(DiskFault::Busy(id)))
     }
 
     async fn finish_deletion(

@@ -24,6 +24,17 @@ pub struct DisksSlot {
     pub(super) seen: SeenFiles,
 }
 
+/// What was last seen of a disk's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastSeen {
+    /// Nobody has looked yet.
+    NotYet,
+    /// There was none.
+    NoFile,
+    /// This.
+    File(SeenFile),
+}
+
 /// What was last seen of the disks' files: reads ask it and no file system.
 #[derive(Default)]
 pub struct SeenFiles(std::sync::RwLock<std::collections::HashMap<DiskId, Option<SeenFile>>>);
@@ -45,12 +56,16 @@ impl SeenFiles {
         seen.remove(id);
     }
 
-    fn get(&self, id: &DiskId) -> Option<Option<SeenFile>> {
+    fn get(&self, id: &DiskId) -> LastSeen {
         let seen = self
             .0
             .read()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        seen.get(id).copied()
+        match seen.get(id) {
+            None => LastSeen::NotYet,
+            Some(None) => LastSeen::NoFile,
+            Some(Some(file)) => LastSeen::File(*file),
+        }
     }
 }
 
@@ -164,8 +179,8 @@ impl DisksHandle {
         self.files.space().await
     }
 
-    /// What was last seen of a disk's file: nothing yet, no file, or what it takes.
-    pub fn seen(&self, id: &DiskId) -> Option<Option<SeenFile>> {
+    /// What was last seen of a disk's file.
+    pub fn seen(&self, id: &DiskId) -> LastSeen {
         self.slot.seen.get(id)
     }
 

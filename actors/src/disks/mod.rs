@@ -11,7 +11,7 @@ mod disk;
 mod handle;
 
 pub use disk::{DiskFault, NewDisk, check_growth};
-pub use handle::{DisksHandle, DisksSlot, ImageError, SeenFiles, StartedUpload};
+pub use handle::{DisksHandle, DisksSlot, ImageError, LastSeen, SeenFiles, StartedUpload};
 
 use crate::{
     ports::{DiskFiles, FileError, ImageFiles, NewDiskFile},

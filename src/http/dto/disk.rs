@@ -5,8 +5,7 @@ use crate::http::{error::ApiError, extract::Post, fields::Fields};
 use serde::Serialize;
 use utoipa::ToSchema;
 use vman_actors::{
-    disks::NewDisk,
-    ports::SeenFile,
+    disks::{LastSeen, NewDisk},
     store::{Inventory, Versioned},
 };
 use vman_model::{
@@ -90,12 +89,12 @@ impl<'a> DiskBody<'a> {
     pub(crate) fn of(
         row: &'a Versioned<DiskRecord>,
         inventory: &'a Inventory,
-        seen: Option<Option<SeenFile>>,
+        seen: LastSeen,
     ) -> Self {
         let disk = &row.value;
         let attached = disk.vm_id.is_some();
         let place = place(inventory, disk);
-        let gone = disk.file == DiskFile::Made && seen == Some(None);
+        let gone = disk.file == DiskFile::Made && seen == LastSeen::NoFile;
         let let_go = place.is_some_and(|held| held.state == AttachState::LetGo);
         let letter = match place {
             Some(held) if !let_go => Some(held.letter),
@@ -120,7 +119,10 @@ impl<'a> DiskBody<'a> {
                 None => (attached && disk.root).then_some(vman_model::disk::ROOT_DISK_SLOT),
             },
             format: disk.format.as_str(),
-            allocated_bytes: seen.flatten().map(|file| file.allocated),
+            allocated_bytes: match seen {
+                LastSeen::File(file) => Some(file.allocated),
+                LastSeen::NotYet | LastSeen::NoFile => None,
+            },
             backing_image: disk.image.as_ref().map(ImageName::as_str),
             root: disk.root,
             cache: disk.options.cache.as_str(),
