@@ -11,7 +11,6 @@ pub const STEPS: &[&str] = &[
     "delete.row",
     "delete.file",
     "attach.intent",
-    "attach.node",
     "attach.device",
     "detach.intent",
     "detach.asked",

@@ -48,6 +48,15 @@ impl SeenFiles {
         seen.extend(found);
     }
 
+    /// Forgets what is no disk any more.
+    pub(super) fn keep(&self, known: impl Fn(&DiskId) -> bool) {
+        let mut seen = self
+            .0
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        seen.retain(|id, _| known(id));
+    }
+
     fn forget(&self, id: &DiskId) {
         let mut seen = self
             .0

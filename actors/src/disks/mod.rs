@@ -153,8 +153,11 @@ impl DisksState {
         let all = inventory.disks.values().map(|row| &row.value);
         let disks: Vec<_> = all.map(|disk| (disk.id.clone(), disk.format)).collect();
         let (files, slot, registry) = (self.files.clone(), self.slot.clone(), myself.clone());
+        let store = self.store.clone();
         tokio::spawn(async move {
             disk::look(files.as_ref(), &slot.seen, disks).await;
+            let inventory = store.inventory();
+            slot.seen.keep(|id| inventory.disks.contains_key(id));
             let _ = registry.cast(DisksMsg::Looked);
         });
     }

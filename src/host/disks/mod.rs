@@ -171,7 +171,7 @@ impl HostDisks {
         self.tmp
             .create(unfinished.name())
             .map_err(|error| file_error(what, &error))?;
-        self.tool.run(what, arguments(disk, unfinished)).await
+        self.tool.run(what, arguments(disk, unfinished), 0).await
     }
 
     /// The size that a guest sees of a disk's file; none if it is not there. Two numbers of the
@@ -209,7 +209,15 @@ impl HostDisks {
         match disk.format {
             DiskFormat::Qcow2 => {
                 let words = resize_arguments(&self.disks.path(name), size);
-                self.tool.run(&what, words).await
+                let (disks, file) = (self.disks.clone(), name.to_owned());
+                let told = what.clone();
+                let len = blocking("growing a disk", move || {
+                    let file = disks.read(&file).and_then(|file| file.metadata());
+                    file.map(|file| file.len())
+                        .map_err(|error| file_error(told, &error))
+                })
+                .await?;
+                self.tool.run(&what, words, len).await
             }
             DiskFormat::Raw => {
                 let (disks, name) = (self.disks.clone(), name.to_owned());

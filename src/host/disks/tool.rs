@@ -15,6 +15,8 @@ use vman_actors::ports::FileError;
 /// An empty qcow2 file is 200 KiB; qemu-img needs milliseconds for it. A storage that takes a
 /// minute is not going to come back.
 const QEMU_IMG_DEADLINE: Duration = Duration::from_mins(1);
+/// What qemu-img may add to a file: its tables. Those of the largest disk are far below.
+const MORE_BYTES: u64 = 1 << 30;
 /// Of what qemu-img says: enough for its sentence.
 const STDERR_LIMIT: u64 = 4096;
 /// What qemu-img may use: it reads the headers of files that came from outside.
@@ -34,7 +36,14 @@ impl QemuImg {
     }
 
     /// Runs it and waits for its end.
-    pub(super) async fn run(&self, what: &str, words: Vec<OsString>) -> Result<(), FileError> {
+    ///
+    /// It writes no file beyond `largest` bytes and [`MORE_BYTES`].
+    pub(super) async fn run(
+        &self,
+        what: &str,
+        words: Vec<OsString>,
+        largest: u64,
+    ) -> Result<(), FileError> {
         let missing = |why: String| {
             FileError::NoTool(format!(
                 "{what}: {why}; install qemu-utils or name it in VMAN_QEMU_IMG"
@@ -65,7 +74,7 @@ impl QemuImg {
                 }
                 _ => failed(error.to_string()),
             })?;
-        limit(&child);
+        limit(&child, largest.saturating_add(MORE_BYTES));
         match timeout(QEMU_IMG_DEADLINE, ended(&mut child)).await {
             Ok(Ok((true, _))) => Ok(()),
             Ok(Ok((false, said))) if said.contains("No space left on device") => {
@@ -86,12 +95,12 @@ impl QemuImg {
 }
 
 /// Best effort: it bounds what a hostile header could make of qemu-img.
-fn limit(child: &Child) {
+fn limit(child: &Child, file_size: u64) {
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     let Some(pid) = pid.and_then(Pid::from_raw) else {
         return;
     };
-    for (resource, value) in LIMITS {
+    for (resource, value) in LIMITS.into_iter().chain([(Resource::Fsize, file_size)]) {
         let bound = Rlimit {
             current: Some(value),
             maximum: Some(value),

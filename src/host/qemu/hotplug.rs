@@ -5,7 +5,7 @@
 //!
 //! | work | is |
 //! |---|---|
-//! | plug | `blockdev-add`, `device_add`; if the second fails, `blockdev-del` |
+//! | plug | `blockdev-add`, `device_add` in one go; if the second fails, `blockdev-del` |
 //! | unplug | `device_del`, `DEVICE_DELETED` awaited, `blockdev-del` |
 //! | resize | `block_resize` |
 //! | limit | `block_set_io_throttle` |
@@ -243,17 +243,24 @@ impl Work {
             |error: super::cmdline::CmdlineError| DiskError::Refused(error.to_string());
         let node = disk_node(plan).map_err(impossible)?;
         let device = disk_device(plan).map_err(impossible)?;
-        if let Answer::No(why) = self.ask("blockdev-add", node).await?
-            && !self.seen().await?.node
-        {
-            return Err(DiskError::Refused(why));
-        }
-        failpoint::hit("attach.node");
-        if let Answer::No(why) = self.ask("device_add", device).await?
-            && !self.seen().await?.device
-        {
-            self.close().await?;
-            return Err(DiskError::Refused(why));
+        // Both at once, in this order: a device whose node was refused is refused as well.
+        let (opened, added) = tokio::join!(
+            self.ask("blockdev-add", node),
+            self.ask("device_add", device)
+        );
+        let refusals = [opened?, added?].map(|answer| match answer {
+            Answer::Done => None,
+            Answer::No(why) => Some(why),
+        });
+        if let Some(why) = refusals.into_iter().flatten().next() {
+            // Or it was plugged in before.
+            let seen = self.seen().await?;
+            if !seen.device {
+                if seen.node {
+                    self.close().await?;
+                }
+                return Err(DiskError::Refused(why));
+            }
         }
         failpoint::hit("attach.device");
         if plan.options.limits.any() {

@@ -25,6 +25,11 @@ pub(crate) fn mount_point(letter: u8) -> String {
     format!("/dev/vd{}", char::from(letter))
 }
 
+/// The device name that a guest has for a disk.
+pub(crate) fn name_of(held: &Attachment) -> Option<String> {
+    (held.state != AttachState::LetGo).then(|| mount_point(held.letter))
+}
+
 /// A disk.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Disk)]
@@ -95,18 +100,16 @@ impl<'a> DiskBody<'a> {
         let attached = disk.vm_id.is_some();
         let place = place(inventory, disk);
         let gone = disk.file == DiskFile::Made && seen == LastSeen::NoFile;
-        let let_go = place.is_some_and(|held| held.state == AttachState::LetGo);
-        let letter = match place {
-            Some(held) if !let_go => Some(held.letter),
-            Some(_) => None,
-            None => (attached && disk.root).then_some(b'a'),
+        let name = match place {
+            Some(held) => name_of(held),
+            None => (attached && disk.root).then(|| mount_point(b'a')),
         };
         let DiskOptions { limits, .. } = disk.options;
         Self {
             id: disk.id.as_str(),
             size: gib(disk.size_mib),
             size_mib: disk.size_mib,
-            mount_point: letter.map(mount_point),
+            mount_point: name,
             state: match (gone, attached) {
                 (true, _) => "error",
                 (false, true) => "attached",

@@ -62,8 +62,8 @@ pub(crate) struct RestartBody {
 pub(crate) struct VmDiskBody<'a> {
     /// The disk.
     id: &'a str,
-    /// The device name the guest sees for it.
-    mount_point: String,
+    /// The device name the guest has for it; none where it has let go of it.
+    mount_point: Option<String>,
 }
 
 /// A VM.
@@ -174,11 +174,11 @@ impl<'a> VmBody<'a> {
 fn disks(vm: &VmRecord) -> Vec<VmDiskBody<'_>> {
     let root = vm.root_disk.iter().map(|id| VmDiskBody {
         id: id.as_str(),
-        mount_point: "/dev/vda".to_owned(),
+        mount_point: Some(super::disk::mount_point(b'a')),
     });
     let data = vm.disks.iter().map(|held| VmDiskBody {
         id: held.disk.as_str(),
-        mount_point: super::disk::mount_point(held.letter),
+        mount_point: super::disk::name_of(held),
     });
     root.chain(data).collect()
 }

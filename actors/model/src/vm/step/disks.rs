@@ -89,7 +89,15 @@ fn free_slot(record: &VmRecord, wish: Option<u8>) -> Option<u8> {
 }
 
 fn free_letter(record: &VmRecord) -> u8 {
-    let free = |letter: &u8| record.disks.iter().all(|held| held.letter != *letter);
+    // What the guest has let go of has no letter any more.
+    let named = |held: &&Attachment| held.state != AttachState::LetGo;
+    let taken: Vec<u8> = record
+        .disks
+        .iter()
+        .filter(named)
+        .map(|held| held.letter)
+        .collect();
+    let free = |letter: &u8| !taken.contains(letter);
     letters(record).find(free).unwrap_or(b'z')
 }
 
