@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     };
     #[cfg(feature = "failpoints")]
     if let Ok(step) = std::env::var("FAILPOINT") {
-        vman_actors::failpoint::arm(step);
+        vman_actors::failpoint::arm(step, std::process::abort);
     }
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
     match runtime(threads).block_on(app::run(config)) {

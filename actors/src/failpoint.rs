@@ -21,20 +21,22 @@ pub const STEPS: &[&str] = &[
 ];
 
 #[cfg(feature = "failpoints")]
-static ARMED: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+static ARMED: std::sync::OnceLock<(String, fn() -> !)> = std::sync::OnceLock::new();
 
-/// Says at which step this process is to die. Once.
+/// Says at which step this process is to die, and how. Once.
 #[cfg(feature = "failpoints")]
-pub fn arm(step: String) {
-    let _ = ARMED.set(step);
+pub fn arm(step: String, die: fn() -> !) {
+    let _ = ARMED.set((step, die));
 }
 
 /// Dies here if this is the step.
 #[cfg(feature = "failpoints")]
 pub fn hit(step: &str) {
     debug_assert!(STEPS.contains(&step), "{step} is no step");
-    if ARMED.get().is_some_and(|armed| armed == step) {
-        std::process::abort();
+    if let Some((armed, die)) = ARMED.get()
+        && armed == step
+    {
+        die();
     }
 }
 
