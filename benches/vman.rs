@@ -5,6 +5,8 @@
 //! machine that gets slower or faster does so for both.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
+#[path = "parts/disks.rs"]
+mod disks;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -57,6 +59,7 @@ fn main() {
     deaths();
     checks();
     hung();
+    disks::measure();
 }
 
 /// Measured times of one thing, in milliseconds.

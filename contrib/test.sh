@@ -62,6 +62,7 @@ fi
 step fmt cargo fmt --all --check
 step clippy cargo clippy --workspace --all-targets -- -D warnings
 step nextest nextest "$@"
+step disk-steps cargo nextest run --features failpoints --test disk_steps
 step doc cargo test --doc --workspace
 if cargo deny --version >/dev/null 2>&1; then
     step deny cargo deny --log-level error check licenses bans sources

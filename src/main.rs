@@ -26,6 +26,10 @@ fn main() -> ExitCode {
         Ok(guard) => guard,
         Err(error) => return fail(&error, 1),
     };
+    #[cfg(feature = "failpoints")]
+    if let Ok(step) = std::env::var("FAILPOINT") {
+        vman_actors::failpoint::arm(step, std::process::abort);
+    }
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
     let (overrides, log) = (flags.overrides(&args.global), log.control());
     let outer = app::Outer {

@@ -5,6 +5,7 @@
 //! what is durable, [`ports`] for what is outside.
 
 pub mod disks;
+pub mod failpoint;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fakes;
 pub mod meters;

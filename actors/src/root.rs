@@ -173,7 +173,12 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
     let store_slot = Arc::new(StoreSlot::default());
     let store = StoreHandle::new(store_slot.clone(), ports.storage.clone());
     let disks_slot = Arc::new(DisksSlot::default());
-    let disks = DisksHandle::new(disks_slot.clone(), ports.images.clone(), store.clone());
+    let disks = DisksHandle::new(
+        disks_slot.clone(),
+        ports.disks.clone(),
+        ports.images.clone(),
+        store.clone(),
+    );
     let network_slot = Arc::new(Slot::default());
     let network = NetworkHandle::new(network_slot.clone());
     let observer_slot = Arc::new(ObserverSlot::default());

@@ -81,15 +81,6 @@ impl Folder {
         regular(self.openat(name, OFlags::RDWR)?)
     }
 
-    /// Whether a regular file of this name is there. Anything else of this name is an error.
-    pub(crate) fn has(&self, name: &str) -> io::Result<bool> {
-        match self.read(name) {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Moves a file into another folder (in place of what has that name there if `replace`) and
     /// makes it durable. `AlreadyExists` without `replace`.
     pub(crate) fn move_to(
@@ -115,6 +106,12 @@ impl Folder {
             Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Bytes that can still be written to the file system it is on.
+    pub(crate) fn space(&self) -> io::Result<u64> {
+        let stat = rustix::fs::fstatvfs(&*self.fd)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     /// Makes the names durable.

@@ -23,7 +23,7 @@ const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline';
         (name = "vms", description = "Virtual machines"),
         (name = "templates", description = "Named sizes that VMs are made from"),
         (name = "images", description = "Files that VMs boot or clone"),
-        (name = "disks", description = "Disks of VMs"),
+        (name = "disks", description = "Disks, free and attached"),
         (name = "operations", description = "Pieces of long work"),
         (name = "events", description = "What happened, and why"),
         (name = "network", description = "How VMs are connected"),
@@ -35,8 +35,8 @@ struct ApiDoc;
 
 fn documented() -> OpenApiRouter<HttpState> {
     use routes::{
-        actions, console, disks, events, health, images, network, observer, operations, templates,
-        vms,
+        actions, console, disk_work, disks, events, health, images, network, observer, operations,
+        templates, vms,
     };
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(vms::list_vms, vms::create_vm))
@@ -55,8 +55,15 @@ fn documented() -> OpenApiRouter<HttpState> {
             images::put_image,
             images::delete_image
         ))
-        .routes(routes!(disks::list_disks))
-        .routes(routes!(disks::get_disk))
+        .routes(routes!(disks::list_disks, disks::create_disk))
+        .routes(routes!(
+            disks::get_disk,
+            disks::delete_disk,
+            disks::change_disk
+        ))
+        .routes(routes!(disk_work::attach_disk))
+        .routes(routes!(disk_work::detach_disk))
+        .routes(routes!(disk_work::resize_disk))
         .routes(routes!(operations::list_operations))
         .routes(routes!(
             operations::get_operation,
@@ -100,6 +107,10 @@ fn close_requests(api: &mut openapi::OpenApi) {
         "NewVm",
         "NewRestart",
         "ActionOptions",
+        "NewDisk",
+        "DiskChange",
+        "AttachDisk",
+        "ResizeDisk",
     ] {
         if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(name) {
             object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));

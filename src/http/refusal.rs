@@ -3,7 +3,7 @@
 
 use super::error::{ApiError, Code};
 use vman_actors::{
-    disks::ImageError,
+    disks::{DiskFault, ImageError},
     ports::{FileError, HostError, LoadError},
     store::StoreError,
     templates::TemplateError,
@@ -42,6 +42,19 @@ impl From<Refusal> for ApiError {
             Refusal::Recovering => (
                 Code::Recovering,
                 "the daemon has just started and is looking for the VM's QEMU: try again in a moment",
+            ),
+            Refusal::NoFreeSlot => (
+                Code::NoFreeDiskSlot,
+                "all slots of the VM for disks are taken: detach a disk first",
+            ),
+            Refusal::DiskAttached => (Code::DiskAttached, "the disk is attached to the VM already"),
+            Refusal::DiskNotAttached => (
+                Code::DiskNotAttached,
+                "the disk is not attached to the VM: there is nothing to do",
+            ),
+            Refusal::RootDisk => (
+                Code::DiskIsRoot,
+                "the disk is the VM's root disk: it goes with the VM (DELETE with keep_root_disk=true spares it)",
             ),
         };
         let error = ApiError::new(code, advice);
@@ -98,6 +111,11 @@ impl From<CommandError> for ApiError {
             CommandError::NotFound => ApiError::new(Code::NotFound, "there is no such VM"),
             CommandError::Stale => stale("VM"),
             CommandError::KeyInUse => key_in_flight(),
+            CommandError::DiskTaken(id) => ApiError::new(
+                Code::DiskBusy,
+                format!("disk {id} was taken or deleted at the same moment, nothing was done: GET it and decide anew"),
+            )
+            .disk(id),
             CommandError::TooMany => ApiError::new(
                 Code::TooManyCommands,
                 "too many commands wait for this VM, this one was not taken: try again in a moment",
@@ -220,6 +238,46 @@ impl From<ImageError> for ApiError {
                 Code::ImageInUse,
                 format!("{error}: delete what uses it first"),
             ),
+        }
+    }
+}
+
+impl From<DiskFault> for ApiError {
+    fn from(fault: DiskFault) -> Self {
+        match fault {
+            DiskFault::Exists(id) => ApiError::new(
+                Code::DiskExists,
+                format!("a disk named {id} exists: choose another name, or delete it first"),
+            )
+            .disk(id),
+            DiskFault::NotFound(id) => {
+                ApiError::new(Code::NotFound, format!("there is no disk named {id}")).disk(id)
+            }
+            DiskFault::Attached { disk, vm } => ApiError::new(
+                Code::DiskAttached,
+                format!("disk {disk} is attached to VM {vm}: detach it first"),
+            )
+            .disk(disk)
+            .vm(vm),
+            DiskFault::Busy(id) => ApiError::new(
+                Code::DiskBusy,
+                format!("disk {id} is being made, deleted or changed: try again in a moment"),
+            )
+            .disk(id),
+            DiskFault::NoImage(name) => ApiError::field(
+                "image",
+                format!(
+                    "there is no disk image named {name}: upload it with PUT /images/{name}?kind=disk"
+                ),
+            ),
+            DiskFault::NoSize => ApiError::field("size", "is required where no image is given"),
+            DiskFault::TooSmall { .. } => {
+                ApiError::field("size", format!("{fault}: disks only grow"))
+            }
+            DiskFault::KeyInUse => key_in_flight(),
+            DiskFault::File(FileError::Refused(why)) => ApiError::field("image", why),
+            DiskFault::File(error) => error.into(),
+            DiskFault::Store(error) => error.into(),
         }
     }
 }

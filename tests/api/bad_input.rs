@@ -335,7 +335,7 @@ async fn wrong_methods_and_content_types_are_named() {
         "/vm",
         "/vms/",
         "/vms/a/actions",
-        "/disks/a/attach",
+        "/disks/a/attached",
         "/metric",
     ] {
         api.get(target).await.problem(404, "not_found");

@@ -5,8 +5,11 @@
 mod support;
 
 mod bad_hosts;
+mod disks;
+mod evil_images;
 mod full_disk;
 mod guests;
 mod observed;
 mod recovery;
+mod storage_full;
 mod workflows;

@@ -31,6 +31,10 @@ pub enum Guard {
     VmRevision(VmId, Revision),
     /// No disk of that id.
     DiskAbsent(DiskId),
+    /// The disk is there, whole, and belongs to no VM.
+    DiskFree(DiskId),
+    /// The disk still has this revision.
+    DiskRevision(DiskId, Revision),
     /// No image of that name.
     ImageAbsent(ImageName),
     /// The image is there.
@@ -56,6 +60,11 @@ pub enum Write {
     PutDisk(DiskRecord),
     /// Erase a disk's record.
     EraseDisk(DiskId),
+    /// Give a disk to a VM, or take it from its VM. The rest of its row stays as
+    /// it is in the moment of the commit.
+    AssignDisk(DiskId, Option<VmId>),
+    /// Note a disk's size in MiB; the rest stays likewise.
+    SizeDisk(DiskId, u64),
     /// Put an image.
     PutImage(ImageRecord),
     /// Erase an image's record.
@@ -86,6 +95,8 @@ pub enum IdempotentAnswer {
     Vm(VmId),
     /// The operation that was accepted.
     Operation(OperationId),
+    /// The disk that was made.
+    Disk(DiskId),
 }
 
 /// A remembered idempotency key, stored in the same commit as its effect.

@@ -51,6 +51,18 @@ pub enum EventKind {
     DriftFound,
     /// A difference that the observer had found is there no more.
     DriftGone,
+    /// A disk was made.
+    DiskCreated,
+    /// A disk was deleted.
+    DiskDeleted,
+    /// A disk was grown, or its options were changed.
+    DiskChanged,
+    /// A disk was attached to a VM, or its attaching began.
+    DiskAttached,
+    /// A disk was detached from a VM, or its detaching began.
+    DiskDetached,
+    /// A disk failed or its storage is full.
+    DiskFailed,
 }
 
 impl EventKind {
@@ -69,6 +81,12 @@ impl EventKind {
             EventKind::RecordQuarantined => "record.quarantined",
             EventKind::DriftFound => "drift.found",
             EventKind::DriftGone => "drift.gone",
+            EventKind::DiskCreated => "disk.created",
+            EventKind::DiskDeleted => "disk.deleted",
+            EventKind::DiskChanged => "disk.changed",
+            EventKind::DiskAttached => "disk.attached",
+            EventKind::DiskDetached => "disk.detached",
+            EventKind::DiskFailed => "disk.failed",
         }
     }
 }

@@ -22,7 +22,7 @@ pub mod time;
 pub mod vm;
 
 pub use change::{Change, Guard, IdempotencyRecord, Write};
-pub use disk::{DiskFormat, DiskRecord};
+pub use disk::{DiskCache, DiskFile, DiskFormat, DiskLimits, DiskOptions, DiskRecord};
 pub use event::{Cause, Event, EventDraft, EventKind, Origin, Subject};
 pub use ids::{
     BootId, DiskId, IdError, IdempotencyKey, ImageName, Incarnation, OperationId, RequestId,

@@ -24,6 +24,12 @@ pub enum OperationKind {
     VmReset,
     /// Stop a VM by force and erase it with its disks and files.
     VmDelete,
+    /// Attach a disk to a VM.
+    DiskAttach,
+    /// Detach a disk from its VM.
+    DiskDetach,
+    /// Grow a disk.
+    DiskResize,
 }
 
 impl OperationKind {
@@ -37,6 +43,9 @@ impl OperationKind {
             OperationKind::VmResume => "vm.resume",
             OperationKind::VmReset => "vm.reset",
             OperationKind::VmDelete => "vm.delete",
+            OperationKind::DiskAttach => "disk.attach",
+            OperationKind::DiskDetach => "disk.detach",
+            OperationKind::DiskResize => "disk.resize",
         }
     }
 }

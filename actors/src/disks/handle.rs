@@ -2,7 +2,7 @@
 
 use super::DisksMsg;
 use crate::{
-    ports::{FileError, ImageFiles, NewDiskFile, Upload},
+    ports::{DiskFiles, FileError, ImageFiles, NewDiskFile, SeenFile, Upload},
     slot::Slot,
     store::{StoreError, StoreHandle},
 };
@@ -20,6 +20,62 @@ pub struct DisksSlot {
     /// Whether this daemon has swept the images folder: later there are uploads
     /// of its own in it.
     pub(super) swept: std::sync::atomic::AtomicBool,
+    /// What was last seen of the files.
+    pub(super) seen: SeenFiles,
+}
+
+/// What was last seen of a disk's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastSeen {
+    /// Nobody has looked yet.
+    NotYet,
+    /// There was none.
+    NoFile,
+    /// This.
+    File(SeenFile),
+}
+
+/// What was last seen of the disks' files: reads ask it and no file system.
+#[derive(Default)]
+pub struct SeenFiles(std::sync::RwLock<std::collections::HashMap<DiskId, Option<SeenFile>>>);
+
+impl SeenFiles {
+    pub(super) fn note(&self, found: impl Iterator<Item = (DiskId, Option<SeenFile>)>) {
+        let mut seen = self
+            .0
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        seen.extend(found);
+    }
+
+    /// Forgets what is no disk any more.
+    pub(super) fn keep(&self, known: impl Fn(&DiskId) -> bool) {
+        let mut seen = self
+            .0
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        seen.retain(|id, _| known(id));
+    }
+
+    fn forget(&self, id: &DiskId) {
+        let mut seen = self
+            .0
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        seen.remove(id);
+    }
+
+    fn get(&self, id: &DiskId) -> LastSeen {
+        let seen = self
+            .0
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        match seen.get(id) {
+            None => LastSeen::NotYet,
+            Some(None) => LastSeen::NoFile,
+            Some(Some(file)) => LastSeen::File(*file),
+        }
+    }
 }
 
 /// Why an image was not taken or not deleted.
@@ -53,9 +109,10 @@ pub enum ImageError {
 /// Disks and images, as others see them.
 #[derive(Clone)]
 pub struct DisksHandle {
-    slot: Arc<DisksSlot>,
+    pub(super) slot: Arc<DisksSlot>,
     images: Arc<dyn ImageFiles>,
-    store: StoreHandle,
+    pub(super) files: Arc<dyn DiskFiles>,
+    pub(super) store: StoreHandle,
     uploads: Arc<std::sync::Mutex<std::collections::BTreeSet<ImageName>>>,
 }
 
@@ -85,9 +142,15 @@ impl Drop for UploadTurn {
 
 impl DisksHandle {
     /// A handle that stays good across restarts of the actor.
-    pub fn new(slot: Arc<DisksSlot>, images: Arc<dyn ImageFiles>, store: StoreHandle) -> Self {
+    pub fn new(
+        slot: Arc<DisksSlot>,
+        files: Arc<dyn DiskFiles>,
+        images: Arc<dyn ImageFiles>,
+        store: StoreHandle,
+    ) -> Self {
         Self {
             slot,
+            files,
             images,
             store,
             uploads: Arc::default(),
@@ -118,6 +181,20 @@ impl DisksHandle {
             .cast(DisksMsg::Remove(id, format, reply))
             .map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Bytes that can still be written to the storage.
+    pub async fn space(&self) -> Result<u64, FileError> {
+        self.files.space().await
+    }
+
+    /// What was last seen of a disk's file.
+    pub fn seen(&self, id: &DiskId) -> LastSeen {
+        self.slot.seen.get(id)
+    }
+
+    pub(super) fn forget(&self, id: &DiskId) {
+        self.slot.seen.forget(id);
     }
 
     /// Where an image's file is.

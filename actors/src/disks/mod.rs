@@ -4,11 +4,14 @@
 //! uploads. Records of disks and images are rows of the store.
 //! Must not: wait inside a handler for a file (work runs in tasks and answers
 //! its caller), or know what a VM is doing.
-//! Look next: `handle.rs` for what others ask of it.
+//! Look next: `handle.rs` for what others ask of it, `disk.rs` for free-standing
+//! disks.
 
+mod disk;
 mod handle;
 
-pub use handle::{DisksHandle, DisksSlot, ImageError, StartedUpload};
+pub use disk::{DiskFault, NewDisk, check_growth};
+pub use handle::{DisksHandle, DisksSlot, ImageError, LastSeen, SeenFiles, StartedUpload};
 
 use crate::{
     ports::{DiskFiles, FileError, ImageFiles, NewDiskFile},
@@ -20,6 +23,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 use tokio::sync::{Mutex, oneshot};
 use vman_model::{DiskFormat, DiskId};
@@ -32,7 +36,14 @@ pub enum DisksMsg {
     Remove(DiskId, DiskFormat, oneshot::Sender<Result<(), FileError>>),
     /// A piece of work on this disk has ended.
     Done(DiskId),
+    /// Look at all files.
+    Look,
+    /// They have been looked at.
+    Looked,
 }
+
+/// How often the files are looked at, for what they take on the storage.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// What the DiskRegistry needs.
 #[derive(Clone)]
@@ -51,6 +62,8 @@ pub struct DisksArguments {
 pub struct DisksState {
     files: Arc<dyn DiskFiles>,
     turns: HashMap<DiskId, (Arc<Mutex<()>>, usize)>,
+    store: StoreHandle,
+    slot: Arc<DisksSlot>,
 }
 
 /// The DiskRegistry actor.
@@ -73,11 +86,15 @@ impl Actor for DiskRegistry {
             if let Err(error) = arguments.images.sweep(known).await {
                 tracing::warn!(%error, "cannot sweep the images folder");
             }
+            disk::recover(&arguments.store, arguments.disks.as_ref()).await;
         }
+        let _ = myself.cast(DisksMsg::Look);
         Slot::set(&arguments.slot.actor, myself);
         Ok(DisksState {
             files: arguments.disks,
             turns: HashMap::new(),
+            store: arguments.store,
+            slot: arguments.slot,
         })
     }
 
@@ -99,6 +116,10 @@ impl Actor for DiskRegistry {
                 });
             }
             DisksMsg::Done(id) => state.done(&id),
+            DisksMsg::Look => state.look(&myself),
+            DisksMsg::Looked => {
+                myself.send_after(LOOK_EVERY, || DisksMsg::Look);
+            }
         }
         Ok(())
     }
@@ -123,6 +144,21 @@ impl DisksState {
             drop(held);
             let _ = registry.cast(DisksMsg::Done(id));
             let _ = reply.send(result);
+        });
+    }
+
+    /// Looks at every disk's file beside the actor.
+    fn look(&self, myself: &ActorRef<DisksMsg>) {
+        let inventory = self.store.inventory();
+        let all = inventory.disks.values().map(|row| &row.value);
+        let disks: Vec<_> = all.map(|disk| (disk.id.clone(), disk.format)).collect();
+        let (files, slot, registry) = (self.files.clone(), self.slot.clone(), myself.clone());
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            disk::look(files.as_ref(), &slot.seen, disks).await;
+            let inventory = store.inventory();
+            slot.seen.keep(|id| inventory.disks.contains_key(id));
+            let _ = registry.cast(DisksMsg::Looked);
         });
     }
 

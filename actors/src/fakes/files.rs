@@ -1,7 +1,9 @@
 //! Disk and image files that are only names and sizes: no bytes are kept.
 
 use super::world::World;
-use crate::ports::{BoxFuture, DiskFiles, FileError, ImageFiles, NewDiskFile, StagedImage, Upload};
+use crate::ports::{
+    BoxFuture, DiskFiles, FileError, ImageFiles, NewDiskFile, SeenFile, StagedImage, Upload,
+};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::{
@@ -41,6 +43,11 @@ impl DiskFiles for FakeDisks {
                     return Err(FileError::NoSpace { what });
                 }
             }
+            if disk.made && !world.things().disks.contains(&disk.id) {
+                let what = format!("disk {}", disk.id);
+                let error = "its file is gone".to_owned();
+                return Err(FileError::Io { what, error });
+            }
             world.things().disks.insert(disk.id.clone());
             Ok(disk_path(&disk.id, disk.format))
         })
@@ -57,7 +64,24 @@ impl DiskFiles for FakeDisks {
             Ok(())
         })
     }
+
+    fn look(
+        &self,
+        disks: Vec<(DiskId, DiskFormat)>,
+    ) -> BoxFuture<'static, Result<Vec<Option<SeenFile>>, FileError>> {
+        let there = self.world.things().disks.clone();
+        let seen = |(id, _): (DiskId, _)| there.contains(&id).then_some(SeenFile { allocated: 0 });
+        let seen = disks.into_iter().map(seen).collect();
+        Box::pin(async move { Ok(seen) })
+    }
+
+    fn space(&self) -> BoxFuture<'static, Result<u64, FileError>> {
+        Box::pin(async { Ok(SPACE) })
+    }
 }
+
+/// Room on the simulated storage, in bytes.
+const SPACE: u64 = 1 << 40;
 
 pub(super) struct FakeImages {
     pub(super) world: Arc<World>,

@@ -5,15 +5,16 @@ use super::{
     world::{World, spend_one},
 };
 use crate::ports::{
-    AdoptPlan, Adoption, BoxFuture, ConsoleTail, FoundProcess, HostError, HostProbe, Hypervisor,
-    LaunchError, LaunchPlan, Machine, MachineAction, MachineError, MachineNews, NewsSink,
+    AdoptPlan, Adoption, BoxFuture, ConsoleTail, DiskAction, DiskError, FoundProcess, HostError,
+    HostProbe, Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction, MachineError,
+    MachineNews, NewsSink,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::BoxStream};
 use std::{sync::Arc, time::Duration};
 use vman_model::{
     VmId,
-    vm::{ExitStatus, ProcessIdentity, RunState},
+    vm::{ExitStatus, ProcessIdentity, RunState, SeenDisk},
 };
 
 /// How often a followed console is looked at.
@@ -358,6 +359,52 @@ impl Machine for FakeMachine {
                     Ok(())
                 }
             }
+        })
+    }
+
+    fn disk(&self, action: DiskAction) -> BoxFuture<'static, Result<(), DiskError>> {
+        let (world, daemon, vm) = (self.world.clone(), self.daemon, self.vm.clone());
+        let pid = self.pid;
+        Box::pin(async move {
+            let script = world.script(&vm);
+            world.pause(daemon, script.disk_takes).await;
+            if world
+                .things()
+                .qemus
+                .get(&pid)
+                .is_none_or(|qemu| qemu.told.hangs)
+            {
+                world.pause(daemon, script.qmp_deadline).await;
+                return Err(DiskError::Unknown("no answer, as scripted".to_owned()));
+            }
+            if script.disk_refused {
+                return Err(DiskError::Refused("as scripted".to_owned()));
+            }
+            match action {
+                DiskAction::Plug(plan) => world.plug(pid, &plan),
+                DiskAction::Unplug(disk) if script.guest_holds_disks => {
+                    return Err(DiskError::Held(format!(
+                        "the guest holds {disk}, as scripted"
+                    )));
+                }
+                DiskAction::Unplug(disk) => world.unplug(pid, &disk),
+                DiskAction::Resize(..) | DiskAction::Limit(..) => {}
+            }
+            Ok(())
+        })
+    }
+
+    fn disks(&self) -> BoxFuture<'static, Result<Vec<SeenDisk>, MachineError>> {
+        let (world, daemon, pid) = (self.world.clone(), self.daemon, self.pid);
+        Box::pin(async move {
+            world.pause(daemon, Duration::ZERO).await;
+            let disks = world.disks_of(pid).ok_or(MachineError::Disconnected)?;
+            let seen = disks.into_iter().map(|disk| SeenDisk {
+                disk,
+                device: true,
+                node: true,
+            });
+            Ok(seen.collect())
         })
     }
 

@@ -86,8 +86,13 @@ pub struct Script {
     pub claim_takes: Duration,
     /// So many makings of a disk file fail for want of space.
     pub disk_errors: u32,
-    /// From the call for a disk file to its answer.
+    /// From the call for a disk file, or for work on a living QEMU's disk, to its
+    /// answer.
     pub disk_takes: Duration,
+    /// QEMU refuses work on disks.
+    pub disk_refused: bool,
+    /// The guest lets go of no disk.
+    pub guest_holds_disks: bool,
 }
 
 impl Default for Script {
@@ -113,6 +118,8 @@ impl Default for Script {
             claim_takes: Duration::ZERO,
             disk_errors: 0,
             disk_takes: Duration::ZERO,
+            disk_refused: false,
+            guest_holds_disks: false,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What is on the simulated host, and what must never be there.
 
 use super::script::Script;
-use crate::ports::{FoundProcess, LaunchPlan, MachineNews, NewsSink};
+use crate::ports::{DiskPlan, FoundProcess, LaunchPlan, MachineNews, NewsSink};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -253,6 +253,43 @@ impl World {
         }
         things.qemus.insert(pid, qemu);
         (pid, client)
+    }
+
+    /// A disk comes into a living QEMU.
+    pub(super) fn plug(&self, pid: u32, plan: &DiskPlan) {
+        let things = &mut *self.things();
+        let Some(disk) = plan
+            .path
+            .file_stem()
+            .and_then(|stem| DiskId::parse(stem.to_str()?).ok())
+        else {
+            return;
+        };
+        let holders = things
+            .qemus
+            .iter()
+            .filter(|(_, qemu)| qemu.disks.contains(&disk));
+        let others: Vec<u32> = holders.map(|(of, _)| *of).filter(|of| *of != pid).collect();
+        if !others.is_empty() {
+            violate(things, format!("disk {disk} was plugged into two QEMUs"));
+        }
+        if let Some(qemu) = things.qemus.get_mut(&pid)
+            && !qemu.disks.contains(&disk)
+        {
+            qemu.disks.push(disk);
+        }
+    }
+
+    /// A disk goes out of a living QEMU.
+    pub(super) fn unplug(&self, pid: u32, disk: &DiskId) {
+        if let Some(qemu) = self.things().qemus.get_mut(&pid) {
+            qemu.disks.retain(|held| held != disk);
+        }
+    }
+
+    /// The disks that a living QEMU has.
+    pub(super) fn disks_of(&self, pid: u32) -> Option<Vec<DiskId>> {
+        self.things().qemus.get(&pid).map(|qemu| qemu.disks.clone())
     }
 
     /// Counts launches that are under way at once.

@@ -56,14 +56,33 @@ pub struct NewDiskFile {
     pub size_mib: u64,
     /// The image it is a linked clone of.
     pub image: Option<(ImageName, ImageFormat)>,
+    /// It was made before: a missing file is an error and no empty one takes
+    /// its place.
+    pub made: bool,
+}
+
+/// What is seen of a disk's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeenFile {
+    /// Bytes it takes on the host's storage.
+    pub allocated: u64,
 }
 
 /// Disk files, by id.
 pub trait DiskFiles: Send + Sync + 'static {
-    /// Makes the file unless it is there already, and answers its path.
+    /// Makes the file unless it is there already, grows it if it is smaller than
+    /// the disk, and answers its path. Never shrinks.
     fn ensure(&self, disk: NewDiskFile) -> BoxFuture<'static, Result<PathBuf, FileError>>;
     /// Removes the file. Idempotent.
     fn remove(&self, id: DiskId, format: DiskFormat) -> BoxFuture<'static, Result<(), FileError>>;
+    /// Looks at the files of these disks, in their order; none where there is
+    /// no file.
+    fn look(
+        &self,
+        disks: Vec<(DiskId, DiskFormat)>,
+    ) -> BoxFuture<'static, Result<Vec<Option<SeenFile>>, FileError>>;
+    /// Bytes that can still be written to the storage.
+    fn space(&self) -> BoxFuture<'static, Result<u64, FileError>>;
 }
 
 /// An image that was streamed in, inspected and synced under a temporary name.

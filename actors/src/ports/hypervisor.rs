@@ -5,8 +5,8 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use std::{path::PathBuf, sync::Arc};
 use vman_model::{
-    DiskFormat, Incarnation, VmId, VmUuid,
-    vm::{ExitStatus, Firmware, NetworkKind, ProcessIdentity, RunState},
+    DiskFormat, DiskId, DiskLimits, DiskOptions, Incarnation, VmId, VmUuid,
+    vm::{ExitStatus, Firmware, NetworkKind, ProcessIdentity, RunState, SeenDisk},
 };
 
 /// Files of a direct kernel boot.
@@ -23,8 +23,10 @@ pub struct BootFiles {
 /// A disk of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskPlan {
-    /// Its name inside QEMU, from the disk's id.
+    /// The name of its block node ([`node_name`]).
     pub node: String,
+    /// The name of its device, from the disk's id.
+    pub device: String,
     /// Its file.
     pub path: PathBuf,
     /// The file's format; it is never probed.
@@ -33,6 +35,63 @@ pub struct DiskPlan {
     pub slot: u8,
     /// The serial number that the guest reads, at most 20 bytes.
     pub serial: String,
+    /// How it behaves; the serial number in it is not looked at.
+    pub options: DiskOptions,
+}
+
+/// The name of a disk's device. Its length has no limit.
+pub fn device_name(disk: &DiskId) -> String {
+    format!("dev-disk-{disk}")
+}
+
+/// QEMU's limit for the name of a block node, in bytes (`node_name[32]` in
+/// block_int-common.h; 7.2).
+const MAX_NODE_NAME: usize = 31;
+
+/// The name of a disk's block node. An id that is too long for QEMU becomes a
+/// number; the disk's file, which every node tells, says which it is.
+pub fn node_name(disk: &DiskId) -> String {
+    let plain = format!("disk-{disk}");
+    if plain.len() <= MAX_NODE_NAME {
+        return plain;
+    }
+    // FNV-1a. Two disks of one VM would have to meet in it, and QEMU would refuse.
+    let hash = disk
+        .as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    format!("disk_{hash:016x}")
+}
+
+/// Work on a data disk of a living QEMU. Each may be repeated: what is done
+/// already is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskAction {
+    /// Plug it in: the file is opened, then the device is added.
+    Plug(DiskPlan),
+    /// Take it out: the guest is asked to let go and waited for, then the file is
+    /// closed.
+    Unplug(DiskId),
+    /// Let the guest see this size.
+    Resize(DiskId, u64),
+    /// Let it be this fast.
+    Limit(DiskId, DiskLimits),
+}
+
+/// Why work on a disk came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiskError {
+    /// QEMU refused; it is as it was before.
+    #[error("QEMU refused: {0}")]
+    Refused(String),
+    /// The guest did not let go of it; it is as it was before.
+    #[error("{0}")]
+    Held(String),
+    /// It is unknown what became of it: ask when QEMU answers again.
+    #[error("QEMU did not answer: {0}")]
+    Unknown(String),
 }
 
 /// A network card of a machine.
@@ -94,6 +153,17 @@ pub enum MachineNews {
     RunState(RunState),
     /// The guest's machine was reset.
     GuestReset,
+    /// A disk's device has left the machine.
+    DiskLetGo(DiskId),
+    /// A disk failed and the CPUs were stopped for it. The run state follows.
+    DiskFailed {
+        /// The disk.
+        disk: DiskId,
+        /// Whether for want of space.
+        no_space: bool,
+        /// What QEMU says.
+        detail: String,
+    },
     /// QMP was lost or does not answer within its deadline while the process
     /// lives. The adapter goes on trying to reconnect; then comes Ready.
     Deaf(String),
@@ -196,6 +266,11 @@ pub trait Machine: Send + Sync + 'static {
     fn identity(&self) -> ProcessIdentity;
     /// Sends a command and waits for its answer, with a deadline of its own.
     fn act(&self, action: MachineAction) -> BoxFuture<'static, Result<(), MachineError>>;
+    /// Does work on a data disk, with deadlines of its own. Work on one disk is
+    /// done one after the other.
+    fn disk(&self, action: DiskAction) -> BoxFuture<'static, Result<(), DiskError>>;
+    /// Which data disks it has, whatever the records say.
+    fn disks(&self) -> BoxFuture<'static, Result<Vec<SeenDisk>, MachineError>>;
     /// SIGTERM through the pidfd; a process that is gone already is no error.
     fn terminate(&self);
     /// SIGKILL through the pidfd; a process that is gone already is no error.

@@ -15,13 +15,13 @@ pub mod network;
 pub mod storage;
 
 pub use clock::Clock;
-pub use files::{DiskFiles, FileError, ImageFiles, NewDiskFile, StagedImage, Upload};
+pub use files::{DiskFiles, FileError, ImageFiles, NewDiskFile, SeenFile, StagedImage, Upload};
 pub use folders::Folders;
 pub use futures_util::future::BoxFuture;
 pub use hypervisor::{
-    AdoptPlan, Adoption, BootFiles, ConsoleTail, DiskPlan, FoundProcess, HostError, HostProbe,
-    Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction, MachineError, MachineNews,
-    NewsSink, NicPlan,
+    AdoptPlan, Adoption, BootFiles, ConsoleTail, DiskAction, DiskError, DiskPlan, FoundProcess,
+    HostError, HostProbe, Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction,
+    MachineError, MachineNews, NewsSink, NicPlan, device_name, node_name,
 };
 pub use network::{Network, NetworkError};
 pub use storage::{CommitError, LoadError, Row, RowBatch, Storage, Table};

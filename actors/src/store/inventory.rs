@@ -94,6 +94,11 @@ impl Inventory {
                 self.vms.get(id).is_some_and(|vm| vm.revision == *revision)
             }
             Guard::DiskAbsent(id) => !self.disks.contains_key(id),
+            Guard::DiskFree(id) => self.disks.get(id).is_some_and(|disk| disk.value.is_free()),
+            Guard::DiskRevision(id, revision) => {
+                let disk = self.disks.get(id);
+                disk.is_some_and(|disk| disk.revision == *revision)
+            }
             Guard::ImageAbsent(name) => !self.images.contains_key(name),
             Guard::ImagePresent(name) => self.images.contains_key(name),
             Guard::ImageUnused(name) => self.users_of_image(name).is_empty(),
@@ -209,6 +214,10 @@ impl Inventory {
                 );
             }
             Write::EraseDisk(id) => erase(&mut self.disks, Table::Disks, &id, rows),
+            Write::AssignDisk(id, vm_id) => self.change_disk(&id, rows, |disk| disk.vm_id = vm_id),
+            Write::SizeDisk(id, size_mib) => {
+                self.change_disk(&id, rows, |disk| disk.size_mib = size_mib);
+            }
             Write::PutImage(value) => {
                 let key = value.name.clone();
                 put(
@@ -245,6 +254,30 @@ impl Inventory {
                 self.idempotency.insert(value.key.clone(), Arc::new(value));
             }
         }
+    }
+
+    /// Changes a row as it is now; one that is not there stays away.
+    fn change_disk(
+        &mut self,
+        id: &DiskId,
+        rows: &mut RowBatch,
+        change: impl FnOnce(&mut DiskRecord),
+    ) {
+        let Some(mut disk) = self.disks.get(id).map(|disk| disk.value.clone()) else {
+            return;
+        };
+        change(&mut disk);
+        let (table, kind) = (Table::Disks, Kind::Disk);
+        let revision = self.revision;
+        put(
+            &mut self.disks,
+            table,
+            kind,
+            id.clone(),
+            revision,
+            disk,
+            rows,
+        );
     }
 
     fn tell(&mut self, event: Event, rows: &mut RowBatch) {

@@ -6,8 +6,9 @@ use super::handle::VmsHandle;
 use crate::{ports::Clock, store::StoreError};
 use std::fmt::Write as _;
 use vman_model::{
-    Cause, Change, DiskFormat, DiskId, DiskRecord, EventDraft, EventKind, Guard, IdempotencyRecord,
-    ImageKind, ImageName, Incarnation, OperationId, Origin, Subject, VmId, VmUuid, Write,
+    Cause, Change, DiskFile, DiskFormat, DiskId, DiskOptions, DiskRecord, EventDraft, EventKind,
+    Guard, IdempotencyRecord, ImageKind, ImageName, Incarnation, OperationId, Origin, Subject,
+    VmId, VmUuid, Write,
     change::IdempotentAnswer,
     restart::RestartHistory,
     vm::{Desired, Phase, Reason, VmRecord, VmSpec},
@@ -196,6 +197,9 @@ impl VmsHandle {
             vm_id: Some(id.clone()),
             root: true,
             created_at: self.clock.now(),
+            options: DiskOptions::default(),
+            file: DiskFile::OnDemand,
+            wished_letter: None,
         }))
     }
 
@@ -226,6 +230,9 @@ impl VmsHandle {
             backoff_ms: 0,
             operations: Vec::new(),
             last_event: None,
+            disks: Vec::new(),
+            failed_disk: None,
+            failed_for_space: false,
         }
     }
 

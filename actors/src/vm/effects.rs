@@ -77,6 +77,19 @@ impl VmState {
                     self.act(myself, incarnation, Some(operation), action);
                 }
                 Effect::Continue => self.let_run(myself, incarnation),
+                Effect::Plug {
+                    operation,
+                    disk,
+                    slot,
+                } => self.plug(myself, incarnation, operation, disk, slot),
+                Effect::Unplug { operation, disk } => {
+                    self.unplug(myself, incarnation, operation, disk);
+                }
+                Effect::Resize { operation, disk } => {
+                    self.resize(myself, incarnation, operation, disk);
+                }
+                Effect::LookAtDisks => self.look_at_disks(myself, incarnation),
+                Effect::LookForSpace => self.look_for_space(myself, incarnation),
                 Effect::Powerdown => self.powerdown(),
                 Effect::Terminate => self.end(WISH_TERMINATE),
                 Effect::Kill => self.end(WISH_KILL),

@@ -54,6 +54,9 @@ pub enum CommandError {
     /// The idempotency key was used meanwhile.
     #[error("the idempotency key was used meanwhile")]
     KeyInUse,
+    /// The disk is gone, not whole, or belongs to another VM by now.
+    #[error("disk {0} cannot be had")]
+    DiskTaken(vman_model::DiskId),
     /// Too many commands wait for this VM.
     #[error("too many commands are waiting for this VM")]
     TooMany,
@@ -255,6 +258,14 @@ impl VmsHandle {
             }
         }
         Err(CommandError::Unavailable)
+    }
+
+    /// Tells a VM that the limits of one of its disks were changed. One that does not
+    /// run reads them at its next start.
+    pub fn limit_disk(&self, id: &VmId, disk: vman_model::DiskId) {
+        if let Some(actor) = self.directory.get(id).and_then(|entry| entry.actor) {
+            let _ = actor.cast(VmMsg::LimitDisk(disk));
+        }
     }
 
     async fn route(&self, id: &VmId, ask: bool) -> Result<Entry, CommandError> {

@@ -5,10 +5,8 @@
 //! dead actor's job go nowhere; its successor looks for itself).
 //! Look next: `effects.rs` for when a job runs.
 
-use super::{VmDeps, VmMsg, handle::HostGate, msg::Mailbag};
-use crate::ports::{
-    AdoptPlan, Adoption, BootFiles, DiskPlan, LaunchPlan, Machine, NewDiskFile, NewsSink, NicPlan,
-};
+use super::{VmDeps, VmMsg, disks, handle::HostGate, msg::Mailbag};
+use crate::ports::{AdoptPlan, Adoption, BootFiles, LaunchPlan, Machine, NewsSink, NicPlan};
 use ractor::ActorRef;
 use std::{
     sync::{
@@ -23,8 +21,7 @@ use vman_model::{
     vm::{Claim, Effect, ExitStatus, Fact, VmRecord},
 };
 
-/// The root disk's slot on the pcie-root-ports; the first network card's is next.
-const ROOT_DISK_SLOT: u8 = 0;
+/// The first network card's slot on the pcie-root-ports (see `vman_model::disk`).
 const FIRST_NIC_SLOT: u8 = 1;
 /// How long after an adoption that could not look it looks again.
 const ADOPT_AGAIN: Duration = Duration::from_millis(500);
@@ -95,6 +92,11 @@ impl Job {
                 self.tell(fact);
             }
             Effect::Act(..)
+            | Effect::Plug { .. }
+            | Effect::Unplug { .. }
+            | Effect::Resize { .. }
+            | Effect::LookAtDisks
+            | Effect::LookForSpace
             | Effect::Continue
             | Effect::Powerdown
             | Effect::Terminate
@@ -108,17 +110,18 @@ impl Job {
     }
 
     async fn claim(&self) -> Fact {
-        let mut disks = Vec::new();
+        let mut held = Vec::new();
         if self.recall.wished() != WISH_NONE {
             return given_up();
         }
         for disk in self.disk_records() {
-            if let Err(error) = self.deps.disks.ensure(self.new_file(&disk)).await {
+            let file = disks::file_of(&self.deps, &disk);
+            if let Err(error) = self.deps.disks.ensure(file).await {
                 return Fact::ClaimDenied {
                     detail: format!("disk {}: {error}", disk.id),
                 };
             }
-            disks.push(disk.id);
+            held.push(disk.id);
         }
         let (id, incarnation) = (self.record.id.clone(), self.record.incarnation);
         let nics = match self
@@ -145,7 +148,7 @@ impl Job {
             return given_up();
         }
         *self.permit.lock().unwrap_or_else(PoisonError::into_inner) = permit;
-        Fact::Claimed(Claim { disks, nics })
+        Fact::Claimed(Claim { disks: held, nics })
     }
 
     /// The VM's disks, the root disk first.
@@ -158,20 +161,6 @@ impl Job {
         let mut mine: Vec<_> = mine.map(|disk| disk.value.clone()).collect();
         mine.sort_by_key(|disk| (!disk.root, disk.id.clone()));
         mine
-    }
-
-    fn new_file(&self, disk: &DiskRecord) -> NewDiskFile {
-        let inventory = self.deps.store.inventory();
-        let image = disk
-            .image
-            .as_ref()
-            .and_then(|name| inventory.images.get(name));
-        NewDiskFile {
-            id: disk.id.clone(),
-            format: disk.format,
-            size_mib: disk.size_mib,
-            image: image.map(|image| (image.value.name.clone(), image.value.format)),
-        }
     }
 
     async fn launch(&self) {
@@ -218,22 +207,15 @@ impl Job {
 
     async fn plan(&self) -> Result<LaunchPlan, String> {
         let size = &self.record.spec.size;
-        let mut disks = Vec::new();
-        for (slot, disk) in self.disk_records().into_iter().enumerate() {
-            let path = self
-                .deps
-                .disks
-                .ensure(self.new_file(&disk))
-                .await
-                .map_err(|error| format!("disk {}: {error}", disk.id))?;
-            disks.push(DiskPlan {
-                node: format!("disk-{}", disk.id),
-                path,
-                format: disk.format,
-                slot: ROOT_DISK_SLOT + u8::try_from(slot).unwrap_or(u8::MAX),
-                serial: disk.id.as_str().chars().take(20).collect(),
-            });
+        let mut plans = Vec::new();
+        for disk in self.disk_records() {
+            let Some(slot) = disks::slot_of(&self.record, &disk) else {
+                return Err(format!("disk {} has no slot in this VM", disk.id));
+            };
+            plans.push(disks::plan(&self.deps, &disk, slot).await?);
         }
+        // The root disk is booted from first, then the others by slot.
+        plans.sort_by_key(|disk| disk.slot);
         let claim = self.record.claim.clone().unwrap_or_default();
         let nics = claim.nics.iter().enumerate().map(|(n, nic)| NicPlan {
             kind: nic.kind,
@@ -255,7 +237,7 @@ impl Job {
                     .map(|name| self.deps.disks.image_path(name)),
                 cmdline: boot.cmdline.clone(),
             }),
-            disks,
+            disks: plans,
             nics: nics.collect(),
         })
     }

@@ -12,6 +12,7 @@
 //! reach it).
 
 mod create;
+mod disks;
 mod early;
 mod effects;
 mod handle;
@@ -198,6 +199,7 @@ impl Actor for VmActor {
                 state.look_again(&myself, revision).await?;
                 drop(permit);
             }
+            VmMsg::LimitDisk(disk) => state.limit(&disk),
             VmMsg::LaneFree => state.lane_free(&myself),
             VmMsg::EffectLost => return Err("an effect on the host panicked".into()),
             VmMsg::Retry => {
@@ -216,6 +218,16 @@ fn fact_of(news: MachineNews) -> Fact {
         MachineNews::RunState(state) => Fact::RunStateChanged(state),
         MachineNews::GuestReset => Fact::GuestReset,
         MachineNews::Deaf(detail) => Fact::Deaf { detail },
+        MachineNews::DiskLetGo(disk) => Fact::DiskLetGo(disk),
+        MachineNews::DiskFailed {
+            disk,
+            no_space,
+            detail,
+        } => Fact::DiskFailed {
+            disk,
+            no_space,
+            detail,
+        },
         MachineNews::Exited { status, stderr } => Fact::Exited { status, stderr },
     }
 }
@@ -267,6 +279,9 @@ impl VmState {
                 .ok_or(CommandError::Retired),
             Turned::NotWritten(StoreError::Conflict(Guard::KeyUnused(_))) => {
                 Err(CommandError::KeyInUse)
+            }
+            Turned::NotWritten(StoreError::Conflict(Guard::DiskFree(disk))) => {
+                Err(CommandError::DiskTaken(disk))
             }
             Turned::NotWritten(error) => Err(CommandError::Store(error)),
         };

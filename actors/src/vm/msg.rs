@@ -39,6 +39,8 @@ pub enum VmMsg {
     /// The observer saw no QEMU of this VM although it is, at this revision,
     /// recorded with one: look for it again.
     LookAgain(Revision, OwnedSemaphorePermit),
+    /// A disk's limits were changed.
+    LimitDisk(vman_model::DiskId),
     /// Try again to record what could not be recorded.
     Retry,
     /// The effect that had the host's turn has ended.
@@ -110,7 +112,11 @@ impl Bag {
     /// itself in a loop is told once per turn.
     fn coalesce(&mut self, news: MachineNews) {
         use MachineNews::{Deaf, GuestReset, Ready, RunState};
-        if news == GuestReset && self.news.contains(&GuestReset) {
+        let told_once = matches!(
+            news,
+            GuestReset | MachineNews::DiskLetGo(_) | MachineNews::DiskFailed { .. }
+        );
+        if told_once && self.news.contains(&news) {
             return;
         }
         let same_run = matches!(

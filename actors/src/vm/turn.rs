@@ -7,7 +7,7 @@ use crate::store::StoreError;
 use ractor::{ActorProcessingErr, ActorRef};
 use vman_model::{
     Change, Guard, OperationRecord, Revision, Write,
-    vm::{self as model, Decision, Input, Moment, Reply},
+    vm::{self as model, Decision, DiskChange, Input, Moment, Reply},
 };
 
 /// What a turn came to.
@@ -82,6 +82,18 @@ impl VmState {
             }
         }
         writes.extend(decision.operations.iter().cloned().map(Write::PutOperation));
+        for change in &decision.disks {
+            let vm = self.id.clone();
+            // Only what is taken needs a guard: what this VM has, nobody else changes.
+            writes.push(match change.clone() {
+                DiskChange::Attach(disk) => {
+                    guards.push(Guard::DiskFree(disk.clone()));
+                    Write::AssignDisk(disk, Some(vm))
+                }
+                DiskChange::Detach(disk) => Write::AssignDisk(disk, None),
+                DiskChange::Size(disk, size_mib) => Write::SizeDisk(disk, size_mib),
+            });
+        }
         Change {
             guards,
             writes,

@@ -45,6 +45,12 @@ impl Session<'_> {
     async fn work(&mut self, view: &View, ask: Ask, wait: &Wait) -> Result<(), CliError> {
         let (view, value) = match self.ask_and_wait(&ask, wait).await? {
             Outcome::Done(value) if super::wait::is_operation(&value) => (&view::OPERATION, value),
+            // Work on a disk is answered with the disk beside what was done to it.
+            Outcome::Done(Value::Object(mut done))
+                if done.get("disk").is_some_and(Value::is_object) =>
+            {
+                (view, done.remove("disk").unwrap_or_default())
+            }
             Outcome::Done(value) => (view, value),
             Outcome::GoesOn(value) => (&view::OPERATION, value),
         };

@@ -1,53 +1,39 @@
 //! Disk files: made whole or not at all.
 //!
 //! Owns: `<storage>/disks` and the `disk-*` files in `<storage>/tmp`; runs qemu-img. Must not: know
-//! who uses a disk; the store does. Look next: [`super::folder`], [`super::inspect`].
+//! who uses a disk; the store does. Look next: [`tool`], [`super::folder`], [`super::inspect`].
+
+mod tool;
 
 use super::{
     dirs::StorageDirs,
     folder::{Folder, Unfinished, blocking, file_error},
     inspect::{InspectError, virtual_size},
 };
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::{
     ffi::OsString,
-    io,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
     path::PathBuf,
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
-use tokio::{
-    io::AsyncReadExt,
-    process::{Child, Command},
-    time::timeout,
-};
-use vman_actors::ports::{BoxFuture, DiskFiles, FileError, NewDiskFile};
+use tool::QemuImg;
+use vman_actors::ports::{BoxFuture, DiskFiles, FileError, NewDiskFile, SeenFile};
 use vman_model::{DiskFormat, DiskId, ImageFormat, ImageName};
 
 const MIB: u64 = 1 << 20;
-/// An empty qcow2 file is 200 KiB; qemu-img needs milliseconds for it. A storage that takes a
-/// minute is not going to come back.
-const QEMU_IMG_DEADLINE: Duration = Duration::from_mins(1);
-/// Of what qemu-img says: enough for its sentence.
-const STDERR_LIMIT: u64 = 4096;
-/// What qemu-img may use: it reads the headers of files that came from outside.
-const LIMITS: [(Resource, u64); 3] = [
-    (Resource::As, 2 << 30),
-    (Resource::Cpu, 30),
-    (Resource::Core, 0),
-];
-
+/// The unit of a file's blocks (stat(2)).
+const STAT_BLOCK: u64 = 512;
 /// Disk files under the storage path.
 #[derive(Clone, Debug)]
 pub struct HostDisks {
     disks: Folder,
     tmp: Folder,
     images: Folder,
-    qemu_img: Option<PathBuf>,
+    tool: QemuImg,
     next: Arc<AtomicU64>,
 }
 
@@ -59,7 +45,7 @@ impl HostDisks {
             disks: Folder::open(&dirs.disks())?,
             tmp: Folder::open(&dirs.tmp())?,
             images: Folder::open(&dirs.images())?,
-            qemu_img,
+            tool: QemuImg::new(qemu_img),
             next: Arc::default(),
         })
     }
@@ -72,18 +58,23 @@ impl HostDisks {
         let (wanted, file) = (disk.clone(), name.clone());
         let told = what.clone();
         let there = blocking("looking for a disk", move || {
-            if checked
-                .disks
-                .has(&file)
-                .map_err(|error| file_error(&told, &error))?
-            {
-                return Ok(true);
+            let size = checked
+                .size_of(&file, wanted.format)
+                .map_err(|error| file_error(&told, &error))?;
+            match size {
+                None if wanted.made => Err(FileError::Io {
+                    what: format!("disk {}", wanted.id),
+                    error: "its file is gone: restore it, or delete the disk".to_owned(),
+                }),
+                None => checked.fits(&wanted).map(|()| None),
+                Some(size) => Ok(Some(size)),
             }
-            checked.fits(&wanted)?;
-            Ok(false)
         })
         .await?;
-        if there {
+        if let Some(size) = there {
+            if size < disk.size_mib.saturating_mul(MIB) {
+                self.grow(&disk, &name).await?;
+            }
             return Ok(path);
         }
         let n = self.next.fetch_add(1, Ordering::Relaxed);
@@ -175,59 +166,81 @@ impl HostDisks {
         disk: &NewDiskFile,
         unfinished: &Unfinished,
     ) -> Result<(), FileError> {
-        let missing = |why: String| {
-            FileError::NoTool(format!(
-                "{what}: {why}; install qemu-utils or name it in VMAN_QEMU_IMG"
-            ))
-        };
-        let Some(tool) = &self.qemu_img else {
-            return Err(missing("qemu-img was not found".to_owned()));
-        };
-        let failed = |error: String| FileError::Io {
-            what: format!("{what}: qemu-img"),
-            error,
-        };
         // The file qemu-img makes would be readable for all; made by us it is private, and
         // qemu-img keeps it.
         self.tmp
             .create(unfinished.name())
             .map_err(|error| file_error(what, &error))?;
-        let mut child = Command::new(tool)
-            .args(arguments(disk, unfinished))
-            .env_clear()
-            .env("LC_ALL", "C")
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            // Unlike a guest, a half-made file is worth nothing.
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-                    missing(format!("{}: {error}", tool.display()))
-                }
-                _ => failed(error.to_string()),
-            })?;
-        limit(&child);
-        match timeout(QEMU_IMG_DEADLINE, ended(&mut child)).await {
-            Ok(Ok((true, _))) => Ok(()),
-            Ok(Ok((false, said))) if said.contains("No space left on device") => {
-                Err(FileError::NoSpace {
-                    what: what.to_owned(),
+        self.tool.run(what, arguments(disk, unfinished), 0).await
+    }
+
+    /// The size that a guest sees of a disk's file; none if it is not there. Two numbers of the
+    /// header are read and nothing is believed but the size.
+    fn size_of(&self, name: &str, format: DiskFormat) -> io::Result<Option<u64>> {
+        let mut file = match self.disks.read(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        if format == DiskFormat::Raw {
+            return Ok(Some(file.metadata()?.len()));
+        }
+        let mut head = [0; QCOW2_SIZE_END];
+        file.read_exact(&mut head)?;
+        let (magic, size) = (&head[..4], &head[QCOW2_SIZE_END - 8..]);
+        if magic != b"QFI\xfb" {
+            return Err(io::Error::other("it is no qcow2 file any more"));
+        }
+        let size = size
+            .iter()
+            .fold(0, |sum, byte| (sum << 8) | u64::from(*byte));
+        Ok(Some(size))
+    }
+
+    /// Grows a file that no QEMU has open (qemu-img's own lock sees to that). Killed at any moment,
+    /// the file has the old or the new size.
+    async fn grow(&self, disk: &NewDiskFile, name: &str) -> Result<(), FileError> {
+        let what = format!("growing disk {}", disk.id);
+        let size = disk.size_mib.checked_mul(MIB).ok_or_else(|| {
+            FileError::Refused(format!(
+                "disk {} cannot have {} MiB",
+                disk.id, disk.size_mib
+            ))
+        })?;
+        match disk.format {
+            DiskFormat::Qcow2 => {
+                let words = resize_arguments(&self.disks.path(name), size);
+                let (disks, file) = (self.disks.clone(), name.to_owned());
+                let told = what.clone();
+                let len = blocking("growing a disk", move || {
+                    let file = disks.read(&file).and_then(|file| file.metadata());
+                    file.map(|file| file.len())
+                        .map_err(|error| file_error(told, &error))
                 })
+                .await?;
+                self.tool.run(&what, words, len).await
             }
-            Ok(Ok((false, said))) => Err(failed(said)),
-            Ok(Err(error)) => Err(failed(error.to_string())),
-            Err(_) => {
-                // The file must not be written to once its name is gone.
-                let _ = child.kill().await;
-                let seconds = QEMU_IMG_DEADLINE.as_secs();
-                Err(failed(format!("it was not done after {seconds} s")))
+            DiskFormat::Raw => {
+                let (disks, name) = (self.disks.clone(), name.to_owned());
+                blocking("growing a disk", move || {
+                    disks
+                        .write(&name)
+                        .and_then(|file| file.set_len(size).and_then(|()| file.sync_all()))
+                        .map_err(|error| file_error(what, &error))
+                })
+                .await
             }
         }
     }
+}
+
+/// Where the size ends in a qcow2 header: its eighth field, big-endian.
+const QCOW2_SIZE_END: usize = 32;
+
+fn resize_arguments(path: &std::path::Path, size: u64) -> Vec<OsString> {
+    let mut words: Vec<OsString> = ["resize", "-q", "-f", "qcow2"].map(OsString::from).into();
+    words.push(path.into());
+    words.push(size.to_string().into());
+    words
 }
 
 fn file_name(id: &DiskId, format: DiskFormat) -> String {
@@ -250,39 +263,6 @@ fn arguments(disk: &NewDiskFile, unfinished: &Unfinished) -> Vec<OsString> {
     words
 }
 
-/// Best effort: it bounds what a hostile header could make of qemu-img.
-fn limit(child: &Child) {
-    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-    let Some(pid) = pid.and_then(Pid::from_raw) else {
-        return;
-    };
-    for (resource, value) in LIMITS {
-        let bound = Rlimit {
-            current: Some(value),
-            maximum: Some(value),
-        };
-        if let Err(error) = prlimit(Some(pid), resource, bound) {
-            tracing::debug!(%error, "qemu-img ran without a limit");
-        }
-    }
-}
-
-/// Whether it succeeded, and the end of what it said.
-async fn ended(child: &mut Child) -> io::Result<(bool, String)> {
-    let mut said = Vec::new();
-    if let Some(stderr) = child.stderr.take() {
-        stderr.take(STDERR_LIMIT).read_to_end(&mut said).await?;
-    }
-    let status = child.wait().await?;
-    let said = String::from_utf8_lossy(&said).trim().to_owned();
-    let said = if said.is_empty() {
-        status.to_string()
-    } else {
-        said
-    };
-    Ok((status.success(), said))
-}
-
 impl DiskFiles for HostDisks {
     fn ensure(&self, disk: NewDiskFile) -> BoxFuture<'static, Result<PathBuf, FileError>> {
         Box::pin(self.clone().make(disk))
@@ -295,6 +275,35 @@ impl DiskFiles for HostDisks {
                 .unlink(&file_name(&id, format))
                 .and_then(|was_there| if was_there { disks.sync() } else { Ok(()) })
                 .map_err(|error| file_error(format!("removing disk {id}"), &error))
+        }))
+    }
+
+    fn look(
+        &self,
+        disks: Vec<(DiskId, DiskFormat)>,
+    ) -> BoxFuture<'static, Result<Vec<Option<SeenFile>>, FileError>> {
+        let folder = self.disks.clone();
+        Box::pin(blocking("looking at disks", move || {
+            let look = |(id, format): (DiskId, DiskFormat)| match folder
+                .read(&file_name(&id, format))
+                .and_then(|file| file.metadata())
+            {
+                Ok(file) => Ok(Some(SeenFile {
+                    allocated: file.blocks() * STAT_BLOCK,
+                })),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(file_error(format!("looking at disk {id}"), &error)),
+            };
+            disks.into_iter().map(look).collect()
+        }))
+    }
+
+    fn space(&self) -> BoxFuture<'static, Result<u64, FileError>> {
+        let folder = self.disks.clone();
+        Box::pin(blocking("looking for space", move || {
+            folder
+                .space()
+                .map_err(|error| file_error("looking for space", &error))
         }))
     }
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::host::dirs::StorageLock;
+use std::time::Duration;
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -24,6 +25,7 @@ fn disk(size_mib: u64, image: Option<ImageFormat>) -> NewDiskFile {
         format: DiskFormat::Qcow2,
         size_mib,
         image: image.map(|format| (ImageName::parse("debian").unwrap(), format)),
+        made: false,
     }
 }
 

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use vman_actors::ports::{BootFiles, DiskPlan, LaunchPlan, NicPlan};
-use vman_model::vm::NetworkKind;
+use vman_model::{DiskCache, vm::NetworkKind};
 
 /// The first option of every command line; the VM's uuid follows.
 pub const UUID_OPTION: &str = "-uuid";
@@ -103,7 +103,7 @@ pub fn arguments(
     root_ports(&mut words);
     for (order, disk) in plan.disks.iter().enumerate() {
         words.json("-blockdev", &disk_node(disk)?);
-        words.json("-device", &disk_device(disk, order));
+        words.json("-device", &boot_disk(disk, order)?);
     }
     for nic in &plan.nics {
         add_nic(&mut words, nic);
@@ -237,35 +237,73 @@ fn root_ports(words: &mut Words) {
     }
 }
 
+/// The name of the node beneath a disk's.
+pub fn file_node(node: &str) -> String {
+    match node.strip_prefix("disk") {
+        Some(rest) => format!("file{rest}"),
+        None => format!("file-{node}"),
+    }
+}
+
 /// The block node of a disk, for `-blockdev` and `blockdev-add` alike.
 pub fn disk_node(disk: &DiskPlan) -> Result<Value, CmdlineError> {
     check_id(&disk.node)?;
-    let file = json!({
+    let options = &disk.options;
+    let discard = if options.keep_discarded {
+        "ignore"
+    } else {
+        "unmap"
+    };
+    // `disk-x` and `file-x`: never the name of another disk's node.
+    let mut file = json!({
         "driver": "file",
-        "node-name": format!("{}-file", disk.node),
+        "node-name": file_node(&disk.node),
         "filename": checked_path(&disk.path)?,
-        "discard": "unmap",
+        "discard": discard,
     });
-    Ok(json!({
+    let mut node = json!({
         "driver": disk.format.as_str(),
         "node-name": disk.node,
-        "discard": "unmap",
-        "file": file,
-    }))
+        "discard": discard,
+    });
+    for node in [&mut file, &mut node] {
+        // What is QEMU's default is not said: a refusal repeats all of it.
+        match options.cache {
+            DiskCache::Writeback | DiskCache::Writethrough => {}
+            DiskCache::None => node["cache"] = json!({"direct": true}),
+            DiskCache::Unsafe => node["cache"] = json!({"no-flush": true}),
+        }
+        if options.read_only {
+            node["read-only"] = true.into();
+        }
+    }
+    node["file"] = file;
+    Ok(node)
 }
 
-fn disk_device(disk: &DiskPlan, order: usize) -> Value {
-    json!({
+/// The device of a disk, for `-device` and `device_add` alike.
+pub fn disk_device(disk: &DiskPlan) -> Result<Value, CmdlineError> {
+    check_id(&disk.device)?;
+    let mut device = json!({
         "driver": "virtio-blk-pci",
-        "id": format!("dev-{}", disk.node),
+        "id": disk.device,
         "drive": disk.node,
         "bus": root_port(disk.slot),
         "serial": disk.serial,
-        "bootindex": order + 1,
         // A full host disk pauses the guest instead of failing its writes.
         "werror": "stop",
         "rerror": "stop",
-    })
+    });
+    if disk.options.cache == DiskCache::Writethrough {
+        device["write-cache"] = "off".into();
+    }
+    Ok(device)
+}
+
+fn boot_disk(disk: &DiskPlan, order: usize) -> Result<Value, CmdlineError> {
+    let mut device = disk_device(disk)?;
+    device["bootindex"] = (order + 1).into();
+    Ok(device)
 }
 
 fn add_nic(words: &mut Words, nic: &NicPlan) {

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use vman_model::vm::Firmware;
-use vman_model::{DiskFormat, Incarnation, VmId, VmUuid};
+use vman_model::{DiskFormat, DiskOptions, Incarnation, VmId, VmUuid};
 
 use super::*;
 
@@ -70,6 +70,8 @@ fn words_with(values: &[String; 8]) -> Vec<String> {
     let [code, vars, kernel, initrd, cmdline, file, raw, serial] = values;
     let disk = |node: &str, path, format, slot| DiskPlan {
         node: node.into(),
+        device: format!("dev-{node}"),
+        options: DiskOptions::default(),
         path,
         format,
         slot,
@@ -127,7 +129,15 @@ proptest! {
     fn a_node_name_that_is_no_id_is_refused(node in "[a-z]{0,3}[^A-Za-z0-9._-][a-z,=]{0,5}") {
         let path = PathBuf::from("/srv/disk");
         let disk =
-            DiskPlan { node, path, format: DiskFormat::Raw, slot: 0, serial: String::new() };
+            DiskPlan {
+                node,
+                device: "dev".to_owned(),
+                path,
+                format: DiskFormat::Raw,
+                slot: 0,
+                serial: String::new(),
+                options: DiskOptions::default(),
+            };
         let result = arguments(&LaunchPlan { disks: vec![disk], ..plan() }, &flash("", ""), &FDS);
         prop_assert!(matches!(result, Err(CmdlineError::Id(_))));
     }

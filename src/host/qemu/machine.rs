@@ -22,14 +22,17 @@ use std::time::Duration;
 use qapi_qmp as qmp;
 use rustix::process::Signal;
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
-use vman_actors::ports::{BoxFuture, Machine, MachineAction, MachineError, MachineNews, NewsSink};
-use vman_model::VmUuid;
-use vman_model::vm::{ExitStatus, ProcessIdentity, RunState};
+use vman_actors::ports::{
+    BoxFuture, DiskAction, DiskError, Machine, MachineAction, MachineError, MachineNews, NewsSink,
+};
+use vman_model::vm::{ExitStatus, ProcessIdentity, RunState, SeenDisk};
+use vman_model::{DiskLimits, VmUuid};
 
 use super::console::last_words;
+use super::hotplug::{self, DeviceEvent, Hotplug};
 use super::process::{Exit, Process};
 use crate::host::qmp::{
     Client, CommandTimes, Connected, Deadlines, Event, Events, Incoming, QmpError, Request,
@@ -72,13 +75,15 @@ pub(super) struct Setting {
     pub(super) uuid: VmUuid,
     /// Whether the guest is still to be let run.
     pub(super) fresh: bool,
+    /// Limits that disks have from the first instruction on.
+    pub(super) limits: Vec<(String, DiskLimits)>,
     pub(super) log: PathBuf,
     pub(super) banner: String,
     pub(super) deadlines: Deadlines,
     pub(super) times: Arc<CommandTimes>,
 }
 
-enum Nudge {
+pub(super) enum Nudge {
     Ping(oneshot::Sender<Result<(), MachineError>>),
     Suspect(String),
 }
@@ -88,6 +93,7 @@ pub(super) struct QemuMachine {
     process: Process,
     client: watch::Receiver<Option<Client>>,
     nudges: mpsc::Sender<Nudge>,
+    hotplug: Hotplug,
     within: Duration,
     task: AbortHandle,
 }
@@ -104,11 +110,13 @@ impl QemuMachine {
         let (client, published) = watch::channel(None);
         let (nudges, nudged) = mpsc::channel(NUDGES);
         let within = setting.deadlines.command;
+        let hotplug = Hotplug::new(published.clone(), nudges.clone(), within);
         let link = Link {
             setting,
             news,
             client,
             nudges: nudged,
+            devices: hotplug.events(),
             told: None,
             deaf: false,
         };
@@ -117,6 +125,7 @@ impl QemuMachine {
             process,
             client: published,
             nudges,
+            hotplug,
             within,
             task,
         })
@@ -150,6 +159,19 @@ impl Machine for QemuMachine {
                 }
                 told(error, within)
             })
+        })
+    }
+
+    fn disk(&self, action: DiskAction) -> BoxFuture<'static, Result<(), DiskError>> {
+        self.hotplug.begin(action)
+    }
+
+    fn disks(&self) -> BoxFuture<'static, Result<Vec<SeenDisk>, MachineError>> {
+        let (client, within) = (self.client.borrow().clone(), self.within);
+        Box::pin(async move {
+            let client = client.ok_or(MachineError::Disconnected)?;
+            let seen = hotplug::disks(&client, within).await;
+            seen.map_err(|error| told(error, within))
         })
     }
 
@@ -217,6 +239,7 @@ struct Link {
     news: NewsSink,
     client: watch::Sender<Option<Client>>,
     nudges: mpsc::Receiver<Nudge>,
+    devices: broadcast::Sender<DeviceEvent>,
     told: Option<RunState>,
     deaf: bool,
 }
@@ -289,7 +312,7 @@ impl Link {
         let fresh = std::mem::take(&mut self.setting.fresh);
         let first = if fresh {
             // Nothing beside it: the guest's first instructions compete with the monitor.
-            vec![Request::new("cont")]
+            self.limits().chain([Request::new("cont")]).collect()
         } else {
             vec![Request::new("query-uuid"), Request::new("query-status")]
         };
@@ -326,6 +349,13 @@ impl Link {
         Ok(run_state(&status))
     }
 
+    fn limits(&self) -> impl Iterator<Item = Request> {
+        let limits = self.setting.limits.iter();
+        limits.map(|(device, limits)| {
+            Request::new("block_set_io_throttle").with(hotplug::throttle(device, limits))
+        })
+    }
+
     fn ready(&mut self, state: RunState) {
         (self.told, self.deaf) = (Some(state), false);
         self.news.tell(MachineNews::Ready(state));
@@ -352,10 +382,44 @@ impl Link {
         if event.name == "RESET" && event.data.get("guest") == Some(&Value::Bool(true)) {
             self.news.tell(MachineNews::GuestReset);
         }
+        if let Some(device) = DeviceEvent::of(event) {
+            if let Some(disk) = device.deleted_disk() {
+                self.news.tell(MachineNews::DiskLetGo(disk));
+            }
+            // Nobody may be waiting for it.
+            let _ = self.devices.send(device);
+        }
+        if event.name == "BLOCK_IO_ERROR" {
+            self.io_error(client, event).await?;
+        }
         // Each start brings one that tells what its `cont` has told.
         let known = event.name == "RESUME" && self.told == Some(RunState::Running);
         if !known && STATE_EVENTS.contains(&event.name.as_str()) {
             self.refresh(client).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells which disk it was before the run state tells that the CPUs stand still.
+    async fn io_error(&mut self, client: &Client, event: &Event) -> Result<(), Parting> {
+        let text = |field: &str| {
+            event
+                .data
+                .get(field)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
+        if text("action") != "stop" {
+            return Ok(());
+        }
+        let within = self.setting.deadlines.command;
+        let disk = hotplug::disk_of_node(client, text("node-name"), within).await;
+        if let Some(disk) = disk.map_err(|error| parting(&error))? {
+            self.news.tell(MachineNews::DiskFailed {
+                disk,
+                no_space: event.data.get("nospace") == Some(&Value::Bool(true)),
+                detail: format!("{} failed: {}", text("operation"), text("reason")),
+            });
         }
         Ok(())
     }
@@ -394,7 +458,7 @@ impl Link {
 
 /// The state of a new QEMU that was told to run its guest. One that refused is where it was.
 fn let_run(answers: Answers) -> Result<RunState, Parting> {
-    match answers.into_iter().next() {
+    match answers.into_iter().next_back() {
         Some(Err(QmpError::Refused { .. })) => Ok(RunState::Prelaunch),
         Some(Err(error)) => Err(parting(&error)),
         Some(Ok(_)) | None => Ok(RunState::Running),

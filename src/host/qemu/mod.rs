@@ -9,6 +9,7 @@
 //! | `process.rs` | the process by its pidfd |
 //! | `adopt.rs` | finding a QEMU of an earlier daemon |
 //! | `machine.rs` | the conversation with a living QEMU |
+//! | `hotplug.rs` | disks that come and go while it lives |
 //! | `console.rs` | logs, and keeping them bounded |
 //! | `layout.rs`, `sockets.rs`, `probe.rs` | paths, sockets, what the host has |
 
@@ -17,6 +18,7 @@ pub mod adopt;
 mod adopt_tests;
 pub mod cmdline;
 mod console;
+mod hotplug;
 mod launch;
 pub mod layout;
 mod machine;
@@ -42,7 +44,7 @@ use vman_actors::ports::{
     LaunchError, LaunchPlan, Machine, NewsSink,
 };
 use vman_model::vm::ProcessIdentity;
-use vman_model::{Incarnation, VmId, VmUuid};
+use vman_model::{DiskLimits, Incarnation, VmId, VmUuid};
 
 use self::adopt::AttachError;
 use self::cmdline::Accel;
@@ -166,6 +168,7 @@ impl QemuHost {
             socket: layout.qmp(vm),
             uuid: opening.uuid,
             fresh: opening.fresh,
+            limits: opening.limits,
             log: layout.qemu_log(vm),
             banner: launch::banner(opening.incarnation),
             deadlines: self.settings.deadlines,
@@ -179,6 +182,14 @@ struct Opening {
     uuid: VmUuid,
     incarnation: Incarnation,
     fresh: bool,
+    limits: Vec<(String, DiskLimits)>,
+}
+
+fn limits_of(plan: &LaunchPlan) -> Vec<(String, DiskLimits)> {
+    let limited = plan.disks.iter().filter(|disk| disk.options.limits.any());
+    limited
+        .map(|disk| (disk.device.clone(), disk.options.limits))
+        .collect()
 }
 
 fn find(uuid: VmUuid, incarnation: Incarnation) -> Result<Option<ProcessIdentity>, HostError> {
@@ -224,6 +235,7 @@ impl Hypervisor for QemuHost {
                 uuid: plan.uuid,
                 incarnation: plan.incarnation,
                 fresh: true,
+                limits: limits_of(&plan),
             };
             let (settings, vm) = (Arc::clone(&host.settings), plan.vm.clone());
             let (accel, _) = host.accelerator().await.clone();
@@ -250,6 +262,7 @@ impl Hypervisor for QemuHost {
                 uuid: plan.uuid,
                 incarnation: plan.incarnation,
                 fresh: false,
+                limits: Vec::new(),
             };
             let (looking, vm) = (host.clone(), plan.vm.clone());
             Ok(match blocking(move || looking.look_for(&plan)).await? {

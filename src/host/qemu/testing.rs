@@ -128,6 +128,8 @@ impl Bench {
             let (node, serial) = ("root".to_owned(), "root".to_owned());
             DiskPlan {
                 node,
+                device: "dev-root".to_owned(),
+                options: vman_model::DiskOptions::default(),
                 path,
                 format: DiskFormat::Raw,
                 slot: 0,

@@ -3,6 +3,7 @@
 //!
 //! Answers borrow from the records and are written straight to JSON.
 
+pub(crate) mod disk;
 pub(crate) mod event;
 pub(crate) mod host;
 pub(crate) mod image;

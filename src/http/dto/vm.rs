@@ -14,7 +14,7 @@ use vman_actors::{store::Versioned, vm::NewVm};
 use vman_model::{
     ImageName, RestartBudget, RestartMode, RestartPolicy, TemplateName, VmUuid,
     restart::MAX_RESTARTS,
-    vm::{Firmware, VmRecord, VmSize, VmSpec},
+    vm::{Firmware, IoErrorPolicy, VmRecord, VmSize, VmSpec},
 };
 
 /// The longest window of a restart budget, in seconds (30 days).
@@ -62,8 +62,8 @@ pub(crate) struct RestartBody {
 pub(crate) struct VmDiskBody<'a> {
     /// The disk.
     id: &'a str,
-    /// The device name the guest sees for it.
-    mount_point: String,
+    /// The device name the guest has for it; none where it has let go of it.
+    mount_point: Option<String>,
 }
 
 /// A VM.
@@ -119,6 +119,8 @@ pub(crate) struct VmBody<'a> {
     disks: Vec<VmDiskBody<'a>>,
     /// When it is started again by itself.
     restart: RestartBody,
+    /// What follows when its storage is full: `resume` or `hold`.
+    io_error: &'static str,
     /// Labels, for the user's own use.
     labels: &'a BTreeMap<String, String>,
     /// The operation under way.
@@ -161,6 +163,7 @@ impl<'a> VmBody<'a> {
             boot: size.boot.as_ref().map(BootBody::of),
             disks: disks(vm),
             restart: restart(vm),
+            io_error: vm.spec.io_error.as_str(),
             labels: &size.labels,
             operation: operation.map(|operation| operation.id.as_str()),
             revision: row.revision.0,
@@ -171,9 +174,13 @@ impl<'a> VmBody<'a> {
 fn disks(vm: &VmRecord) -> Vec<VmDiskBody<'_>> {
     let root = vm.root_disk.iter().map(|id| VmDiskBody {
         id: id.as_str(),
-        mount_point: "/dev/vda".to_owned(),
+        mount_point: Some(super::disk::mount_point(b'a')),
     });
-    root.collect()
+    let data = vm.disks.iter().map(|held| VmDiskBody {
+        id: held.disk.as_str(),
+        mount_point: super::disk::name_of(held),
+    });
+    root.chain(data).collect()
 }
 
 fn restart(vm: &VmRecord) -> RestartBody {
@@ -248,6 +255,9 @@ pub(crate) struct NewVmBody {
     labels: Option<BTreeMap<String, String>>,
     /// When it is started again by itself.
     restart: Option<NewRestart>,
+    /// What follows when its storage is full: `resume` (the default) as soon as there is space
+    /// again, or `hold`.
+    io_error: Option<String>,
 }
 
 /// Reads a [`NewVmBody`].
@@ -260,6 +270,11 @@ pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiEr
     let said = SizeFields::read(&mut fields);
     said.check_images(state, &mut fields);
     let restart = fields.object("restart", |fields| Some(read_restart(fields)));
+    let policies = [IoErrorPolicy::Resume, IoErrorPolicy::Hold];
+    let io_error = fields.word(
+        "io_error",
+        &policies.map(|policy| (policy.as_str(), policy)),
+    );
     let known = template.map(|name| {
         let row = state.inventory().templates.get(&name).cloned();
         row.ok_or_else(|| unknown_template(name))
@@ -281,6 +296,7 @@ pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiEr
             template: template.value.name.clone(),
             size,
             restart: restart.unwrap_or_default(),
+            io_error: io_error.unwrap_or_default(),
         },
         origin,
         idempotency: None,

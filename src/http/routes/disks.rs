@@ -1,19 +1,91 @@
-//! Disks, as the inventory knows them.
+//! Disks: made, listed, read, changed, deleted. What involves a VM is in
+//! `disk_work.rs`.
 
-use super::not_found;
+use super::{not_found, replayed};
 use crate::http::{
-    dto::image::DiskBody,
+    dto::disk::{DiskBody, DiskChangeBody, NewDiskBody, OptionFields, check_limits, read_disk},
     error::{ApiError, ProblemBody},
-    extract::{Id, Query},
-    paging::{Page, json, tagged, unchanged},
+    extract::{Caller, Id, Post, Query},
+    idempotency::{KeyTurn, Keyed, look, result_gone},
+    paging::{Page, if_match, json, tagged, unchanged, with_header},
     state::HttpState,
 };
 use axum::{
     extract::State,
-    http::{HeaderMap, StatusCode, Uri},
-    response::Response,
+    http::{HeaderMap, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
 };
-use vman_model::DiskId;
+use vman_actors::{
+    disks::DiskFault,
+    store::{Inventory, Versioned},
+};
+use vman_model::{DiskFile, DiskId, DiskRecord, change::IdempotentAnswer};
+
+/// A disk that is being made is not there yet; one that is being deleted is there no more.
+pub(super) fn shown(row: &Versioned<DiskRecord>) -> bool {
+    matches!(row.value.file, DiskFile::OnDemand | DiskFile::Made)
+}
+
+pub(super) fn body<'a>(
+    state: &HttpState,
+    inventory: &'a Inventory,
+    row: &'a Versioned<DiskRecord>,
+) -> DiskBody<'a> {
+    DiskBody::of(row, inventory, state.handles().disks.seen(&row.value.id))
+}
+
+/// Make a disk
+#[utoipa::path(
+    post, path = "/disks", tag = "disks",
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again")),
+    request_body = NewDiskBody,
+    responses(
+        (status = 201, description = "Made; its file is there", body = DiskBody<'static>),
+        (status = "default", description = "Refused; 507 without space, and nothing is left", body = ProblemBody<'static>, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn create_disk(
+    State(state): State<HttpState>,
+    mut post: Post,
+) -> Result<Response, ApiError> {
+    Query::of(&post.uri)?.finish()?;
+    let turn = match look(&state, &post)? {
+        Keyed::Replay(answer) => return made_before(&state, &answer),
+        Keyed::First(turn) => Some(turn),
+        Keyed::Without => None,
+    };
+    let mut new = read_disk(&mut post)?;
+    new.idempotency = turn.as_ref().map(KeyTurn::pair);
+    let handles = state.handles();
+    let made = handles.disks.create_disk(new, handles.clock.clone()).await;
+    match (made, turn) {
+        (Err(DiskFault::KeyInUse), Some(turn)) => {
+            made_before(&state, &turn.used_meanwhile(&state)?)
+        }
+        (made, _) => {
+            let id = made?;
+            created(&state, &id).ok_or_else(|| not_found("disk", id))
+        }
+    }
+}
+
+fn created(state: &HttpState, id: &DiskId) -> Option<Response> {
+    let inventory = state.inventory();
+    let row = inventory.disks.get(id)?;
+    let response = json(StatusCode::CREATED, &body(state, &inventory, row));
+    let response = with_header(response, header::LOCATION, &format!("/disks/{id}"));
+    Some(tagged(response, row.revision))
+}
+
+fn made_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
+    let response = match answer {
+        IdempotentAnswer::Disk(id) => created(state, id),
+        IdempotentAnswer::Template(_)
+        | IdempotentAnswer::Vm(_)
+        | IdempotentAnswer::Operation(_) => None,
+    };
+    response.map(replayed).ok_or_else(|| result_gone("disk"))
+}
 
 /// List the disks
 #[utoipa::path(
@@ -40,8 +112,11 @@ pub(crate) async fn list_disks(
     if let Some(same) = unchanged(&headers, inventory.revision) {
         return Ok(same);
     }
-    let rows = inventory.disks.range::<_, DiskId>(page.upwards());
-    let response = page.answer(&uri, rows, |row| DiskBody::of(row));
+    let rows = inventory
+        .disks
+        .range::<_, DiskId>(page.upwards())
+        .filter(|(_, row)| shown(row));
+    let response = page.answer(&uri, rows, |row| body(&state, &inventory, row));
     Ok(tagged(response, inventory.revision))
 }
 
@@ -61,12 +136,90 @@ pub(crate) async fn get_disk(
 ) -> Result<Response, ApiError> {
     Query::of(&uri)?.finish()?;
     let inventory = state.inventory();
+    let row = inventory.disks.get(&id).filter(|row| shown(row));
+    let row = row.ok_or_else(|| not_found("disk", &id).disk(&id))?;
+    // Of one disk the file is looked at now.
+    state.handles().disks.look_now(&row.value).await;
+    Ok(tagged(
+        json(StatusCode::OK, &body(&state, &inventory, row)),
+        row.revision,
+    ))
+}
+
+/// Change a disk's options
+///
+/// The limits take effect at once, the rest when it is attached next.
+#[utoipa::path(
+    patch, path = "/disks/{id}", tag = "disks",
+    params(
+        ("id" = String, Path, description = "The disk"),
+        ("If-Match" = Option<String>, Header, description = "Only if it still has this revision"),
+    ),
+    request_body = DiskChangeBody,
+    responses(
+        (status = 200, description = "Changed", body = DiskBody<'static>),
+        (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn change_disk(
+    State(state): State<HttpState>,
+    Id(id): Id<DiskId>,
+    mut post: Post,
+) -> Result<Response, ApiError> {
+    Query::of(&post.uri)?.finish()?;
+    let row = state.inventory().disks.get(&id).cloned();
+    let row = row.filter(|row| shown(row));
+    let row = row.ok_or_else(|| not_found("disk", &id).disk(&id))?;
+    if_match(&post.headers, row.revision, "disk").map_err(|error| error.disk(&id))?;
+    let mut fields = post.fields();
+    let said = OptionFields::read(&mut fields);
+    let mut after = row.value.options.clone();
+    said.over(&mut after);
+    check_limits(&after.limits, &mut fields);
+    fields.finish()?;
+    let handles = state.handles();
+    let change = |options: &mut _| said.over(options);
+    let (origin, now) = (post.caller.origin(), handles.clock.now());
+    handles.disks.change_disk(&id, change, origin, now).await?;
+    if let Some(vm) = &row.value.vm_id {
+        handles.vms.limit_disk(vm, id.clone());
+    }
+    let inventory = state.inventory();
     let row = inventory
         .disks
         .get(&id)
-        .ok_or_else(|| not_found("disk", &id).disk(&id))?;
+        .ok_or_else(|| not_found("disk", &id))?;
     Ok(tagged(
-        json(StatusCode::OK, &DiskBody::of(row)),
+        json(StatusCode::OK, &body(&state, &inventory, row)),
         row.revision,
     ))
+}
+
+/// Delete a disk that no VM has, and its file
+#[utoipa::path(
+    delete, path = "/disks/{id}", tag = "disks",
+    params(
+        ("id" = String, Path, description = "The disk"),
+        ("If-Match" = Option<String>, Header, description = "Only if it still has this revision"),
+    ),
+    responses(
+        (status = 204, description = "Deleted"),
+        (status = "default", description = "Refused; 409 while it is attached", body = ProblemBody<'static>, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn delete_disk(
+    State(state): State<HttpState>,
+    caller: Caller,
+    Id(id): Id<DiskId>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    Query::of(&uri)?.finish()?;
+    if let Some(row) = state.inventory().disks.get(&id) {
+        if_match(&headers, row.revision, "disk").map_err(|error| error.disk(&id))?;
+    }
+    let handles = state.handles();
+    let now = handles.clock.now();
+    handles.disks.delete_disk(id, caller.origin(), now).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -2,7 +2,7 @@
 
 use super::not_found;
 use crate::http::{
-    dto::image::ImageBody,
+    dto::image::{Clones, ImageBody},
     error::{ApiError, Code, ProblemBody},
     extract::{Caller, Id, Query, content_length, discard},
     paging::{Page, if_match, json, tagged, unchanged, with_header},
@@ -156,10 +156,13 @@ fn stalled(seconds: u64) -> ApiError {
 
 fn created(state: &HttpState, record: &ImageRecord) -> Response {
     let location = format!("/images/{}", record.name);
-    let row = state.inventory().images.get(&record.name).cloned();
-    let response = match row {
+    let inventory = state.inventory();
+    let response = match inventory.images.get(&record.name) {
         Some(row) => tagged(
-            json(StatusCode::CREATED, &ImageBody::of(&row)),
+            json(
+                StatusCode::CREATED,
+                &ImageBody::of(row, &Clones::of(&inventory)),
+            ),
             row.revision,
         ),
         // It was deleted at once; it was made all the same.
@@ -243,11 +246,12 @@ pub(crate) async fn list_images(
     if let Some(same) = unchanged(&headers, inventory.revision) {
         return Ok(same);
     }
+    let clones = Clones::of(&inventory);
     let rows = inventory
         .images
         .range::<_, ImageName>(page.upwards())
         .filter(|(_, row)| kind.is_none_or(|kind| row.value.kind == kind));
-    let response = page.answer(&uri, rows, |row| ImageBody::of(row));
+    let response = page.answer(&uri, rows, |row| ImageBody::of(row, &clones));
     Ok(tagged(response, inventory.revision))
 }
 
@@ -272,7 +276,7 @@ pub(crate) async fn get_image(
         .get(&name)
         .ok_or_else(|| not_found("image", &name))?;
     Ok(tagged(
-        json(StatusCode::OK, &ImageBody::of(row)),
+        json(StatusCode::OK, &ImageBody::of(row, &Clones::of(&inventory))),
         row.revision,
     ))
 }

@@ -3,6 +3,7 @@
 
 pub(crate) mod actions;
 pub(crate) mod console;
+pub(crate) mod disk_work;
 pub(crate) mod disks;
 pub(crate) mod events;
 pub(crate) mod health;

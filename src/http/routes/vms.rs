@@ -76,7 +76,9 @@ fn created(state: &HttpState, id: &VmId) -> Option<Response> {
 fn made_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
     let response = match answer {
         IdempotentAnswer::Vm(id) => created(state, id),
-        IdempotentAnswer::Template(_) | IdempotentAnswer::Operation(_) => None,
+        IdempotentAnswer::Template(_)
+        | IdempotentAnswer::Operation(_)
+        | IdempotentAnswer::Disk(_) => None,
     };
     response.map(replayed).ok_or_else(|| result_gone("VM"))
 }

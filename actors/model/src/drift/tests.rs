@@ -74,6 +74,7 @@ fn running_vm() -> VmRecord {
                 labels: BTreeMap::new(),
             },
             restart: RestartPolicy::default(),
+            io_error: Default::default(),
         },
         mac: [2; 6],
         root_disk: Some(DiskId::parse("vm-root").unwrap()),
@@ -96,6 +97,9 @@ fn running_vm() -> VmRecord {
         backoff_ms: 0,
         operations: Vec::new(),
         last_event: None,
+        disks: Vec::new(),
+        failed_disk: None,
+        failed_for_space: false,
     }
 }
 
@@ -117,6 +121,9 @@ fn agreeing() -> World {
         vm_id: Some(VmId::parse("vm").unwrap()),
         root: true,
         created_at: UnixMs(0),
+        options: Default::default(),
+        file: Default::default(),
+        wished_letter: None,
     };
     World {
         vm: running_vm(),

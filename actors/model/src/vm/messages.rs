@@ -6,14 +6,14 @@
 
 use crate::{
     event::Origin,
-    ids::{BootId, Incarnation, OperationId},
+    ids::{BootId, DiskId, Incarnation, OperationId},
     time::UnixMs,
     vm::record::{Claim, ProcessIdentity},
 };
 use serde::{Deserialize, Serialize};
 
 /// What a user asks of a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// Start it.
     Start,
@@ -41,6 +41,24 @@ pub enum Command {
     Delete {
         /// Whether its root disk is kept as a disk of its own.
         keep_root_disk: bool,
+    },
+    /// Attach a disk that belongs to no VM.
+    AttachDisk {
+        /// The disk.
+        disk: DiskId,
+        /// The letter that is wished for, from `b'a'`.
+        letter: Option<u8>,
+    },
+    /// Detach one of its data disks.
+    DetachDisk(DiskId),
+    /// Grow one of its disks.
+    ResizeDisk {
+        /// The disk.
+        disk: DiskId,
+        /// Its size until now, in MiB.
+        from_mib: u64,
+        /// The new size in MiB.
+        size_mib: u64,
     },
 }
 
@@ -114,6 +132,31 @@ pub enum Timer {
     ReleaseAgain,
     /// Start again after a failure.
     BackoffDue,
+    /// Look whether the storage has space again for a guest that waits for it.
+    SpaceAgain,
+}
+
+/// What became of work on a disk of a living QEMU. An outcome that is unknown
+/// is not told: QEMU is asked when it answers again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskOutcome {
+    /// Done wholly.
+    Done,
+    /// Refused; it is as it was before.
+    Refused(String),
+    /// The guest has not let go of it; it is as it was before.
+    Held(String),
+}
+
+/// A data disk as a living QEMU has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SeenDisk {
+    /// The disk, by the names of its device and block node.
+    pub disk: DiskId,
+    /// Whether the guest has a device of it.
+    pub device: bool,
+    /// Whether QEMU has its file open.
+    pub node: bool,
 }
 
 /// What has happened.
@@ -176,6 +219,33 @@ pub enum Fact {
     },
     /// A delay ran out.
     TimerDue(Timer),
+    /// Work on a disk came to its end.
+    DiskDone {
+        /// The operation it was done for.
+        operation: OperationId,
+        /// The disk.
+        disk: DiskId,
+        /// What became of it.
+        outcome: DiskOutcome,
+    },
+    /// QEMU was asked which data disks it has.
+    DisksSeen(Vec<SeenDisk>),
+    /// The guest let go of a disk's device.
+    DiskLetGo(DiskId),
+    /// A disk failed, and the CPUs were stopped for it.
+    DiskFailed {
+        /// The disk.
+        disk: DiskId,
+        /// Whether for want of space.
+        no_space: bool,
+        /// What QEMU says.
+        detail: String,
+    },
+    /// The storage was looked at.
+    SpaceSeen {
+        /// Bytes that can be written.
+        available: u64,
+    },
 }
 
 /// When and in which boot of the host something is decided.
@@ -228,6 +298,33 @@ pub enum Effect {
     },
     /// Tell TimerDue after this many milliseconds.
     Arm(Timer, u64),
+    /// Plug a disk into the living QEMU, at this slot; answers DiskDone.
+    Plug {
+        /// For this operation.
+        operation: OperationId,
+        /// The disk.
+        disk: DiskId,
+        /// Its slot.
+        slot: u8,
+    },
+    /// Take a disk out of the living QEMU; answers DiskDone.
+    Unplug {
+        /// For this operation; none for a disk that should not be there.
+        operation: Option<OperationId>,
+        /// The disk.
+        disk: DiskId,
+    },
+    /// Grow a disk of the living QEMU to the size in its row; answers DiskDone.
+    Resize {
+        /// For this operation.
+        operation: OperationId,
+        /// The disk.
+        disk: DiskId,
+    },
+    /// Ask QEMU which data disks it has; answers DisksSeen.
+    LookAtDisks,
+    /// Look whether the storage has space again; answers SpaceSeen.
+    LookForSpace,
 }
 
 /// Why a command was refused. Nothing was changed.
@@ -249,6 +346,14 @@ pub enum Refusal {
     OperationInProgress,
     /// The daemon has just started and does not know the VM's state yet.
     Recovering,
+    /// Its slots for data disks are taken.
+    NoFreeSlot,
+    /// The disk is attached to it already.
+    DiskAttached,
+    /// The disk is not attached to it.
+    DiskNotAttached,
+    /// It is its root disk, which cannot be detached.
+    RootDisk,
 }
 
 impl Refusal {
@@ -263,6 +368,10 @@ impl Refusal {
             Refusal::BeingDeleted => "vm_being_deleted",
             Refusal::OperationInProgress => "operation_in_progress",
             Refusal::Recovering => "vm_recovering",
+            Refusal::NoFreeSlot => "no_free_disk_slot",
+            Refusal::DiskAttached => "disk_attached",
+            Refusal::DiskNotAttached => "disk_not_attached",
+            Refusal::RootDisk => "disk_is_root",
         }
     }
 }

@@ -10,12 +10,13 @@ pub mod spec;
 pub mod step;
 
 pub use messages::{
-    Command, CommandContext, Effect, ExitStatus, Fact, Input, Moment, QmpAction, Refusal, Reply,
-    RunState, Timer,
+    Command, CommandContext, DiskOutcome, Effect, ExitStatus, Fact, Input, Moment, QmpAction,
+    Refusal, Reply, RunState, SeenDisk, Timer,
 };
 pub use phase::{ApiState, Desired, Phase};
 pub use record::{
-    Claim, Ending, NicClaim, OpenOperation, ProcessIdentity, Reason, StopIntent, VmRecord,
+    AttachState, Attachment, Claim, Ending, NicClaim, OpenOperation, ProcessIdentity, Reason,
+    StopIntent, VmRecord,
 };
-pub use spec::{BootSpec, Firmware, NetworkKind, VmSize, VmSpec};
-pub use step::{Decision, Erasure, step};
+pub use spec::{BootSpec, Firmware, IoErrorPolicy, NetworkKind, VmSize, VmSpec};
+pub use step::{Decision, DiskChange, Erasure, step};

@@ -137,6 +137,37 @@ pub struct OpenOperation {
     pub created_at: UnixMs,
     /// The request that asked for it; none if the daemon itself did.
     pub request_id: Option<RequestId>,
+    /// The disk it is about.
+    pub disk: Option<DiskId>,
+    /// The disk's size before it, in MiB, should it come to nothing.
+    pub size_before_mib: Option<u64>,
+}
+
+/// What is under way with a disk of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AttachState {
+    /// Nothing: it belongs to the VM, and a living QEMU has it.
+    Attached,
+    /// It is being plugged into the living QEMU.
+    Plugging(OperationId),
+    /// The guest was asked to let go of it.
+    Unplugging(OperationId),
+    /// The guest has let go of it although it belongs to the VM: it comes back
+    /// at the next start, or goes at the next detach.
+    LetGo,
+}
+
+/// A data disk of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The disk.
+    pub disk: DiskId,
+    /// Its slot on the pcie-root-ports, kept while it is attached.
+    pub slot: u8,
+    /// The letter the guest's driver gives it (`b'b'` of `/dev/vdb`).
+    pub letter: u8,
+    /// What is under way with it.
+    pub state: AttachState,
 }
 
 /// How a stop that waits for adoption or for the guest shall be done.
@@ -199,6 +230,12 @@ pub struct VmRecord {
     pub operations: Vec<OpenOperation>,
     /// The last event about this VM.
     pub last_event: Option<Revision>,
+    /// Its data disks, by slot.
+    pub disks: Vec<Attachment>,
+    /// The disk for which its CPUs were stopped last.
+    pub failed_disk: Option<DiskId>,
+    /// Whether that was for want of space.
+    pub failed_for_space: bool,
 }
 
 impl VmRecord {

@@ -103,6 +103,26 @@ impl VmSize {
     }
 }
 
+/// What follows when a guest's CPUs were stopped because its storage is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoErrorPolicy {
+    /// It goes on by itself when there is space again.
+    #[default]
+    Resume,
+    /// It waits for somebody to resume it.
+    Hold,
+}
+
+impl IoErrorPolicy {
+    /// The word the API uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            IoErrorPolicy::Resume => "resume",
+            IoErrorPolicy::Hold => "hold",
+        }
+    }
+}
+
 /// What a VM is asked to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
@@ -112,4 +132,6 @@ pub struct VmSpec {
     pub size: VmSize,
     /// When it is started again by itself.
     pub restart: RestartPolicy,
+    /// What follows when its CPUs were stopped for want of space.
+    pub io_error: IoErrorPolicy,
 }

@@ -8,15 +8,16 @@ use ractor::{Actor, ActorRef, SpawnErr};
 use std::{sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::Instant};
 use vman_model::{
-    BootId, Cause, Change, DiskFormat, DiskId, DiskRecord, Event, EventDraft, EventKind, Guard,
-    IdempotencyKey, IdempotencyRecord, ImageFormat, ImageKind, ImageName, ImageRecord, Incarnation,
-    OperationId, OperationKind, OperationRecord, OperationStatus, Origin, Problem, RequestId,
-    RestartHistory, RestartPolicy, Revision, Subject, TemplateName, TemplateRecord, UnixMs, VmId,
-    VmUuid, Write,
+    BootId, Cause, Change, DiskCache, DiskFile, DiskFormat, DiskId, DiskLimits, DiskOptions,
+    DiskRecord, Event, EventDraft, EventKind, Guard, IdempotencyKey, IdempotencyRecord,
+    ImageFormat, ImageKind, ImageName, ImageRecord, Incarnation, OperationId, OperationKind,
+    OperationRecord, OperationStatus, Origin, Problem, RequestId, RestartHistory, RestartPolicy,
+    Revision, Subject, TemplateName, TemplateRecord, UnixMs, VmId, VmUuid, Write,
     change::IdempotentAnswer,
     vm::{
-        BootSpec, Claim, Desired, Ending, Firmware, NetworkKind, NicClaim, OpenOperation, Phase,
-        ProcessIdentity, Reason, StopIntent, VmRecord, VmSize, VmSpec,
+        AttachState, Attachment, BootSpec, Claim, Desired, Ending, Firmware, IoErrorPolicy,
+        NetworkKind, NicClaim, OpenOperation, Phase, ProcessIdentity, Reason, StopIntent, VmRecord,
+        VmSize, VmSpec,
     },
 };
 
@@ -143,6 +144,7 @@ pub(super) fn vm() -> VmRecord {
             template: TemplateName::parse("small").unwrap(),
             size: size(),
             restart: RestartPolicy::default(),
+            io_error: IoErrorPolicy::Hold,
         },
         mac: nic.mac,
         root_disk: Some(disk.clone()),
@@ -182,8 +184,18 @@ pub(super) fn vm() -> VmRecord {
             kind: OperationKind::VmDelete,
             created_at: UnixMs(1_700_000_000_400),
             request_id: Some(RequestId::parse("r-1").unwrap()),
+            disk: Some(DiskId::parse("data-1").unwrap()),
+            size_before_mib: Some(1_024),
         }],
         last_event: Some(Revision(41)),
+        disks: vec![Attachment {
+            disk: DiskId::parse("data-1").unwrap(),
+            slot: 4,
+            letter: b'b',
+            state: AttachState::Unplugging(OperationId::parse("op-1").unwrap()),
+        }],
+        failed_disk: Some(DiskId::parse("data-1").unwrap()),
+        failed_for_space: true,
     }
 }
 
@@ -196,6 +208,20 @@ pub(super) fn disk() -> DiskRecord {
         vm_id: Some(VmId::parse("web-1").unwrap()),
         root: true,
         created_at: UnixMs(1_700_000_000_000),
+        options: DiskOptions {
+            cache: DiskCache::None,
+            keep_discarded: true,
+            read_only: true,
+            serial: Some("s-1".to_owned()),
+            limits: DiskLimits {
+                iops: 100,
+                iops_burst: 200,
+                bps: 1_000,
+                bps_burst: 2_000,
+            },
+        },
+        file: DiskFile::Made,
+        wished_letter: Some(b'c'),
     }
 }
 

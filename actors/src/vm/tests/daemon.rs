@@ -66,6 +66,7 @@ pub(super) fn spec(restart: RestartPolicy) -> VmSpec {
         template: TemplateName::parse("small").unwrap(),
         size: size(),
         restart,
+        io_error: vman_model::vm::IoErrorPolicy::default(),
     }
 }
 
@@ -240,7 +241,7 @@ impl Daemon {
 
     /// Asks, and waits until it is done as asked.
     pub(super) async fn done(&self, id: &VmId, command: Command) {
-        let operation = self.ask(id, command).await.unwrap();
+        let operation = self.ask(id, command.clone()).await.unwrap();
         let ended = self.ended(&operation.id).await;
         let (status, error) = (ended.status, ended.error);
         assert_eq!(status, OperationStatus::Succeeded, "{command:?}: {error:?}");

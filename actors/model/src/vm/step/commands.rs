@@ -1,9 +1,9 @@
 //! What users' commands do. Each gets exactly one reply.
 
 use super::{
-    POWERDOWN_AGAIN_MS,
+    POWERDOWN_AGAIN_MS, disks,
     release::release,
-    turn::{Turn, is_action},
+    turn::{Turn, is_action, is_disk_work},
 };
 use crate::{
     operation::{OperationKind, OperationStatus},
@@ -30,6 +30,13 @@ pub(super) fn command(turn: &mut Turn<'_>, command: Command, context: CommandCon
         Command::Resume => act(turn, QmpAction::Resume, context),
         Command::Reset => act(turn, QmpAction::Reset, context),
         Command::Delete { keep_root_disk } => delete(turn, keep_root_disk, context),
+        Command::AttachDisk { disk, letter } => disks::attach(turn, disk, letter, context),
+        Command::DetachDisk(disk) => disks::detach(turn, disk, context),
+        Command::ResizeDisk {
+            disk,
+            from_mib,
+            size_mib: to_mib,
+        } => disks::resize(turn, disk, disks::Growth { from_mib, to_mib }, context),
     }
 }
 
@@ -101,7 +108,9 @@ fn stop(turn: &mut Turn<'_>, intent: StopIntent, context: CommandContext) {
 }
 
 fn accept_stop(turn: &mut Turn<'_>, intent: StopIntent, context: CommandContext) {
-    turn.supersede("stop", |kind| kind != OperationKind::VmStop);
+    turn.supersede("stop", |kind| {
+        kind != OperationKind::VmStop && !is_disk_work(kind)
+    });
     turn.accept(OperationKind::VmStop, context);
     turn.record.desired = Desired::Stopped;
     turn.record.restarting = false;
@@ -155,7 +164,7 @@ fn restart(turn: &mut Turn<'_>, intent: StopIntent, context: CommandContext) {
         }
         Phase::Claiming | Phase::Launching => turn.refuse(Refusal::OperationInProgress),
         Phase::Running | Phase::Paused => {
-            turn.supersede("restart", |_| true);
+            turn.supersede("restart", |kind| !is_disk_work(kind));
             turn.accept(OperationKind::VmRestart, context);
             turn.record.desired = Desired::Running;
             turn.record.restarting = true;

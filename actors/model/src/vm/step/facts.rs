@@ -3,6 +3,7 @@
 use super::{
     KILL_AGAIN_MS, LAUNCH_DEADLINE_MS, POWERDOWN_AGAIN_MS, RELEASE_AGAIN_MS,
     commands::{Cpus, begin_stop},
+    disks,
     release::{end_by_exit, end_by_gone, release, released},
     turn::{Turn, is_action, wants_end, wants_running},
 };
@@ -61,6 +62,19 @@ pub(super) fn fact(turn: &mut Turn<'_>, fact: Fact) {
             }
         }
         Fact::TimerDue(timer) => timer_due(turn, timer),
+        Fact::DiskDone {
+            operation,
+            disk,
+            outcome,
+        } => disks::done(turn, &operation, &disk, outcome),
+        Fact::DisksSeen(seen) => disks::seen(turn, &seen),
+        Fact::DiskLetGo(disk) => disks::let_go(turn, &disk),
+        Fact::DiskFailed {
+            disk,
+            no_space,
+            detail,
+        } => disks::failed(turn, disk, no_space, &detail),
+        Fact::SpaceSeen { available } => disks::space_seen(turn, available),
     }
 }
 
@@ -88,6 +102,7 @@ fn ready(turn: &mut Turn<'_>, state: RunState) {
         Phase::Running | Phase::Paused => {
             turn.record.unresponsive = false;
             alive(turn, state);
+            disks::ask_again(turn);
         }
         Phase::Stopping => {
             turn.record.unresponsive = false;
@@ -136,16 +151,21 @@ fn alive(turn: &mut Turn<'_>, state: RunState) {
                 if turn.record.reason == Reason::IoError {
                     turn.record.reason = Reason::User;
                 }
+                turn.record.failed_disk = None;
+                turn.record.failed_for_space = false;
                 turn.enter(Phase::Running, "the guest runs");
             }
             came_up(turn);
         }
         RunState::Paused => stand_still(turn, Reason::User, "the guest's CPUs stand still"),
-        RunState::IoError => stand_still(
-            turn,
-            Reason::IoError,
-            "a disk failed or the storage is full: free space, then resume",
-        ),
+        RunState::IoError => {
+            let was = (turn.record.phase, turn.record.reason);
+            let detail = disks::io_error_detail(&turn.record);
+            stand_still(turn, Reason::IoError, &detail);
+            if was != (Phase::Paused, Reason::IoError) {
+                disks::wait_for_space(turn);
+            }
+        }
         RunState::Prelaunch => turn.effect(Effect::Continue),
         RunState::Shutdown => {
             // It ran, however shortly: a start that waits for it has succeeded.
@@ -194,7 +214,11 @@ fn adopted(turn: &mut Turn<'_>, state: RunState) {
             turn.arm(Timer::LaunchDeadline, LAUNCH_DEADLINE_MS);
             return;
         }
-        return alive(turn, state);
+        alive(turn, state);
+        if disks::concern(&turn.record) {
+            turn.effect(Effect::LookAtDisks);
+        }
+        return;
     }
     match state {
         RunState::Running => end_adopted(turn, Cpus::Run),
@@ -251,6 +275,7 @@ fn guest_reset(turn: &mut Turn<'_>) {
         turn.record.phase,
         Phase::Running | Phase::Paused | Phase::Stopping
     ) {
+        disks::name_anew(&mut turn.record);
         turn.tell("the guest's machine was reset");
     }
 }
@@ -361,6 +386,7 @@ fn timer_due(turn: &mut Turn<'_>, timer: Timer) {
                 release(turn);
             }
         }
+        Timer::SpaceAgain => disks::look_for_space(turn),
         Timer::BackoffDue => {
             if phase == Phase::Backoff {
                 turn.begin_life(Reason::RestartPolicy, "started again by the restart policy");

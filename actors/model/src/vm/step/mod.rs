@@ -23,10 +23,11 @@
 //!
 //! Every exit passes Releasing, which is retried until it has succeeded: a
 //! Stopped or Failed VM holds nothing.
-//! Look next: `commands.rs`, `facts.rs`, `release.rs`, and `turn.rs` for the
+//! Look next: `commands.rs`, `facts.rs`, `release.rs`, `disks.rs`, and `turn.rs` for the
 //! small vocabulary they are written in.
 
 mod commands;
+mod disks;
 mod facts;
 mod release;
 mod turn;
@@ -36,6 +37,7 @@ mod tests;
 
 use crate::{
     event::EventDraft,
+    ids::DiskId,
     operation::OperationRecord,
     vm::{
         messages::{Effect, Fact, Input, Moment, Reply},
@@ -57,12 +59,28 @@ pub const TERMINATE_GRACE_MS: u64 = 1_000;
 pub const KILL_AGAIN_MS: u64 = 5_000;
 /// How long after a failed release the next is tried.
 pub const RELEASE_AGAIN_MS: u64 = 1_000;
+/// How often it is looked whether a full storage has space again.
+pub const SPACE_AGAIN_MS: u64 = 1_000;
+/// The space from which on a guest that waits for it is let go on, in bytes:
+/// with less it would stop again at its next clusters.
+pub const ENOUGH_SPACE: u64 = 4 << 20;
 
 /// That a VM's record is to be erased with this commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Erasure {
     /// Whether its root disk stays, as a disk of its own.
     pub keep_root_disk: bool,
+}
+
+/// What happens to a disk's row in the commit of a decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskChange {
+    /// It becomes this VM's; it must be free.
+    Attach(DiskId),
+    /// It is free again.
+    Detach(DiskId),
+    /// It has this size in MiB.
+    Size(DiskId, u64),
 }
 
 /// What is to be persisted, answered and then done.
@@ -74,6 +92,8 @@ pub struct Decision {
     pub erased: Option<Erasure>,
     /// Operations opened, moved on or ended by this decision.
     pub operations: Vec<OperationRecord>,
+    /// What happens to disks' rows.
+    pub disks: Vec<DiskChange>,
     /// The event that tells it; none if nothing has changed and nothing needs
     /// to be written.
     pub event: Option<EventDraft>,
@@ -155,6 +175,9 @@ pub fn input_word(input: &Input) -> &'static str {
         Input::Command(Command::Resume, _) => "resume",
         Input::Command(Command::Reset, _) => "reset",
         Input::Command(Command::Delete { .. }, _) => "delete",
+        Input::Command(Command::AttachDisk { .. }, _) => "attach_disk",
+        Input::Command(Command::DetachDisk(_), _) => "detach_disk",
+        Input::Command(Command::ResizeDisk { .. }, _) => "resize_disk",
         Input::Recover => "recover",
         Input::Fact(_, fact) => match fact {
             Fact::Claimed(_) => "claimed",
@@ -177,6 +200,12 @@ pub fn input_word(input: &Input) -> &'static str {
             Fact::TimerDue(Timer::KillAgain) => "kill_again",
             Fact::TimerDue(Timer::ReleaseAgain) => "release_again",
             Fact::TimerDue(Timer::BackoffDue) => "backoff_due",
+            Fact::TimerDue(Timer::SpaceAgain) => "space_again",
+            Fact::DiskDone { .. } => "disk_done",
+            Fact::DisksSeen(_) => "disks_seen",
+            Fact::DiskLetGo(_) => "disk_let_go",
+            Fact::DiskFailed { .. } => "disk_failed",
+            Fact::SpaceSeen { .. } => "space_seen",
         },
     }
 }

@@ -1,8 +1,9 @@
 //! The vocabulary `step` is written in: one turn collects what changes.
 
-use super::{Decision, Erasure, KILL_AGAIN_MS, TERMINATE_GRACE_MS, input_word};
+use super::{Decision, DiskChange, Erasure, KILL_AGAIN_MS, TERMINATE_GRACE_MS, input_word};
 use crate::{
     event::{Cause, EventDraft, EventKind, Origin, Subject},
+    ids::{DiskId, OperationId},
     operation::{OperationKind, OperationRecord, OperationStatus, Problem},
     vm::{
         messages::{CommandContext, Effect, Fact, Input, Moment, Refusal, Reply, Timer},
@@ -21,7 +22,8 @@ pub(super) struct Turn<'a> {
     reply: Option<Reply>,
     erased: Option<Erasure>,
     /// Something happened that is told although the record stays as it was.
-    told: Option<String>,
+    told: Option<(EventKind, String)>,
+    disks: Vec<DiskChange>,
 }
 
 impl<'a> Turn<'a> {
@@ -44,6 +46,7 @@ impl<'a> Turn<'a> {
             reply: None,
             erased: None,
             told: None,
+            disks: Vec::new(),
         }
     }
 
@@ -64,7 +67,17 @@ impl<'a> Turn<'a> {
 
     /// Tells an event although nothing durable may have changed.
     pub(super) fn tell(&mut self, detail: impl Into<String>) {
-        self.told = Some(detail.into());
+        self.told = Some((EventKind::VmUpdated, detail.into()));
+    }
+
+    /// The same with a class of its own.
+    pub(super) fn tell_as(&mut self, kind: EventKind, detail: impl Into<String>) {
+        self.told = Some((kind, detail.into()));
+    }
+
+    /// Changes a disk's row in the same commit.
+    pub(super) fn disk(&mut self, change: DiskChange) {
+        self.disks.push(change);
     }
 
     pub(super) fn refuse(&mut self, refusal: Refusal) {
@@ -73,6 +86,16 @@ impl<'a> Turn<'a> {
 
     /// Takes a command as an operation that stays open until it is finished.
     pub(super) fn accept(&mut self, kind: OperationKind, context: CommandContext) {
+        self.accept_about(kind, None, context);
+    }
+
+    /// The same for a command that is about one of the VM's disks.
+    pub(super) fn accept_about(
+        &mut self,
+        kind: OperationKind,
+        disk: Option<DiskId>,
+        context: CommandContext,
+    ) {
         let request_id = match context.origin {
             Origin::Request { request_id, .. } => Some(request_id),
             _ => None,
@@ -83,6 +106,8 @@ impl<'a> Turn<'a> {
             kind,
             created_at: self.moment.now,
             request_id,
+            disk,
+            size_before_mib: None,
         });
     }
 
@@ -93,11 +118,27 @@ impl<'a> Turn<'a> {
         status: OperationStatus,
         problem: Option<&Problem>,
     ) {
-        let (ended, open): (Vec<_>, Vec<_>) = self
-            .record
-            .operations
-            .drain(..)
-            .partition(|op| which(op.kind));
+        self.finish_those(|op| which(op.kind), status, problem);
+    }
+
+    /// Ends one operation, if it is still open.
+    pub(super) fn finish_one(
+        &mut self,
+        id: &OperationId,
+        status: OperationStatus,
+        problem: Option<&Problem>,
+    ) {
+        self.finish_those(|op| op.id == *id, status, problem);
+    }
+
+    fn finish_those(
+        &mut self,
+        which: impl Fn(&OpenOperation) -> bool,
+        status: OperationStatus,
+        problem: Option<&Problem>,
+    ) {
+        let (ended, open): (Vec<_>, Vec<_>) =
+            self.record.operations.drain(..).partition(|op| which(op));
         self.record.operations = open;
         for op in ended {
             let mut row = self.row(&op);
@@ -169,6 +210,9 @@ impl<'a> Turn<'a> {
         record.stop = None;
         record.restarting = false;
         record.unresponsive = false;
+        record.failed_disk = None;
+        record.failed_for_space = false;
+        super::disks::name_anew(record);
         record.reason = reason;
         self.enter(Phase::Claiming, detail);
         self.effect(Effect::Claim);
@@ -183,7 +227,7 @@ impl<'a> Turn<'a> {
             id: op.id.clone(),
             kind: op.kind,
             vm_id: Some(self.record.id.clone()),
-            disk_id: None,
+            disk_id: op.disk.clone(),
             status: OperationStatus::Running,
             step: self.record.phase.as_str().to_owned(),
             progress: progress(op.kind, self.record.phase),
@@ -216,6 +260,7 @@ impl<'a> Turn<'a> {
             record: self.record,
             erased: self.erased,
             operations: self.operations,
+            disks: self.disks,
             event,
             effects: self.effects,
             reply: self.reply,
@@ -223,10 +268,11 @@ impl<'a> Turn<'a> {
     }
 
     fn event(&self, moved: bool) -> EventDraft {
-        let kind = match (self.erased, moved) {
-            (Some(_), _) => EventKind::VmErased,
-            (None, true) => EventKind::VmPhaseChanged,
-            (None, false) => EventKind::VmUpdated,
+        let kind = match (self.erased, moved, &self.told) {
+            (Some(_), ..) => EventKind::VmErased,
+            (None, true, _) => EventKind::VmPhaseChanged,
+            (None, false, Some((kind, _))) => *kind,
+            (None, false, None) => EventKind::VmUpdated,
         };
         EventDraft {
             at: self.moment.now,
@@ -235,10 +281,10 @@ impl<'a> Turn<'a> {
             from: Some(self.before.phase),
             to: self.erased.is_none().then_some(self.record.phase),
             reason: Some(self.reason()),
-            detail: self
-                .told
-                .clone()
-                .unwrap_or_else(|| self.record.detail.clone()),
+            detail: match &self.told {
+                Some((_, told)) => told.clone(),
+                None => self.record.detail.clone(),
+            },
             incarnation: Some(self.record.incarnation),
             operation: self.operations.first().map(|op| op.id.clone()),
             cause: self.cause.clone(),
@@ -260,6 +306,15 @@ pub(super) fn is_action(kind: OperationKind) -> bool {
     matches!(
         kind,
         OperationKind::VmPause | OperationKind::VmResume | OperationKind::VmReset
+    )
+}
+
+/// Whether an operation is about a disk: the end of the VM's life brings it to
+/// its own end (see `disks.rs`), and no later command gives it up.
+pub(super) fn is_disk_work(kind: OperationKind) -> bool {
+    matches!(
+        kind,
+        OperationKind::DiskAttach | OperationKind::DiskDetach | OperationKind::DiskResize
     )
 }
 
@@ -285,10 +340,14 @@ fn origin(input: &Input) -> Origin {
             | Fact::Released { .. }
             | Fact::ReleaseFailed { .. } => Origin::Effect,
             Fact::Spawned(_) | Fact::Exited { .. } => Origin::Process,
-            Fact::Ready(_) | Fact::RunStateChanged(_) | Fact::GuestReset | Fact::Deaf { .. } => {
-                Origin::Qmp
-            }
-            Fact::Found(_) | Fact::Gone => Origin::Recovery,
+            Fact::DiskDone { .. } | Fact::SpaceSeen { .. } => Origin::Effect,
+            Fact::Ready(_)
+            | Fact::RunStateChanged(_)
+            | Fact::GuestReset
+            | Fact::DiskLetGo(_)
+            | Fact::DiskFailed { .. }
+            | Fact::Deaf { .. } => Origin::Qmp,
+            Fact::Found(_) | Fact::Gone | Fact::DisksSeen(_) => Origin::Recovery,
             Fact::TimerDue(Timer::BackoffDue) => Origin::RestartPolicy,
             Fact::TimerDue(_) => Origin::Timer,
         },

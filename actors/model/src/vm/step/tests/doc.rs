@@ -115,7 +115,7 @@ fn the_page_names_every_refusal_that_a_command_meets_in_the_row_of_its_phase() {
             .find(|line| line.split('|').nth(1).is_some_and(|c| c.contains(&word)))
             .unwrap_or_else(|| panic!("no row for {phase:?}"));
         for command in all_commands() {
-            let input = Input::Command(command, context(1_000));
+            let input = Input::Command(command.clone(), context(1_000));
             if let Some(Reply::Refused(refusal)) = step(&vm_in(phase), input, &moment(9, 1)).reply {
                 assert!(
                     row.contains(refusal.code()),

@@ -9,11 +9,12 @@ use crate::{
     time::UnixMs,
     vm::{
         messages::{
-            Command, CommandContext, ExitStatus, Fact, Input, Moment, QmpAction, RunState, Timer,
+            Command, CommandContext, DiskOutcome, ExitStatus, Fact, Input, Moment, QmpAction,
+            RunState, SeenDisk, Timer,
         },
         phase::{Desired, Phase},
         record::{Claim, Ending, OpenOperation, ProcessIdentity, Reason, StopIntent, VmRecord},
-        spec::{Firmware, VmSize, VmSpec},
+        spec::{Firmware, IoErrorPolicy, VmSize, VmSpec},
     },
 };
 use proptest::prelude::*;
@@ -88,6 +89,7 @@ pub(super) fn new_vm(mode: RestartMode, budget: RestartBudget) -> VmRecord {
                 labels: std::collections::BTreeMap::new(),
             },
             restart: RestartPolicy { mode, budget },
+            io_error: IoErrorPolicy::default(),
         },
         mac: [2, 0, 0, 0, 0, 1],
         root_disk: None,
@@ -110,6 +112,9 @@ pub(super) fn new_vm(mode: RestartMode, budget: RestartBudget) -> VmRecord {
         backoff_ms: 0,
         operations: Vec::new(),
         last_event: None,
+        disks: Vec::new(),
+        failed_disk: None,
+        failed_for_space: false,
     }
 }
 
@@ -137,13 +142,14 @@ pub(super) const RUN_STATES: [RunState; 7] = [
     RunState::IoError,
     RunState::InternalError,
 ];
-const TIMERS: [Timer; 6] = [
+const TIMERS: [Timer; 7] = [
     Timer::LaunchDeadline,
     Timer::PowerdownAgain,
     Timer::StopDeadline,
     Timer::KillAgain,
     Timer::ReleaseAgain,
     Timer::BackoffDue,
+    Timer::SpaceAgain,
 ];
 const KINDS: [OperationKind; 7] = [
     OperationKind::VmStart,
@@ -176,6 +182,21 @@ pub(super) fn all_commands() -> Vec<Command> {
         DELETE,
         Command::Delete {
             keep_root_disk: true,
+        },
+        Command::AttachDisk {
+            disk: disk(1),
+            letter: None,
+        },
+        Command::AttachDisk {
+            disk: disk(2),
+            letter: Some(b'd'),
+        },
+        Command::DetachDisk(disk(1)),
+        Command::DetachDisk(disk(2)),
+        Command::ResizeDisk {
+            disk: disk(1),
+            from_mib: 1,
+            size_mib: 2,
         },
     ]
 }
@@ -224,7 +245,53 @@ pub(super) fn all_facts() -> Vec<Fact> {
             });
         }
     }
+    facts.extend(disk_facts());
     facts
+}
+
+fn disk_facts() -> Vec<Fact> {
+    let why = || "why".to_owned();
+    let seen = |device, node| SeenDisk {
+        disk: disk(1),
+        device,
+        node,
+    };
+    let mut facts = vec![
+        Fact::DiskLetGo(disk(1)),
+        Fact::SpaceSeen { available: 0 },
+        Fact::SpaceSeen {
+            available: u64::MAX,
+        },
+        Fact::DisksSeen(Vec::new()),
+        Fact::DisksSeen(vec![seen(true, true)]),
+        Fact::DisksSeen(vec![seen(false, true)]),
+    ];
+    for no_space in [false, true] {
+        facts.push(Fact::DiskFailed {
+            disk: disk(1),
+            no_space,
+            detail: why(),
+        });
+    }
+    for number in [0, 99] {
+        for outcome in [
+            DiskOutcome::Done,
+            DiskOutcome::Refused(why()),
+            DiskOutcome::Held(why()),
+        ] {
+            facts.push(Fact::DiskDone {
+                operation: operation(number),
+                disk: disk(1),
+                outcome,
+            });
+        }
+    }
+    facts
+}
+
+/// A data disk.
+pub(super) fn disk(n: u8) -> DiskId {
+    DiskId::parse(&format!("disk-{n}")).expect("letters and digits are a valid id")
 }
 
 /// Every input that an incarnation can be told; commands under a new id.
@@ -291,6 +358,8 @@ fn operations() -> impl Strategy<Value = Vec<OpenOperation>> {
             kind,
             created_at: UnixMs(1),
             request_id: None,
+            disk: None,
+            size_before_mib: None,
         };
         (0..).zip(kinds).map(open).collect()
     })

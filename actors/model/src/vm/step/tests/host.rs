@@ -147,7 +147,14 @@ impl World {
                 assert!(self.no_qemu(), "what a living QEMU holds is released");
                 self.worker.push_back((incarnation, effect));
             }
-            Effect::Act(..) | Effect::Continue | Effect::Powerdown => {
+            Effect::Act(..)
+            | Effect::Plug { .. }
+            | Effect::Unplug { .. }
+            | Effect::Resize { .. }
+            | Effect::LookAtDisks
+            | Effect::LookForSpace
+            | Effect::Continue
+            | Effect::Powerdown => {
                 self.tasks.push(Task::Qmp(incarnation, effect));
             }
             Effect::Terminate => self.signal(false),

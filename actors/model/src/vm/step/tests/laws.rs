@@ -52,6 +52,11 @@ fn fits(effect: &Effect, to: Phase) -> bool {
         Effect::Release { .. } => to == Phase::Releasing,
         Effect::Powerdown => to == Phase::Stopping,
         Effect::Act(..) => matches!(to, Phase::Running | Phase::Paused),
+        Effect::Plug { .. }
+        | Effect::Unplug { .. }
+        | Effect::Resize { .. }
+        | Effect::LookAtDisks => to.may_have_process(),
+        Effect::LookForSpace => to == Phase::Paused,
         Effect::Continue => to.may_have_process(),
         Effect::Arm(timer, _) => match timer {
             Timer::LaunchDeadline => matches!(to, Phase::Launching | Phase::Unknown),
@@ -59,6 +64,7 @@ fn fits(effect: &Effect, to: Phase) -> bool {
             Timer::KillAgain => to == Phase::Killing,
             Timer::ReleaseAgain => to == Phase::Releasing,
             Timer::BackoffDue => to == Phase::Backoff,
+            Timer::SpaceAgain => to == Phase::Paused,
         },
     }
 }
@@ -200,7 +206,9 @@ proptest! {
         record.desired = Desired::Running;
         (record.ending, record.restarting) = (None, false);
         record.started_at = Some(UnixMs(1));
-        let decision = step(&record, Input::Fact(record.incarnation, Fact::TimerDue(timer)), &moment(now, 1));
+        let mut decision = step(&record, Input::Fact(record.incarnation, Fact::TimerDue(timer)), &moment(now, 1));
+        // A look at the storage ends nothing.
+        decision.effects.retain(|effect| *effect != Effect::LookForSpace);
         nothing_happened(&record, &decision)?;
     }
 

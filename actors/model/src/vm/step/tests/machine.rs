@@ -6,15 +6,18 @@ use super::{
     host::{Task, World},
 };
 use crate::{
-    ids::Incarnation,
-    vm::messages::{Effect, ExitStatus, Fact, QmpAction, RunState},
+    ids::{DiskId, Incarnation},
+    vm::messages::{DiskOutcome, Effect, ExitStatus, Fact, QmpAction, RunState, SeenDisk},
 };
+use std::collections::BTreeSet;
 
 /// A living QEMU.
 pub(super) struct Qemu {
     pub(super) incarnation: Incarnation,
     pid: u32,
     pub(super) state: RunState,
+    /// The data disks it has.
+    pub(super) disks: BTreeSet<DiskId>,
     /// It lives, but answers nothing and takes no SIGTERM.
     pub(super) deaf: bool,
     /// The daemon of now holds its pidfd and hears its news.
@@ -98,6 +101,12 @@ impl World {
             incarnation,
             pid,
             state: RunState::Prelaunch,
+            disks: self
+                .record
+                .disks
+                .iter()
+                .map(|held| held.disk.clone())
+                .collect(),
             deaf: false,
             attached: true,
         });
@@ -152,7 +161,68 @@ impl World {
                 };
                 self.tasks.push(Task::Tell(incarnation, done));
             }
-            _ => {}
+            Effect::LookForSpace => {
+                let available = if fail { 0 } else { u64::MAX };
+                let seen = Fact::SpaceSeen { available };
+                self.tasks.push(Task::Tell(incarnation, seen));
+            }
+            other => self.disk_work(incarnation, other, fail),
         }
+    }
+
+    /// Work on the disks of a QEMU that answers; one that does not says nothing.
+    fn disk_work(&mut self, incarnation: Incarnation, effect: Effect, fail: bool) {
+        let living = self
+            .qemu
+            .as_mut()
+            .filter(|q| q.incarnation == incarnation && !q.deaf);
+        let Some(qemu) = living else { return };
+        let outcome = |why: DiskOutcome| if fail { why } else { DiskOutcome::Done };
+        let (operation, disk, outcome) = match effect {
+            Effect::Plug {
+                operation, disk, ..
+            } => {
+                if !fail {
+                    qemu.disks.insert(disk.clone());
+                }
+                (
+                    operation,
+                    disk,
+                    outcome(DiskOutcome::Refused("no".to_owned())),
+                )
+            }
+            Effect::Unplug { operation, disk } => {
+                if !fail {
+                    qemu.disks.remove(&disk);
+                }
+                let Some(operation) = operation else { return };
+                (
+                    operation,
+                    disk,
+                    outcome(DiskOutcome::Held("it holds".to_owned())),
+                )
+            }
+            Effect::Resize { operation, disk } => (
+                operation,
+                disk,
+                outcome(DiskOutcome::Refused("no".to_owned())),
+            ),
+            Effect::LookAtDisks => {
+                let seen = qemu.disks.iter().map(|disk| SeenDisk {
+                    disk: disk.clone(),
+                    device: true,
+                    node: true,
+                });
+                let seen = Fact::DisksSeen(seen.collect());
+                return self.tasks.push(Task::Tell(incarnation, seen));
+            }
+            _ => return,
+        };
+        let done = Fact::DiskDone {
+            operation,
+            disk,
+            outcome,
+        };
+        self.tasks.push(Task::Tell(incarnation, done));
     }
 }

@@ -135,7 +135,12 @@ impl Oracle {
                 self.wish = Wish::Erase;
                 self.last_life = Some(before.incarnation);
             }
-            Command::Pause | Command::Resume | Command::Reset => return,
+            Command::Pause
+            | Command::Resume
+            | Command::Reset
+            | Command::AttachDisk { .. }
+            | Command::DetachDisk(_)
+            | Command::ResizeDisk { .. } => return,
         }
         if !matches!(command, Command::Delete { .. }) {
             self.granted.clear();

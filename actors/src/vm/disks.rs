@@ -1,0 +1,246 @@
+//! What a VmActor has done to its disks while its QEMU lives.
+//!
+//! These effects run beside the lane: an unplug may wait ten seconds for the
+//! guest, and a stop must not wait behind it. The machine does work on one disk
+//! one after the other. An outcome nobody knows is not told; the model asks
+//! QEMU when it answers again.
+
+use super::{VmDeps, VmMsg, VmState};
+use crate::failpoint;
+use crate::ports::{
+    BoxFuture, DiskAction, DiskError, DiskPlan, Machine, NewDiskFile, device_name, node_name,
+};
+use ractor::ActorRef;
+use std::{sync::Arc, time::Duration};
+use vman_model::{
+    DiskFile, DiskId, DiskRecord, Incarnation, OperationId,
+    disk::ROOT_DISK_SLOT,
+    vm::{DiskOutcome, Fact, VmRecord},
+};
+
+/// How long after an unanswered question QEMU is asked again which disks it has.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often it is asked before the next `Ready` is waited for.
+const LOOKS: u32 = 5;
+
+/// The slot of a disk in a VM.
+pub(super) fn slot_of(vm: &VmRecord, disk: &DiskRecord) -> Option<u8> {
+    if disk.root {
+        return Some(ROOT_DISK_SLOT);
+    }
+    let held = vm.disks.iter().find(|held| held.disk == disk.id);
+    held.map(|held| held.slot)
+}
+
+/// The file that a disk is to have.
+pub(super) fn file_of(deps: &VmDeps, disk: &DiskRecord) -> NewDiskFile {
+    let inventory = deps.store.inventory();
+    let image = disk
+        .image
+        .as_ref()
+        .and_then(|name| inventory.images.get(name));
+    NewDiskFile {
+        id: disk.id.clone(),
+        format: disk.format,
+        size_mib: disk.size_mib,
+        image: image.map(|image| (image.value.name.clone(), image.value.format)),
+        made: disk.file == DiskFile::Made,
+    }
+}
+
+/// A disk as QEMU is given it. Its file is there and large enough.
+pub(super) async fn plan(deps: &VmDeps, disk: &DiskRecord, slot: u8) -> Result<DiskPlan, String> {
+    let path = deps
+        .disks
+        .ensure(file_of(deps, disk))
+        .await
+        .map_err(|error| format!("disk {}: {error}", disk.id))?;
+    Ok(DiskPlan {
+        node: node_name(&disk.id),
+        device: device_name(&disk.id),
+        path,
+        format: disk.format,
+        slot,
+        serial: disk.serial(),
+        options: disk.options.clone(),
+    })
+}
+
+fn row(deps: &VmDeps, disk: &DiskId) -> Option<DiskRecord> {
+    let inventory = deps.store.inventory();
+    inventory.disks.get(disk).map(|row| row.value.clone())
+}
+
+/// Where the outcome of work on a disk is told.
+struct Report {
+    vm: ActorRef<VmMsg>,
+    incarnation: Incarnation,
+    operation: Option<OperationId>,
+    disk: DiskId,
+}
+
+impl Report {
+    fn tell(self, result: Result<(), DiskError>) {
+        let disk = self.disk;
+        let outcome = match result {
+            Ok(()) => DiskOutcome::Done,
+            Err(DiskError::Refused(why)) => DiskOutcome::Refused(why),
+            Err(DiskError::Held(why)) => DiskOutcome::Held(why),
+            Err(DiskError::Unknown(why)) => {
+                tracing::warn!(disk_id = %disk, why, "what became of the work on a disk is unknown");
+                return;
+            }
+        };
+        let Some(operation) = self.operation else {
+            tracing::info!(disk_id = %disk, ?outcome, "took out a disk that should not be there");
+            return;
+        };
+        let fact = Fact::DiskDone {
+            operation,
+            disk,
+            outcome,
+        };
+        let _ = self.vm.cast(VmMsg::Fact(self.incarnation, fact));
+    }
+}
+
+impl VmState {
+    fn machine_now(&self) -> Result<Arc<dyn Machine>, DiskError> {
+        let machine = self.machine.as_ref().map(|(_, machine)| machine.clone());
+        machine.ok_or_else(|| DiskError::Refused("there is no QMP connection".to_owned()))
+    }
+
+    pub(super) fn plug(
+        &self,
+        myself: &ActorRef<VmMsg>,
+        incarnation: Incarnation,
+        operation: OperationId,
+        disk: DiskId,
+        slot: u8,
+    ) {
+        let report = report(myself, incarnation, Some(operation), disk.clone());
+        failpoint::hit("attach.intent");
+        let (machine, deps) = (self.machine_now(), self.deps.clone());
+        tokio::spawn(async move {
+            report.tell(plug(machine, &deps, &disk, slot).await);
+        });
+    }
+
+    pub(super) fn unplug(
+        &self,
+        myself: &ActorRef<VmMsg>,
+        incarnation: Incarnation,
+        operation: Option<OperationId>,
+        disk: DiskId,
+    ) {
+        failpoint::hit("detach.intent");
+        let report = report(myself, incarnation, operation, disk.clone());
+        let machine = self.machine_now();
+        tokio::spawn(async move {
+            report.tell(begin(machine, DiskAction::Unplug(disk)).await);
+        });
+    }
+
+    pub(super) fn resize(
+        &self,
+        myself: &ActorRef<VmMsg>,
+        incarnation: Incarnation,
+        operation: OperationId,
+        disk: DiskId,
+    ) {
+        let report = report(myself, incarnation, Some(operation), disk.clone());
+        failpoint::hit("resize.row");
+        let (machine, size) = (self.machine_now(), row(&self.deps, &disk));
+        tokio::spawn(async move {
+            let done = match (machine, size) {
+                (machine, Some(row)) => {
+                    begin(machine, DiskAction::Resize(disk, row.size_mib)).await
+                }
+                (_, None) => Err(DiskError::Refused("the disk is gone".to_owned())),
+            };
+            report.tell(done);
+        });
+    }
+
+    /// Changes how fast a disk may be; the row says it, so nothing is told.
+    pub(super) fn limit(&self, disk: &DiskId) {
+        let (Ok(machine), Some(row)) = (self.machine_now(), row(&self.deps, disk)) else {
+            return;
+        };
+        let done = machine.disk(DiskAction::Limit(row.id, row.options.limits));
+        tokio::spawn(async move {
+            if let Err(error) = done.await {
+                tracing::warn!(%error, "a disk's limits take effect at its next attach");
+            }
+        });
+    }
+
+    pub(super) fn look_at_disks(&self, myself: &ActorRef<VmMsg>, incarnation: Incarnation) {
+        let Some((_, machine)) = &self.machine else {
+            return;
+        };
+        let (vm, machine) = (myself.clone(), Arc::downgrade(machine));
+        tokio::spawn(async move {
+            for _ in 0..LOOKS {
+                let Some(asked) = machine.upgrade().map(|machine| machine.disks()) else {
+                    return;
+                };
+                match asked.await {
+                    Ok(seen) => {
+                        let _ = vm.cast(VmMsg::Fact(incarnation, Fact::DisksSeen(seen)));
+                        return;
+                    }
+                    Err(error) => tracing::debug!(%error, "QEMU does not say which disks it has"),
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        });
+    }
+
+    pub(super) fn look_for_space(&self, myself: &ActorRef<VmMsg>, incarnation: Incarnation) {
+        let (vm, disks) = (myself.clone(), self.deps.disks.clone());
+        tokio::spawn(async move {
+            // What cannot be told is no space; it is looked for again.
+            let available = disks.space().await.unwrap_or(0);
+            let _ = vm.cast(VmMsg::Fact(incarnation, Fact::SpaceSeen { available }));
+        });
+    }
+}
+
+fn report(
+    vm: &ActorRef<VmMsg>,
+    incarnation: Incarnation,
+    operation: Option<OperationId>,
+    disk: DiskId,
+) -> Report {
+    Report {
+        vm: vm.clone(),
+        incarnation,
+        operation,
+        disk,
+    }
+}
+
+/// Begins work on a disk. What is awaited does not hold the machine: one that its
+/// actor has dropped gives its connection up at once.
+fn begin(
+    machine: Result<Arc<dyn Machine>, DiskError>,
+    action: DiskAction,
+) -> BoxFuture<'static, Result<(), DiskError>> {
+    match machine {
+        Ok(machine) => machine.disk(action),
+        Err(error) => Box::pin(async { Err(error) }),
+    }
+}
+
+async fn plug(
+    machine: Result<Arc<dyn Machine>, DiskError>,
+    deps: &VmDeps,
+    disk: &DiskId,
+    slot: u8,
+) -> Result<(), DiskError> {
+    let gone = || DiskError::Refused(format!("disk {disk} is gone"));
+    let row = row(deps, disk).ok_or_else(gone)?;
+    let plan = plan(deps, &row, slot).await.map_err(DiskError::Refused)?;
+    begin(machine, DiskAction::Plug(plan)).await
+}

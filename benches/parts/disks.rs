@@ -1,0 +1,181 @@
+//! Attach, detach and creation beside what they are made of.
+
+use super::{Times, row};
+use crate::support::{daemon::Daemon, daemon::PATIENCE, wait_for};
+use serde_json::{Value, json};
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+const ROUNDS: usize = 30;
+const CREATIONS: usize = 30;
+const LISTED: usize = 1_000;
+const LISTS: usize = 20;
+
+pub(crate) fn measure() {
+    hotplug();
+    creation();
+}
+
+/// The monitor that VMAN keeps for people.
+struct Monitor {
+    lines: BufReader<UnixStream>,
+    next: u64,
+}
+
+impl Monitor {
+    fn open(socket: &Path) -> Self {
+        let stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let lines = BufReader::new(stream);
+        let mut monitor = Self { lines, next: 0 };
+        monitor.run("qmp_capabilities", &json!({}));
+        monitor
+    }
+
+    fn line(&mut self) -> Value {
+        let mut line = String::new();
+        assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "QEMU ended");
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn run(&mut self, command: &str, arguments: &Value) {
+        self.next += 1;
+        let id = self.next;
+        let line = json!({"execute": command, "arguments": arguments, "id": id});
+        let stream = self.lines.get_mut();
+        stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+        loop {
+            let answer = self.line();
+            if answer["id"] == id {
+                assert!(answer.get("return").is_some(), "{answer}");
+                return;
+            }
+        }
+    }
+
+    fn until_deleted(&mut self, device: &str) {
+        loop {
+            let event = self.line();
+            if event["event"] == "DEVICE_DELETED" && event["data"]["device"] == device {
+                return;
+            }
+        }
+    }
+
+    fn attach(&mut self, file: &Path) -> Duration {
+        let began = Instant::now();
+        let node = json!({"driver": "qcow2", "node-name": "bare",
+            "file": {"driver": "file", "filename": file}});
+        self.run("blockdev-add", &node);
+        let device =
+            json!({"driver": "virtio-blk-pci", "id": "dev-bare", "drive": "bare", "bus": "port12"});
+        self.run("device_add", &device);
+        began.elapsed()
+    }
+
+    fn detach(&mut self) -> Duration {
+        let began = Instant::now();
+        self.run("device_del", &json!({"id": "dev-bare"}));
+        self.until_deleted("dev-bare");
+        self.run("blockdev-del", &json!({"node-name": "bare"}));
+        began.elapsed()
+    }
+}
+
+/// Waits until the guest has told so many times that something happened.
+fn told(daemon: &Daemon, what: &str, times: usize) {
+    wait_for(what, PATIENCE, || {
+        (daemon.console("guest").matches(what).count() >= times).then_some(())
+    });
+}
+
+fn hotplug() {
+    let daemon = Daemon::start_with(&[("VMAN_LOG_LEVEL", "info")]);
+    daemon.guest_template("vman.counter_ms=3600000");
+    daemon
+        .post("/vms", &json!({"template_name": "guest", "name": "guest"}))
+        .expect(201);
+    daemon.act("guest", "start");
+    daemon.wait_console("guest", "VMAN-GUEST userland up");
+    for name in ["data", "bare"] {
+        daemon
+            .post("/disks", &json!({"name": name, "size_mib": 64}))
+            .expect(201);
+    }
+    let file = daemon.storage().join("disks/bare.qcow2");
+    let mut monitor = Monitor::open(&daemon.folder().join("run/vms/guest/rescue.sock"));
+    let [mut attach, mut detach, mut bare_attach, mut bare_detach]: [Times; 4] = Default::default();
+    let to = json!({"vm_id": "guest"});
+    for round in 0..ROUNDS {
+        let began = Instant::now();
+        daemon.post("/disks/data/attach", &to).expect(200);
+        attach.add(began.elapsed());
+        told(&daemon, "disk vda added", 2 * round + 1);
+        let began = Instant::now();
+        daemon.post("/disks/data/detach", &Value::Null).expect(200);
+        detach.add(began.elapsed());
+        told(&daemon, "disk vda removed", 2 * round + 1);
+        bare_attach.add(monitor.attach(&file));
+        told(&daemon, "disk vda added", 2 * round + 2);
+        bare_detach.add(monitor.detach());
+        told(&daemon, "disk vda removed", 2 * round + 2);
+    }
+    let ratio = attach.at(0.5) / bare_attach.at(0.5);
+    row(
+        "attach: request to answer / two QMP commands",
+        &attach,
+        Some(&bare_attach),
+        &format!("{ratio:.2} times (aim 1.5)"),
+    );
+    let more = detach.at(0.5) - bare_detach.at(0.5);
+    row(
+        "detach: request to answer / QMP and the guest",
+        &detach,
+        Some(&bare_detach),
+        &format!("{more:+.1} ms (aim +20)"),
+    );
+}
+
+fn creation() {
+    let daemon = Daemon::start_with(&[("VMAN_LOG_LEVEL", "info")]);
+    let [mut made, mut bare, mut lists]: [Times; 3] = Default::default();
+    for n in 0..CREATIONS {
+        let began = Instant::now();
+        let body = json!({"name": format!("d{n}"), "size_mib": 1_024});
+        daemon.post("/disks", &body).expect(201);
+        made.add(began.elapsed());
+        let file = daemon.folder().join(format!("bare-{n}.qcow2"));
+        let began = Instant::now();
+        let status = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2"])
+            .arg(&file)
+            .arg("1024M")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        bare.add(began.elapsed());
+    }
+    let ratio = made.at(0.5) / bare.at(0.5);
+    row(
+        "disk: request to made / qemu-img create",
+        &made,
+        Some(&bare),
+        &format!("{ratio:.2} times (aim 1.5)"),
+    );
+    for n in CREATIONS..LISTED {
+        let body = json!({"name": format!("d{n}"), "size_mib": 1, "format": "raw"});
+        daemon.post("/disks", &body).expect(201);
+    }
+    for _ in 0..LISTS {
+        let began = Instant::now();
+        let listed = daemon.get("/disks?limit=1000");
+        lists.add(began.elapsed());
+        assert_eq!(listed.as_array().unwrap().len(), LISTED);
+    }
+    row("list of 1,000 disks", &lists, None, "no system call a disk");
+}

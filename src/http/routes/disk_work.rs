@@ -1,0 +1,357 @@
+//! What is asked of a disk and its VM together: attach, detach, resize.
+//!
+//! A command to the VM that has the disk, or is to have it; a free disk is grown
+//! without one. The guest is waited for at most [`GUEST_WAIT`].
+
+use super::{
+    accepted,
+    disks::{body, shown},
+    not_found, replayed,
+};
+use crate::http::{
+    dto::disk::{DiskBody, read_size},
+    error::{ApiError, Code, ProblemBody},
+    extract::{Id, Post, Query},
+    idempotency::{KeyTurn, Keyed, look, result_gone},
+    paging::json,
+    state::HttpState,
+    waiting::operation_end,
+};
+use axum::{extract::State, http::StatusCode, response::Response};
+use serde::Serialize;
+use std::{sync::Arc, time::Duration};
+use utoipa::ToSchema;
+use vman_actors::{
+    disks::{DiskFault, check_growth},
+    store::Versioned,
+    vm::{CommandError, CommandRequest},
+};
+use vman_model::{
+    DiskId, DiskRecord, OperationId, OperationStatus, VmId,
+    change::IdempotentAnswer,
+    disk::{FIRST_DATA_SLOT, MAX_DATA_DISKS},
+    vm::{Command, CommandContext, Phase, Refusal},
+};
+
+/// How long the guest is waited for.
+const GUEST_WAIT: Duration = Duration::from_secs(10);
+
+/// To which VM a disk is to be attached.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "its field is the document")]
+pub(crate) struct AttachDisk {
+    /// The VM.
+    vm_id: String,
+}
+
+/// How large a disk is to be.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "its fields are the document")]
+pub(crate) struct ResizeDisk {
+    /// The new size in GiB.
+    #[schema(minimum = 1, maximum = 65536)]
+    size: Option<u64>,
+    /// The new size in MiB, instead of `size`.
+    #[schema(minimum = 1, maximum = 67_108_864)]
+    size_mib: Option<u64>,
+}
+
+/// What was done to a disk.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct DiskDone<'a> {
+    /// `attached`, `detached` or `resized`.
+    status: &'static str,
+    /// The disk as it is now.
+    disk: DiskBody<'a>,
+}
+
+fn row_of(state: &HttpState, id: &DiskId) -> Result<Arc<Versioned<DiskRecord>>, ApiError> {
+    let row = state.inventory().disks.get(id).cloned();
+    let row = row.filter(|row| shown(row));
+    row.ok_or_else(|| not_found("disk", id).disk(id))
+}
+
+/// What a piece of work is answered with when it is done.
+struct Work<'a> {
+    state: &'a HttpState,
+    disk: DiskId,
+    status: &'static str,
+}
+
+impl Work<'_> {
+    fn done(&self) -> Result<Response, ApiError> {
+        let inventory = self.state.inventory();
+        let row = inventory.disks.get(&self.disk);
+        let row = row.ok_or_else(|| not_found("disk", &self.disk).disk(&self.disk))?;
+        let done = DiskDone {
+            status: self.status,
+            disk: body(self.state, &inventory, row),
+        };
+        Ok(json(StatusCode::OK, &done))
+    }
+
+    /// Gives the command to the VM and waits for its operation.
+    async fn command(
+        &self,
+        vm: &VmId,
+        command: Command,
+        post: &Post,
+        turn: Option<&KeyTurn>,
+    ) -> Result<Response, ApiError> {
+        let handles = self.state.handles();
+        let operation = handles.vms.new_operation_id();
+        let answer = IdempotentAnswer::Operation(operation.clone());
+        let request = CommandRequest {
+            command,
+            if_revision: None,
+            idempotency: turn.map(|turn| turn.record(answer, handles.clock.now())),
+            context: CommandContext {
+                operation,
+                origin: post.caller.origin(),
+            },
+        };
+        match (handles.vms.command(vm, request).await, turn) {
+            (Ok(operation), _) => self.outcome(&operation.id).await,
+            (Err(CommandError::KeyInUse), Some(turn)) => {
+                let answer = turn.used_meanwhile(self.state)?;
+                self.done_before(&answer).await
+            }
+            (Err(error), _) => Err(self.refused(vm, error)),
+        }
+    }
+
+    /// The end of an operation, or the operation itself where it has none yet.
+    async fn outcome(&self, id: &OperationId) -> Result<Response, ApiError> {
+        let row = operation_end(self.state, id, GUEST_WAIT).await;
+        let row = row.ok_or_else(|| result_gone("operation"))?;
+        let operation = &row.value;
+        let error = operation.error.as_ref();
+        match operation.status {
+            OperationStatus::Succeeded => self.done(),
+            OperationStatus::Failed if error.is_some_and(|e| e.code == "guest_holds_disk") => {
+                Ok(accepted(self.state, operation, 0).await)
+            }
+            OperationStatus::Failed | OperationStatus::Cancelled => {
+                let why = error.map_or("it came to nothing", |error| error.detail.as_str());
+                Err(ApiError::new(Code::OperationFailed, why)
+                    .operation(id)
+                    .disk(&self.disk))
+            }
+            OperationStatus::Running => Ok(accepted(self.state, operation, 0).await),
+        }
+    }
+
+    async fn done_before(&self, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
+        match answer {
+            IdempotentAnswer::Operation(id) => self.outcome(id).await.map(replayed),
+            IdempotentAnswer::Template(_) | IdempotentAnswer::Vm(_) | IdempotentAnswer::Disk(_) => {
+                Err(result_gone("operation"))
+            }
+        }
+    }
+
+    fn refused(&self, vm: &VmId, error: CommandError) -> ApiError {
+        let told = match &error {
+            CommandError::Refused(Refusal::NoFreeSlot) => no_free_slot(self.state, vm),
+            CommandError::DiskTaken(_) => taken(self.state, &self.disk),
+            CommandError::NotFound => not_found("VM", vm),
+            _ => error.into(),
+        };
+        told.disk(&self.disk).vm(vm)
+    }
+}
+
+/// Tells which disks have the slots.
+fn no_free_slot(state: &HttpState, vm: &VmId) -> ApiError {
+    let inventory = state.inventory();
+    let vm_row = inventory.vms.get(vm);
+    let held = vm_row.iter().flat_map(|row| &row.value.disks);
+    let held: Vec<_> = held
+        .map(|held| format!("{} in {}", held.disk, held.slot))
+        .collect();
+    let last = FIRST_DATA_SLOT + MAX_DATA_DISKS - 1;
+    let detail = format!(
+        "VM {vm} has no free slot for another disk: its {MAX_DATA_DISKS} slots, {FIRST_DATA_SLOT} to \
+         {last}, are taken ({}); detach one first",
+        held.join(", ")
+    );
+    ApiError::new(Code::NoFreeDiskSlot, detail)
+}
+
+/// Somebody was first.
+fn taken(state: &HttpState, disk: &DiskId) -> ApiError {
+    let inventory = state.inventory();
+    match inventory.disks.get(disk).map(|row| row.value.vm_id.clone()) {
+        None => not_found("disk", disk),
+        Some(None) => DiskFault::Busy(disk.clone()).into(),
+        Some(Some(vm)) => DiskFault::Attached {
+            disk: disk.clone(),
+            vm,
+        }
+        .into(),
+    }
+}
+
+/// Attach a disk to a VM
+///
+/// To a running VM it is plugged in at once; a stopped one has it from its next start on.
+#[utoipa::path(
+    post, path = "/disks/{id}/attach", tag = "disks",
+    params(
+        ("id" = String, Path, description = "The disk"),
+        ("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again"),
+    ),
+    request_body = AttachDisk,
+    responses(
+        (status = 200, description = "Attached", body = DiskDone<'static>),
+        (status = 202, description = "QEMU has not answered yet", body = crate::http::dto::operation::OperationBody<'static>),
+        (status = "default", description = "Refused; 409 where it is attached already or no slot is free", body = ProblemBody<'static>, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn attach_disk(
+    State(state): State<HttpState>,
+    Id(id): Id<DiskId>,
+    mut post: Post,
+) -> Result<Response, ApiError> {
+    Query::of(&post.uri)?.finish()?;
+    let mut fields = post.fields();
+    fields.require("vm_id");
+    let vm: Option<VmId> = fields.name("vm_id");
+    fields.finish()?;
+    let vm = vm.ok_or_else(|| ApiError::field("vm_id", "is required"))?;
+    let work = Work {
+        state: &state,
+        disk: id.clone(),
+        status: "attached",
+    };
+    let turn = match look(&state, &post)? {
+        Keyed::Replay(answer) => return work.done_before(&answer).await,
+        Keyed::First(turn) => Some(turn),
+        Keyed::Without => None,
+    };
+    let row = row_of(&state, &id)?;
+    if !state.inventory().vms.contains_key(&vm) {
+        return Err(not_found("VM", &vm).vm(&vm).disk(&id));
+    }
+    if row.value.vm_id.is_some() {
+        return Err(taken(&state, &id));
+    }
+    let command = Command::AttachDisk {
+        disk: id,
+        letter: row.value.wished_letter,
+    };
+    work.command(&vm, command, &post, turn.as_ref()).await
+}
+
+/// Detach a disk from its VM
+///
+/// A running guest is asked to let go of it; until it has, the disk stays attached.
+#[utoipa::path(
+    post, path = "/disks/{id}/detach", tag = "disks",
+    params(
+        ("id" = String, Path, description = "The disk"),
+        ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same answer again"),
+    ),
+    responses(
+        (status = 200, description = "Detached", body = DiskDone<'static>),
+        (status = 202, description = "The guest has not let go of it; try again later", body = crate::http::dto::operation::OperationBody<'static>),
+        (status = "default", description = "Refused; 409 where it is not attached", body = ProblemBody<'static>, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn detach_disk(
+    State(state): State<HttpState>,
+    Id(id): Id<DiskId>,
+    mut post: Post,
+) -> Result<Response, ApiError> {
+    Query::of(&post.uri)?.finish()?;
+    post.fields().finish()?;
+    let work = Work {
+        state: &state,
+        disk: id.clone(),
+        status: "detached",
+    };
+    let turn = match look(&state, &post)? {
+        Keyed::Replay(answer) => return work.done_before(&answer).await,
+        Keyed::First(turn) => Some(turn),
+        Keyed::Without => None,
+    };
+    let row = row_of(&state, &id)?;
+    let Some(vm) = row.value.vm_id.clone() else {
+        let detail = format!("disk {id} is not attached to any VM: there is nothing to detach");
+        return Err(ApiError::new(Code::DiskNotAttached, detail).disk(&id));
+    };
+    work.command(&vm, Command::DetachDisk(id), &post, turn.as_ref())
+        .await
+}
+
+/// Grow a disk
+///
+/// A running guest sees the new size at once.
+#[utoipa::path(
+    post, path = "/disks/{id}/resize", tag = "disks",
+    params(
+        ("id" = String, Path, description = "The disk"),
+        ("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again"),
+    ),
+    request_body = ResizeDisk,
+    responses(
+        (status = 200, description = "Grown", body = DiskDone<'static>),
+        (status = 202, description = "QEMU has not answered yet", body = crate::http::dto::operation::OperationBody<'static>),
+        (status = "default", description = "Refused; 422 where it would shrink", body = ProblemBody<'static>, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn resize_disk(
+    State(state): State<HttpState>,
+    Id(id): Id<DiskId>,
+    mut post: Post,
+) -> Result<Response, ApiError> {
+    Query::of(&post.uri)?.finish()?;
+    let mut fields = post.fields();
+    if !fields.has("size_mib") {
+        fields.require("size");
+    }
+    let size_mib = read_size(&mut fields);
+    fields.finish()?;
+    let size_mib = size_mib.ok_or_else(|| ApiError::field("size", "is required"))?;
+    let work = Work {
+        state: &state,
+        disk: id.clone(),
+        status: "resized",
+    };
+    let turn = match look(&state, &post)? {
+        Keyed::Replay(answer) => return work.done_before(&answer).await,
+        Keyed::First(turn) => Some(turn),
+        Keyed::Without => None,
+    };
+    let row = row_of(&state, &id)?;
+    let disk = &row.value;
+    check_growth(disk, size_mib).map_err(|fault| ApiError::from(fault).disk(&id))?;
+    if disk.size_mib == size_mib {
+        return work.done();
+    }
+    let handles = state.handles();
+    let Some(vm) = disk.vm_id.clone() else {
+        let (origin, now) = (post.caller.origin(), handles.clock.now());
+        handles
+            .disks
+            .resize_disk(&id, size_mib, origin, now)
+            .await?;
+        return work.done();
+    };
+    let from_mib = disk.size_mib;
+    let command = Command::ResizeDisk {
+        disk: id.clone(),
+        from_mib,
+        size_mib,
+    };
+    let rests = state.inventory().vms.get(&vm).is_some_and(|vm| {
+        let phase = vm.value.phase;
+        phase.is_rest() || phase == Phase::Backoff
+    });
+    let answer = work.command(&vm, command, &post, turn.as_ref()).await?;
+    if rests && answer.status() == StatusCode::OK {
+        // Before its next use it would be grown anyway; done now, a full storage is told now.
+        handles.disks.grow_file(&id, from_mib).await?;
+    }
+    Ok(answer)
+}

@@ -1,0 +1,137 @@
+//! A guest that fills the host's storage.
+
+use crate::support::{
+    can_run,
+    daemon::{Daemon, PATIENCE},
+    skip, wait_for,
+};
+use serde_json::json;
+use std::{
+    fs,
+    io::Write,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// A small file system in memory over the disks folder, gone with this.
+struct Small(PathBuf);
+
+impl Small {
+    fn over(folder: &Path) -> Option<Self> {
+        fs::create_dir_all(folder).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=24m", "vman-test"])
+            .arg(folder)
+            .status();
+        mounted
+            .is_ok_and(|status| status.success())
+            .then(|| Self(folder.to_owned()))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // QEMUs that still have files on it end a moment later.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// The whole storage path on a small file system.
+fn daemon_on_small_storage(test: &str) -> Option<(Small, Daemon)> {
+    if !can_run(test) {
+        return None;
+    }
+    let mut daemon = Daemon::unstarted(&[]);
+    let Some(small) = Small::over(&daemon.storage()) else {
+        skip(test, "a tmpfs cannot be mounted: it needs root");
+        return None;
+    };
+    daemon.serve();
+    Some((small, daemon))
+}
+
+#[test]
+fn a_guest_on_a_full_storage_stands_still_and_goes_on_when_there_is_space() {
+    let test = "a_guest_on_a_full_storage_stands_still_and_goes_on_when_there_is_space";
+    let Some((small, daemon)) = daemon_on_small_storage(test) else {
+        return;
+    };
+    // Kernel and initrd take their part; the rest is filled by a file and the guest.
+    daemon.guest_template("vman.counter_ms=200");
+    for name in ["writer", "other"] {
+        let body = json!({"template_name": "guest", "name": name});
+        daemon.post("/vms", &body).expect(201);
+        daemon.act(name, "start");
+    }
+    for name in ["writer", "other"] {
+        daemon.wait_console(name, "VMAN-GUEST userland up");
+    }
+    daemon
+        .post("/disks", &json!({"name": "data", "size_mib": 64}))
+        .expect(201);
+    daemon
+        .post("/disks/data/attach", &json!({"vm_id": "writer"}))
+        .expect(200);
+    daemon.wait_console("writer", "VMAN-GUEST disk vda added");
+    let ballast = small.0.join("ballast");
+    fill(&ballast);
+    let pid = daemon.pid_of("writer");
+
+    let socket = daemon.folder().join("run/vms/writer/console.sock");
+    let mut console = UnixStream::connect(&socket).unwrap();
+    let write = "dd if=/dev/urandom of=/dev/vda bs=64k count=64 conv=fsync && echo d''one\n";
+    console.write_all(write.as_bytes()).unwrap();
+    let vm = daemon.wait_state("writer", "paused");
+    assert_eq!(vm["reason"], "io_error");
+    assert!(vm["detail"].as_str().unwrap().contains("disk data"), "{vm}");
+    assert_eq!(daemon.vm("other")["state"], "running");
+    let before = daemon.counter("other");
+    wait_for("the other guest to count on", PATIENCE, || {
+        (daemon.counter("other") > before).then_some(())
+    });
+    let events = daemon.get("/vms/writer/explain").to_string();
+    assert!(events.contains("disk.failed"), "{events}");
+
+    fs::remove_file(&ballast).unwrap();
+    daemon.wait_state("writer", "running");
+    assert_eq!(daemon.pid_of("writer"), pid, "the same QEMU goes on");
+    daemon.wait_console("writer", "\ndone");
+}
+
+/// Leaves about a MiB of space.
+fn fill(path: &Path) {
+    let mut file = fs::File::create(path).unwrap();
+    let piece = vec![0xff; 64 << 10];
+    while file.write_all(&piece).is_ok() {}
+    let written = file.metadata().unwrap().len();
+    file.set_len(written - (1 << 20)).unwrap();
+}
+
+#[test]
+fn a_disk_that_does_not_fit_is_507_and_leaves_nothing() {
+    let test = "a_disk_that_does_not_fit_is_507_and_leaves_nothing";
+    if !can_run(test) {
+        return;
+    }
+    let mut daemon = Daemon::unstarted(&[]);
+    // Only where files are made: the store is not what is tried here.
+    let tmp = daemon.storage().join("tmp");
+    let Some(small) = Small::over(&tmp) else {
+        skip(test, "a tmpfs cannot be mounted: it needs root");
+        return;
+    };
+    daemon.serve();
+    let mut ballast = fs::File::create(small.0.join("ballast")).unwrap();
+    let piece = vec![0xff; 4 << 10];
+    while ballast.write_all(&piece).is_ok() {}
+    let answer = daemon.post("/disks", &json!({"name": "big", "size_mib": 64}));
+    let problem = answer.expect(507);
+    assert_eq!(problem["code"], "storage_full");
+    assert_eq!(daemon.get("/disks"), json!([]));
+    assert_eq!(
+        fs::read_dir(&small.0).unwrap().count(),
+        1,
+        "only the ballast"
+    );
+}
