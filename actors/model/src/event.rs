@@ -21,6 +21,8 @@ pub enum Subject {
     Disk(DiskId),
     /// The daemon itself.
     Daemon,
+    /// A network, by name.
+    Network(String),
 }
 
 /// The class of an event.
@@ -47,6 +49,16 @@ pub enum EventKind {
     DaemonReady,
     /// A record could not be read and was set aside.
     RecordQuarantined,
+    /// A port of the host leads into a guest.
+    ForwardCreated,
+    /// It does no longer.
+    ForwardDeleted,
+    /// A VM made before there was a bridge was given an address.
+    LeaseGiven,
+    /// Something of a network was missing or changed on the host, and was made anew.
+    NetworkHealed,
+    /// A network does not work.
+    NetworkFailed,
 }
 
 impl EventKind {
@@ -63,6 +75,11 @@ impl EventKind {
             EventKind::VmErased => "vm.erased",
             EventKind::DaemonReady => "daemon.ready",
             EventKind::RecordQuarantined => "record.quarantined",
+            EventKind::ForwardCreated => "forward.created",
+            EventKind::ForwardDeleted => "forward.deleted",
+            EventKind::LeaseGiven => "lease.given",
+            EventKind::NetworkHealed => "network.healed",
+            EventKind::NetworkFailed => "network.failed",
         }
     }
 }

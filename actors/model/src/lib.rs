@@ -13,6 +13,7 @@ pub mod disk;
 pub mod event;
 pub mod ids;
 pub mod image;
+pub mod network;
 pub mod operation;
 pub mod restart;
 pub mod template;
@@ -23,10 +24,11 @@ pub use change::{Change, Guard, IdempotencyRecord, Write};
 pub use disk::{DiskFormat, DiskRecord};
 pub use event::{Cause, Event, EventDraft, EventKind, Origin, Subject};
 pub use ids::{
-    BootId, DiskId, IdError, IdempotencyKey, ImageName, Incarnation, OperationId, RequestId,
-    Revision, TemplateName, VmId, VmUuid,
+    BootId, DiskId, ForwardId, IdError, IdempotencyKey, ImageName, Incarnation, LeaseId,
+    OperationId, RequestId, Revision, TemplateName, VmId, VmUuid,
 };
 pub use image::{ImageFormat, ImageKind, ImageRecord};
+pub use network::{ForwardRecord, LeaseRecord, NetworkPlan, Pool, Protocol, TapName};
 pub use operation::{OperationKind, OperationRecord, OperationStatus, Problem};
 pub use restart::{RestartBudget, RestartHistory, RestartMode, RestartPolicy};
 pub use template::TemplateRecord;
