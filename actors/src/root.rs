@@ -151,7 +151,12 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
     let disks_slot = Arc::new(DisksSlot::default());
     let disks = DisksHandle::new(disks_slot.clone(), ports.images.clone(), store.clone());
     let network_slot = Arc::new(Slot::default());
-    let network = NetworkHandle::new(network_slot.clone());
+    let network = NetworkHandle::new(
+        network_slot.clone(),
+        ports.network.clone(),
+        store.clone(),
+        ports.clock.clone(),
+    );
     let observer_slot = Arc::new(ObserverSlot::default());
     let observer = ObserverHandle::new(observer_slot.clone(), settings.observer_interval);
     let directory = Arc::new(VmDirectory::default());
@@ -161,6 +166,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         store.clone(),
         clock.clone(),
         hypervisor.clone(),
+        ports.network.facts().pool(),
         settings.max_vms,
     );
     let deps = VmDeps {
@@ -186,6 +192,9 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         },
         network: NetworkArguments {
             network: ports.network,
+            store: store.clone(),
+            clock: clock.clone(),
+            hypervisor: hypervisor.clone(),
             slot: network_slot,
         },
         vms: vm_arguments,

@@ -5,18 +5,18 @@ use super::{
     fence::FencedStorage,
     files::{FakeDisks, FakeImages},
     hypervisor::FakeHypervisor,
-    network::FakeNetwork,
+    network::{Bridge, FakeNetwork},
     script::Script,
     storage::MemoryStorage,
     world::{LiveQemu, Signalled, World},
 };
 use crate::{
-    ports::{Hypervisor, MachineNews, Storage},
+    ports::{BridgeFacts, Hypervisor, MachineNews, Storage},
     root::Ports,
 };
 use std::sync::Arc;
 use vman_model::{
-    DiskId, VmId,
+    DiskId, NetworkPlan, TapName, VmId,
     vm::{ExitStatus, RunState},
 };
 
@@ -30,6 +30,7 @@ pub struct FakeHost {
     world: Arc<World>,
     storage: MemoryStorage,
     clock: FakeClock,
+    bridge: Arc<Bridge>,
 }
 
 impl Default for FakeHost {
@@ -53,6 +54,7 @@ impl FakeHost {
             world,
             storage: MemoryStorage::new(),
             clock,
+            bridge: Arc::default(),
         }
     }
 
@@ -80,7 +82,11 @@ impl FakeHost {
             hypervisor: Arc::new(FakeHypervisor { world: w(), daemon }) as Arc<dyn Hypervisor>,
             disks: Arc::new(FakeDisks { world: w(), daemon }),
             images: Arc::new(FakeImages { world: w(), daemon }),
-            network: Arc::new(FakeNetwork { world: w(), daemon }),
+            network: Arc::new(FakeNetwork {
+                world: w(),
+                bridge: self.bridge.clone(),
+                daemon,
+            }),
             clock: Arc::new(self.clock.clone()),
         }
     }
@@ -110,6 +116,33 @@ impl FakeHost {
     /// The wall clock.
     pub fn clock(&self) -> &FakeClock {
         &self.clock
+    }
+
+    /// From the next start of the daemon on, VMs are connected to a bridge.
+    pub fn bridge(&self, facts: BridgeFacts) {
+        self.bridge.things().facts = Some(facts);
+    }
+
+    /// What the bridge was told last, and how often it was told something.
+    pub fn bridge_plan(&self) -> (Arc<NetworkPlan>, u64) {
+        let things = self.bridge.things();
+        (things.plan.clone(), things.settlings)
+    }
+
+    /// So many settlings of the bridge fail.
+    pub fn fail_settlings(&self, times: u32) {
+        self.bridge.things().errors = times;
+        self.bridge.disturb();
+    }
+
+    /// Somebody meddles with the bridge: the next settling repairs this and
+    /// finds these TAPs gone.
+    pub fn meddle(&self, repair: &str, lost: Vec<TapName>) {
+        let mut things = self.bridge.things();
+        things.repairs.push(repair.to_owned());
+        things.lost.extend(lost);
+        drop(things);
+        self.bridge.disturb();
     }
 
     /// So many commits panic in the writer's thread.

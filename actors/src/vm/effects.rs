@@ -8,7 +8,7 @@
 use super::{VmDeps, VmMsg, VmState, handle::HostGate, msg::Mailbag};
 use crate::ports::{
     AdoptPlan, Adoption, BootFiles, DiskPlan, LaunchPlan, Machine, MachineAction, NewDiskFile,
-    NewsSink, NicPlan,
+    NewsSink, NicPlan, NicRequest,
 };
 use ractor::ActorRef;
 use std::{
@@ -21,8 +21,8 @@ use std::{
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use vman_model::{
-    DiskFormat, DiskRecord, Incarnation,
-    vm::{Claim, Effect, ExitStatus, Fact, QmpAction, VmRecord},
+    DiskFormat, DiskRecord, Incarnation, TapName,
+    vm::{Claim, Effect, ExitStatus, Fact, NetworkKind, QmpAction, VmRecord},
 };
 
 /// The root disk's slot on the pcie-root-ports; the first network card's is next.
@@ -327,7 +327,13 @@ impl Job {
         let nics = match self
             .deps
             .network
-            .claim(id, incarnation, self.record.mac)
+            .claim(NicRequest {
+                vm: id,
+                incarnation,
+                mac: self.record.mac,
+                address: None,
+                cpu_count: self.record.spec.size.cpu_count,
+            })
             .await
         {
             Ok(nics) => nics,
@@ -442,6 +448,8 @@ impl Job {
             kind: nic.kind,
             mac: nic.mac,
             slot: FIRST_NIC_SLOT + u8::try_from(n).unwrap_or(u8::MAX),
+            tap: (nic.kind == NetworkKind::Bridge)
+                .then(|| TapName::of(&self.record.id, u8::try_from(n).unwrap_or(u8::MAX))),
         });
         Ok(LaunchPlan {
             vm: self.record.id.clone(),

@@ -274,6 +274,11 @@ impl VmState {
             Some(erasure) => {
                 writes.push(Write::EraseVm(self.id.clone()));
                 writes.extend(self.release_disks(erasure.keep_root_disk));
+                let inventory = self.deps.store.inventory();
+                let leases = inventory.leases_of(&self.id).cloned();
+                writes.extend(leases.map(Write::EraseLease));
+                let forwards = inventory.forwards_of(&self.id).cloned();
+                writes.extend(forwards.map(Write::EraseForward));
             }
         }
         writes.extend(decision.operations.iter().cloned().map(Write::PutOperation));

@@ -142,6 +142,14 @@ pub fn allocate(pool: &Pool, vm: &VmId, taken: &BTreeSet<Ipv4Addr>) -> Option<Ip
         .find(|address| !taken.contains(address))
 }
 
+/// The MAC address of a VM's network card: locally administered, unicast, and
+/// the same whenever a VM of this id is made. `attempt` above 0 gives others,
+/// for the case that one is taken.
+pub fn mac_address(vm: &VmId, nic: u8, attempt: u32) -> [u8; 6] {
+    let [a, b, c, d, ..] = hash(&format!("{vm}/{nic}/{attempt}")).to_be_bytes();
+    [0x52, 0x56, a, b, c, d]
+}
+
 /// The leases whose addresses the pool does not have.
 pub fn misplaced<'a>(
     pool: &Pool,

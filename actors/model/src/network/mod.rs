@@ -10,5 +10,5 @@ pub mod lease;
 pub mod plan;
 
 pub use forward::{ForwardRecord, Protocol};
-pub use lease::{LeaseRecord, Pool, PoolError, allocate, lease_id, misplaced};
+pub use lease::{LeaseRecord, Pool, PoolError, allocate, lease_id, mac_address, misplaced};
 pub use plan::{ForwardPlan, NetworkPlan, PortPlan, TapName, host_name};
