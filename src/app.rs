@@ -12,7 +12,7 @@ use crate::{
         dirs::{StorageLock, StorageLockError},
         disks::HostDisks,
         images::HostImages,
-        net::UserNetwork,
+        net::{BridgeNetwork, BridgeSettings, UserNetwork, tap::Taps},
         qemu::{QemuHost, QemuSettings, layout::Layout},
         qmp::Deadlines,
         store_redb::RedbStorage,
@@ -22,13 +22,13 @@ use crate::{
 use futures_util::StreamExt;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
-use std::{io, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use vman_actors::ports::Clock;
+use vman_actors::ports::{Clock, Network};
 use vman_actors::{Handles, Ports, StartError, Tree, TreeSettings};
 use vman_model::{
-    Cause, Change, EventDraft, EventKind, ImageName, Origin, Subject, vm::NetworkKind,
+    Cause, Change, EventDraft, EventKind, ImageName, Origin, Pool, Subject, vm::NetworkKind,
 };
 
 /// How long the tree may take to stop after the last request was answered.
@@ -51,6 +51,9 @@ pub enum AppError {
     /// A listener could not be had.
     #[error(transparent)]
     Listen(#[from] listeners::ListenError),
+    /// A bridge was asked for and cannot be had.
+    #[error("no bridge for the VMs: {0}; VMAN_NETWORK_MODE=auto falls back to user mode")]
+    Network(String),
     /// The tree did not start.
     #[error(transparent)]
     Tree(#[from] StartError),
@@ -80,7 +83,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(start_error("hear signals"))?;
     let lock = StorageLock::acquire(&config.storage.path)?;
     let listeners = listeners::bind(&config)?;
-    let ports = ports(&config, &lock)?;
+    let ports = ports(&config, &lock).await?;
     let hypervisor = ports.hypervisor.clone();
     let settings = settings(&config);
     let (tree, probe) = tokio::join!(Tree::start(ports, &settings), hypervisor.probe());
@@ -207,7 +210,7 @@ fn settings(config: &Config) -> TreeSettings {
 }
 
 /// The real adapters, or the simulated host for a dry run.
-fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
+async fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
     let dirs = lock.dirs();
     let storage = Arc::new(RedbStorage::new(dirs.store_file()));
     if config.qemu.dry_run {
@@ -226,10 +229,8 @@ fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
         runtime: config.storage.runtime.clone(),
         storage: config.storage.path.clone(),
     };
-    let network = match config.network.mode {
-        NetworkMode::None => NetworkKind::None,
-        NetworkMode::Auto | NetworkMode::Bridge | NetworkMode::User => NetworkKind::User,
-    };
+    let taps = Arc::new(Taps::default());
+    let network = network(config, taps.clone()).await?;
     Ok(Ports {
         storage,
         hypervisor: Arc::new(QemuHost::new(QemuSettings {
@@ -238,6 +239,7 @@ fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
             accel: config.qemu.accel,
             layout,
             deadlines: Deadlines::default(),
+            taps,
         })),
         disks: Arc::new(
             HostDisks::new(dirs, Some(config.qemu.img.clone()))
@@ -247,9 +249,51 @@ fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
             HostImages::new(dirs, config.limits.image_max_bytes)
                 .map_err(start_error("open the images folder"))?,
         ),
-        network: Arc::new(UserNetwork::new(network)),
+        network,
         clock: Arc::new(SystemClock::new().map_err(start_error("read the clock and the boot id"))?),
     })
+}
+
+/// The network as it is configured and permitted. Only `auto` falls back.
+async fn network(config: &Config, taps: Arc<Taps>) -> Result<Arc<dyn Network>, AppError> {
+    let mode = config.network.mode;
+    let user = |kind, reason| Ok(Arc::new(UserNetwork::new(kind, reason)) as Arc<dyn Network>);
+    match mode {
+        NetworkMode::None => return user(NetworkKind::None, None),
+        NetworkMode::User => return user(NetworkKind::User, None),
+        NetworkMode::Auto | NetworkMode::Bridge => {}
+    }
+    match BridgeNetwork::open(bridge_settings(config), taps).await {
+        Ok(bridge) => {
+            let facts = bridge.facts();
+            if let Some(why) = facts.vlan_missing {
+                tracing::warn!(vlan_id = facts.vlan_id, "{why}");
+            }
+            Ok(Arc::new(bridge))
+        }
+        Err(why) if mode == NetworkMode::Auto => {
+            tracing::warn!(reason = why, "no bridge: VMs get QEMU's user-mode network");
+            user(NetworkKind::User, Some(why))
+        }
+        Err(why) => Err(AppError::Network(why)),
+    }
+}
+
+fn bridge_settings(config: &Config) -> BridgeSettings {
+    let network = &config.network;
+    let found = |program: &PathBuf| program.is_file().then(|| program.clone());
+    let subnet = network.subnet;
+    BridgeSettings {
+        bridge: network.bridge_name.clone(),
+        pool: Pool::new(subnet.network(), subnet.prefix(), network.gateway)
+            .expect("the configuration has checked subnet and gateway"),
+        dns: network.dns.clone(),
+        vlan_id: network.vlan_id,
+        isolated: network.isolated,
+        folder: config.storage.runtime.join("network"),
+        nft: found(&network.nft),
+        dnsmasq: found(&network.dnsmasq),
+    }
 }
 
 fn default_boot_disk(config: &Config) -> Option<ImageName> {

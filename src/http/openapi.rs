@@ -65,6 +65,8 @@ fn documented() -> OpenApiRouter<HttpState> {
         .routes(routes!(events::get_events))
         .routes(routes!(network::get_network_config))
         .routes(routes!(network::list_leases))
+        .routes(routes!(network::list_forwards, network::create_forward))
+        .routes(routes!(network::get_forward, network::delete_forward))
         .routes(routes!(observer::get_observer))
         .routes(routes!(observer::check_now))
         .routes(routes!(health::health))

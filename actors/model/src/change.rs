@@ -4,7 +4,10 @@
 use crate::{
     disk::DiskRecord,
     event::EventDraft,
-    ids::{DiskId, ForwardId, IdempotencyKey, ImageName, LeaseId, OperationId, Revision, TemplateName, VmId},
+    ids::{
+        DiskId, ForwardId, IdempotencyKey, ImageName, LeaseId, OperationId, Revision, TemplateName,
+        VmId,
+    },
     image::ImageRecord,
     network::{ForwardRecord, LeaseRecord},
     operation::OperationRecord,

@@ -180,7 +180,11 @@ fn refuse_misplaced(inventory: &Inventory, pool: &vman_model::Pool) -> Result<()
         pool.gateway(),
         wrong.len(),
         named.join(", "),
-        if wrong.len() > named.len() { ", ..." } else { "" },
+        if wrong.len() > named.len() {
+            ", ..."
+        } else {
+            ""
+        },
     ))
 }
 
@@ -234,7 +238,9 @@ impl NetworkState {
             ..request
         };
         let known = self.settled.as_ref().is_some_and(|plan| {
-            let at = plan.ports.binary_search_by_key(&address, |port| port.address);
+            let at = plan
+                .ports
+                .binary_search_by_key(&address, |port| port.address);
             at.is_ok_and(|at| plan.ports[at].vm == vm)
         });
         if known && self.problem.is_none() {
@@ -246,12 +252,7 @@ impl NetworkState {
         self.settle(myself);
     }
 
-    fn give_address(
-        &self,
-        myself: &ActorRef<NetworkMsg>,
-        request: NicRequest,
-        reply: ClaimReply,
-    ) {
+    fn give_address(&self, myself: &ActorRef<NetworkMsg>, request: NicRequest, reply: ClaimReply) {
         let (arguments, actor) = (self.arguments.clone(), myself.clone());
         tokio::spawn(async move {
             let Some(pool) = arguments.network.facts().pool() else {
@@ -294,7 +295,9 @@ impl NetworkState {
         tokio::spawn(async move {
             // A settling that panics must not be the last one.
             let result = tokio::spawn(settling).await.unwrap_or_else(|error| {
-                Err(NetworkError(format!("the network's set-up failed: {error}")))
+                Err(NetworkError(format!(
+                    "the network's set-up failed: {error}"
+                )))
             });
             let _ = actor.cast(NetworkMsg::Settled(plan, result));
         });
@@ -382,7 +385,11 @@ fn disturb(flag: &AtomicBool, actor: &ActorRef<NetworkMsg>) -> bool {
 }
 
 async fn told(arguments: &NetworkArguments, kind: EventKind, detail: String) {
-    tracing::warn!(event = kind.as_str(), detail, "the network on the host was changed");
+    tracing::warn!(
+        event = kind.as_str(),
+        detail,
+        "the network on the host was changed"
+    );
     let cause = Cause {
         origin: Origin::Daemon,
         input: "settle".to_owned(),

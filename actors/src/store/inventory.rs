@@ -10,8 +10,8 @@ use serde::Serialize;
 use std::sync::Arc;
 use vman_model::{
     Change, DiskId, DiskRecord, Event, ForwardId, ForwardRecord, Guard, IdempotencyKey,
-    IdempotencyRecord, ImageName, ImageRecord, LeaseId, LeaseRecord, OperationId, OperationRecord, Revision, TemplateName, TemplateRecord, UnixMs,
-    VmId, Write, vm::VmRecord,
+    IdempotencyRecord, ImageName, ImageRecord, LeaseId, LeaseRecord, OperationId, OperationRecord,
+    Revision, TemplateName, TemplateRecord, UnixMs, VmId, Write, vm::VmRecord,
 };
 
 /// Finished operations kept; the oldest are forgotten first.

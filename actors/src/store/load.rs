@@ -57,7 +57,12 @@ pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory
     inventory.leases_of = inventory
         .leases
         .values()
-        .map(|row| ((row.value.vm_id.clone(), row.value.nic), row.value.id.clone()))
+        .map(|row| {
+            (
+                (row.value.vm_id.clone(), row.value.nic),
+                row.value.id.clone(),
+            )
+        })
         .collect();
     let mut keys = reader.idempotency()?;
     keys.sort_by_key(|row| row.created_at);

@@ -47,6 +47,7 @@ use self::adopt::AttachError;
 use self::layout::Layout;
 use self::machine::{QemuMachine, Setting};
 use self::process::Process;
+use super::net::tap::Taps;
 use super::qmp::Deadlines;
 use crate::config::AccelChoice;
 
@@ -63,6 +64,8 @@ pub struct QemuSettings {
     pub layout: Layout,
     /// How long monitors may take.
     pub deadlines: Deadlines,
+    /// The TAPs that the network has made for VMs that are to be started.
+    pub taps: Arc<Taps>,
 }
 
 /// The real [`Hypervisor`].
@@ -208,7 +211,8 @@ impl Hypervisor for QemuHost {
             let (settings, vm) = (Arc::clone(&host.settings), plan.vm.clone());
             let started = tokio::task::spawn_blocking(move || {
                 let (accel, _) = probe::accelerator(settings.accel);
-                launch::start(&settings.binary, accel, &settings.layout, &plan)
+                let (layout, taps) = (&settings.layout, &settings.taps);
+                launch::start(&settings.binary, accel, layout, taps, &plan)
             });
             let process = match started.await {
                 Ok(started) => started?,
@@ -237,6 +241,15 @@ impl Hypervisor for QemuHost {
                 None => Adoption::Gone,
             })
         })
+    }
+
+    fn replace_tap(
+        &self,
+        vm: VmId,
+        incarnation: Incarnation,
+    ) -> BoxFuture<'static, Result<bool, HostError>> {
+        let _ = (vm, incarnation);
+        Box::pin(async { Ok(false) })
     }
 
     fn release(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>> {

@@ -198,6 +198,8 @@ async fn answered_before(
 ) -> Result<Response, ApiError> {
     match answer {
         IdempotentAnswer::Operation(id) => accepted_before(state, id, wait_ms).await,
-        IdempotentAnswer::Vm(_) | IdempotentAnswer::Template(_) => Err(result_gone("operation")),
+        IdempotentAnswer::Vm(_) | IdempotentAnswer::Template(_) | IdempotentAnswer::Forward(_) => {
+            Err(result_gone("operation"))
+        }
     }
 }

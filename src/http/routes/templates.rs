@@ -63,7 +63,9 @@ fn created(state: &HttpState, name: &TemplateName) -> Option<Response> {
 fn answered_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
     let response = match answer {
         IdempotentAnswer::Template(name) => created(state, name),
-        IdempotentAnswer::Vm(_) | IdempotentAnswer::Operation(_) => None,
+        IdempotentAnswer::Vm(_) | IdempotentAnswer::Operation(_) | IdempotentAnswer::Forward(_) => {
+            None
+        }
     };
     response
         .map(replayed)

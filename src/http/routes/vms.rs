@@ -67,8 +67,10 @@ pub(crate) async fn create_vm(
 }
 
 fn created(state: &HttpState, id: &VmId) -> Option<Response> {
-    let row = state.inventory().vms.get(id).cloned()?;
-    let response = json(StatusCode::CREATED, &VmBody::of(&row));
+    let inventory = state.inventory();
+    let row = inventory.vms.get(id).cloned()?;
+    let facts = state.handles().network.facts();
+    let response = json(StatusCode::CREATED, &VmBody::of(&row, &inventory, &facts));
     let response = with_header(response, header::LOCATION, &format!("/vms/{id}"));
     Some(tagged(response, row.revision))
 }
@@ -76,7 +78,9 @@ fn created(state: &HttpState, id: &VmId) -> Option<Response> {
 fn made_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
     let response = match answer {
         IdempotentAnswer::Vm(id) => created(state, id),
-        IdempotentAnswer::Template(_) | IdempotentAnswer::Operation(_) => None,
+        IdempotentAnswer::Template(_)
+        | IdempotentAnswer::Operation(_)
+        | IdempotentAnswer::Forward(_) => None,
     };
     response.map(replayed).ok_or_else(|| result_gone("VM"))
 }
@@ -148,11 +152,12 @@ pub(crate) async fn list_vms(
     if let Some(same) = unchanged(&headers, inventory.revision) {
         return Ok(same);
     }
+    let facts = state.handles().network.facts();
     let rows = inventory
         .vms
         .range::<_, VmId>(page.upwards())
         .filter(|(_, row)| filter.keeps(&row.value));
-    let response = page.answer(&uri, rows, |row| VmBody::of(row));
+    let response = page.answer(&uri, rows, |row| VmBody::of(row, &inventory, &facts));
     Ok(tagged(response, inventory.revision))
 }
 
@@ -181,7 +186,9 @@ pub(crate) async fn get_vm(
     if let Some(same) = unchanged(&headers, row.revision) {
         return Ok(same);
     }
-    Ok(tagged(json(StatusCode::OK, &VmBody::of(row)), row.revision))
+    let facts = state.handles().network.facts();
+    let body = VmBody::of(row, &inventory, &facts);
+    Ok(tagged(json(StatusCode::OK, &body), row.revision))
 }
 
 /// Delete a VM: stops it by force if it runs, releases its disks, address and files
