@@ -11,13 +11,14 @@ use crate::{
         clock::SystemClock,
         dirs::{StorageLock, StorageLockError},
         disks::HostDisks,
+        groups,
         images::HostImages,
         net::{BridgeNetwork, BridgeSettings, UserNetwork, tap::Taps},
         qemu::{QemuHost, QemuSettings, layout::Layout},
         qmp::Deadlines,
         store_redb::RedbStorage,
     },
-    http::{self, Access, HttpSettings, HttpState, Readiness},
+    http::{self, Access, HttpSettings, HttpState, LocalCallers, Readiness},
 };
 use futures_util::StreamExt;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -212,7 +213,6 @@ fn settings(config: &Config) -> TreeSettings {
 /// The real adapters, or the simulated host for a dry run.
 async fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
     let dirs = lock.dirs();
-    let storage = Arc::new(RedbStorage::new(dirs.store_file()));
     if config.qemu.dry_run {
         tracing::warn!("VMAN_OPERATOR_DRY_RUN: VMs are simulated, nothing runs");
         let seed = SystemClock::new()
@@ -220,11 +220,14 @@ async fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
             .random();
         let seed = u64::from_ne_bytes(seed[..8].try_into().expect("16 bytes hold 8"));
         let simulated = vman_actors::fakes::FakeHost::simulated(seed).ports();
+        // A file of its own: what is simulated is never told of real VMs.
+        let storage = Arc::new(RedbStorage::new(dirs.simulated_store_file()));
         return Ok(Ports {
             storage,
             ..simulated
         });
     }
+    let storage = Arc::new(RedbStorage::new(dirs.store_file()));
     let layout = Layout {
         runtime: config.storage.runtime.clone(),
         storage: config.storage.path.clone(),
@@ -306,7 +309,11 @@ fn default_boot_disk(config: &Config) -> Option<ImageName> {
 }
 
 fn access(config: &Config) -> Access {
-    Access::new(config.http.auth)
+    Access::new(config.http.auth).with_local(LocalCallers {
+        own_uid: rustix::process::geteuid().as_raw(),
+        group: groups::group_id(listeners::GROUP),
+        members: groups::members(listeners::GROUP),
+    })
 }
 
 fn storage_check(lock: &StorageLock) -> http::StorageCheck {

@@ -44,6 +44,13 @@ fn every_path_of_the_document_is_documented_with_its_refusals() {
             assert!(probe || responses.contains_key("default"), "{place}");
         }
     }
+    let vm = &document["components"]["schemas"]["Vm"]["properties"];
+    assert_eq!(vm["state"]["enum"][0], "stopped", "{}", vm["state"]);
+    let upload = &document["paths"]["/images/{name}"]["put"]["requestBody"]["content"];
+    assert_eq!(
+        upload["application/octet-stream"]["schema"]["format"], "binary",
+        "{upload}"
+    );
     let request = &document["components"]["schemas"]["NewVm"];
     assert_eq!(request["additionalProperties"], false, "{request}");
 }

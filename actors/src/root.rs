@@ -13,6 +13,9 @@
 //! it again, guests keep running.
 //! Must not: know what any of them does.
 
+#[cfg(test)]
+mod tests;
+
 use crate::{
     disks::{DiskRegistry, DisksArguments, DisksHandle, DisksSlot},
     network::{NetworkActor, NetworkArguments, NetworkHandle},

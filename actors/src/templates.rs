@@ -2,8 +2,8 @@
 
 use crate::store::{StoreError, StoreHandle};
 use vman_model::{
-    Cause, Change, EventDraft, EventKind, Guard, IdempotencyKey, IdempotencyRecord, Origin,
-    Subject, TemplateName, TemplateRecord, UnixMs, VmId, Write, change::IdempotentAnswer,
+    Cause, Change, EventDraft, EventKind, Guard, IdempotencyKey, IdempotencyRecord, ImageName,
+    Origin, Subject, TemplateName, TemplateRecord, UnixMs, VmId, Write, change::IdempotentAnswer,
 };
 
 /// Why a template was not made or deleted.
@@ -12,6 +12,9 @@ pub enum TemplateError {
     /// The name is taken.
     #[error("a template named {0} exists")]
     Exists(TemplateName),
+    /// An image that it boots was deleted meanwhile.
+    #[error("no image named {0}")]
+    NoImage(ImageName),
     /// No template of that name.
     #[error("no template named {0}")]
     NotFound(TemplateName),
@@ -45,8 +48,10 @@ pub async fn create(
 ) -> Result<(), TemplateError> {
     let name = record.name.clone();
     let now = record.created_at;
+    let mut guards = vec![Guard::TemplateAbsent(name.clone())];
+    guards.extend(record.size.images().cloned().map(Guard::ImagePresent));
     let mut change = Change {
-        guards: vec![Guard::TemplateAbsent(name.clone())],
+        guards,
         writes: vec![Write::PutTemplate(record)],
         event: Some(event(&name, EventKind::TemplateCreated, origin, now)),
     };
@@ -86,6 +91,7 @@ async fn commit(store: &StoreHandle, change: Change) -> Result<(), TemplateError
     match store.commit(change).await {
         Ok(_) => Ok(()),
         Err(StoreError::Conflict(Guard::TemplateAbsent(name))) => Err(TemplateError::Exists(name)),
+        Err(StoreError::Conflict(Guard::ImagePresent(name))) => Err(TemplateError::NoImage(name)),
         Err(StoreError::Conflict(Guard::TemplatePresent(name))) => {
             Err(TemplateError::NotFound(name))
         }

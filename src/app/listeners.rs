@@ -12,7 +12,7 @@ use std::{
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 /// The group that may use the socket, where it exists.
-const GROUP: &str = "vman";
+pub(super) const GROUP: &str = "vman";
 
 /// Why a listener could not be had.
 #[derive(Debug, thiserror::Error)]

@@ -66,6 +66,11 @@ impl StorageDirs {
         self.root.join("vman.redb")
     }
 
+    /// The database of dry runs: what is simulated is never told of real VMs.
+    pub fn simulated_store_file(&self) -> PathBuf {
+        self.root.join("simulated.redb")
+    }
+
     /// The file that is locked.
     pub fn lock_file(&self) -> PathBuf {
         self.root.join("vman.lock")

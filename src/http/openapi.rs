@@ -11,6 +11,7 @@ use std::{fmt::Write as _, sync::LazyLock};
 use utoipa::{OpenApi, openapi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::{Config, SwaggerUi};
+use vman_model::vm::Phase;
 
 /// What the page may load: itself. It needs inline styles.
 const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
@@ -83,6 +84,7 @@ fn document(mut api: openapi::OpenApi) -> openapi::OpenApi {
     }
     api.info.description = Some(text);
     close_requests(&mut api);
+    name_words(&mut api);
     api
 }
 
@@ -102,6 +104,52 @@ fn close_requests(api: &mut openapi::OpenApi) {
     ] {
         if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(name) {
             object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+        }
+    }
+}
+
+/// Fields that hold one of a few words, and the words.
+fn words() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
+    let firmware = vec!["bios", "uefi"];
+    let policies = vec!["never", "on-failure", "always"];
+    let phases: Vec<_> = Phase::ALL.iter().map(|phase| phase.as_str()).collect();
+    let statuses = vec!["pending", "running", "succeeded", "failed", "cancelled"];
+    let states = vec![
+        "stopped", "starting", "running", "paused", "stopping", "error",
+    ];
+    vec![
+        ("Vm", "state", states),
+        ("Vm", "desired", vec!["running", "stopped", "deleted"]),
+        ("Vm", "phase", phases),
+        ("Vm", "firmware", firmware.clone()),
+        ("Template", "firmware", firmware.clone()),
+        ("NewVm", "firmware", firmware.clone()),
+        ("NewTemplate", "firmware", firmware),
+        ("Restart", "policy", policies.clone()),
+        ("NewRestart", "policy", policies),
+        ("Operation", "status", statuses),
+        ("Image", "kind", vec!["disk", "kernel", "initrd"]),
+        ("Image", "format", vec!["raw", "qcow2"]),
+        ("Disk", "state", vec!["available", "attached", "error"]),
+        ("Health", "status", vec!["ok", "degraded"]),
+    ]
+}
+
+fn name_words(api: &mut openapi::OpenApi) {
+    use openapi::{RefOr, Schema, schema::SchemaType};
+    let Some(components) = &mut api.components else {
+        return;
+    };
+    for (schema, field, words) in words() {
+        let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(schema) else {
+            continue;
+        };
+        if let Some(RefOr::T(Schema::Object(field))) = object.properties.get_mut(field) {
+            let mut values: Vec<_> = words.into_iter().map(serde_json::Value::from).collect();
+            if matches!(field.schema_type, SchemaType::Array(_)) {
+                values.push(serde_json::Value::Null);
+            }
+            field.enum_values = Some(values);
         }
     }
 }

@@ -244,6 +244,10 @@ impl From<TemplateError> for ApiError {
                 Code::TemplateExists,
                 format!("a template named {name} exists: choose another name, or delete it first"),
             ),
+            TemplateError::NoImage(name) => ApiError::field(
+                "image",
+                format!("there is no image named {name}: upload it with PUT /images/{name}"),
+            ),
             TemplateError::NotFound(name) => {
                 ApiError::new(Code::NotFound, format!("there is no template named {name}"))
             }

@@ -5,6 +5,7 @@
 mod access;
 mod bad_input;
 mod connections;
+mod faults;
 mod idempotency;
 mod lists;
 mod streams;

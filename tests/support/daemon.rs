@@ -23,6 +23,8 @@ pub struct Daemon {
     folder: TempDir,
     child: Option<Child>,
     variables: Vec<(String, String)>,
+    /// The network namespace it runs in.
+    namespace: Option<String>,
 }
 
 impl Daemon {
@@ -49,7 +51,14 @@ impl Daemon {
             folder,
             child: None,
             variables: own.collect(),
+            namespace: None,
         }
+    }
+
+    /// The daemon is to run in this network namespace.
+    pub fn inside(mut self, namespace: &str) -> Self {
+        self.namespace = Some(namespace.to_owned());
+        self
     }
 
     pub fn folder(&self) -> &Path {
@@ -71,7 +80,16 @@ impl Daemon {
 
     /// The command that starts this daemon.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vman"));
+        let vman = env!("CARGO_BIN_EXE_vman");
+        let mut command = match &self.namespace {
+            None => Command::new(vman),
+            Some(namespace) => {
+                let mut ip = Command::new("ip");
+                // It becomes the daemon: the pid is the same.
+                ip.args(["netns", "exec", namespace, vman]);
+                ip
+            }
+        };
         let log = File::options()
             .create(true)
             .append(true)

@@ -4,7 +4,12 @@ use super::world::World;
 use crate::ports::{BoxFuture, DiskFiles, FileError, ImageFiles, NewDiskFile, StagedImage, Upload};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use std::{fmt::Write, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt::Write,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use vman_model::{DiskFormat, DiskId, ImageFormat, ImageKind, ImageName};
 
 /// The largest image: a file that a simulated host has no room for.
@@ -87,6 +92,7 @@ impl ImageFiles for FakeImages {
     }
 
     fn sweep(&self, _: Vec<ImageName>) -> BoxFuture<'static, Result<(), FileError>> {
+        self.world.image_sweeps.fetch_add(1, Ordering::SeqCst);
         Box::pin(async { Ok(()) })
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     ports::{BridgeFacts, Hypervisor, MachineNews, Storage},
     root::Ports,
 };
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 use vman_model::{
     DiskId, NetworkPlan, TapName, VmId,
     vm::{ExitStatus, RunState},
@@ -148,6 +148,16 @@ impl FakeHost {
     /// So many commits panic in the writer's thread.
     pub fn panic_in_commits(&self, times: u32) {
         self.world.panic_in_commits(times);
+    }
+
+    /// So many of the observer's checks panic.
+    pub fn panic_in_checks(&self, times: u32) {
+        self.world.check_panics.store(times, Ordering::SeqCst);
+    }
+
+    /// How often the images folder was swept.
+    pub fn image_sweeps(&self) -> u32 {
+        self.world.image_sweeps.load(Ordering::SeqCst)
     }
 
     /// The QEMUs that live, by pid.

@@ -2,7 +2,7 @@
 
 use super::{
     script::{Act, Launch, Powerdown, Script},
-    world::World,
+    world::{World, spend_one},
 };
 use crate::ports::{
     AdoptPlan, Adoption, BoxFuture, ConsoleTail, FoundProcess, HostError, HostProbe, Hypervisor,
@@ -187,8 +187,12 @@ impl Hypervisor for FakeHypervisor {
     }
 
     fn trim_logs(&self, _: Vec<VmId>) -> BoxFuture<'static, Result<(), HostError>> {
-        // They are bounded as they are written.
-        Box::pin(async { Ok(()) })
+        let panics = spend_one(&self.world.check_panics);
+        Box::pin(async move {
+            assert!(!panics, "the check panics as scripted");
+            // They are bounded as they are written.
+            Ok(())
+        })
     }
 
     fn probe(&self) -> BoxFuture<'static, HostProbe> {

@@ -92,6 +92,8 @@ pub(super) struct World {
     daemon: AtomicU64,
     commit: Mutex<()>,
     commit_panics: AtomicU32,
+    pub(super) check_panics: AtomicU32,
+    pub(super) image_sweeps: AtomicU32,
 }
 
 impl World {
@@ -118,11 +120,7 @@ impl World {
     }
 
     pub(super) fn commit_shall_panic(&self) -> bool {
-        let less = |left: u32| left.checked_sub(1);
-        let spent = self
-            .commit_panics
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
-        spent.is_ok()
+        spend_one(&self.commit_panics)
     }
 
     /// Waits; a caller of a daemon that is dead waits for ever.
@@ -366,6 +364,13 @@ impl World {
         };
         drop(gone);
     }
+}
+
+/// Uses up one of what is left, if there is any.
+pub(super) fn spend_one(left: &AtomicU32) -> bool {
+    let less = |left: u32| left.checked_sub(1);
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+        .is_ok()
 }
 
 fn boot_id(boot: u64) -> BootId {

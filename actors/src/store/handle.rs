@@ -140,6 +140,12 @@ impl StoreHandle {
         }
     }
 
+    /// Whether the actor lives: while it is restarted, reads go on and changes
+    /// are refused.
+    pub fn is_running(&self) -> bool {
+        self.slot.actor.get().is_some()
+    }
+
     /// Bytes of the store's file.
     pub fn size(&self) -> u64 {
         self.storage.size()

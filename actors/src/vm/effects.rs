@@ -4,54 +4,20 @@
 //! Claim, Launch, Adopt and Release change what is on the host: they run one
 //! after another (the lane), also across a restart of the actor (the gate), so
 //! that a spawn that is under way is never overtaken by a search for it.
+//! Look next: `job.rs` for what each of those four does.
 
-use super::{VmDeps, VmMsg, VmState, handle::HostGate, msg::Mailbag};
-use crate::ports::{
-    AdoptPlan, Adoption, BootFiles, DiskPlan, LaunchPlan, Machine, MachineAction, NewDiskFile,
-    NewsSink, NicPlan, NicRequest,
+use super::{
+    VmMsg, VmState,
+    handle::HostGate,
+    job::{Job, LaunchPermit, Recall, WISH_KILL, WISH_NONE, WISH_TERMINATE},
 };
+use crate::ports::{Machine, MachineAction};
 use ractor::ActorRef;
-use std::{
-    collections::VecDeque,
-    sync::{
-        Arc, PoisonError,
-        atomic::{AtomicU8, Ordering},
-    },
-    time::Duration,
-};
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 use vman_model::{
-    DiskFormat, DiskRecord, Incarnation, TapName,
-    vm::{Claim, Effect, ExitStatus, Fact, NetworkKind, QmpAction, VmRecord},
+    Incarnation,
+    vm::{Effect, Fact, QmpAction},
 };
-
-/// The root disk's slot on the pcie-root-ports; the first network card's is next.
-const ROOT_DISK_SLOT: u8 = 0;
-const FIRST_NIC_SLOT: u8 = 1;
-/// How long after an adoption that could not look it looks again.
-const ADOPT_AGAIN: Duration = Duration::from_millis(500);
-
-/// How a claim or launch under way is told that its QEMU is not wanted any more.
-#[derive(Default)]
-struct Recall {
-    wish: AtomicU8,
-    told: Notify,
-}
-
-const WISH_NONE: u8 = 0;
-const WISH_TERMINATE: u8 = 1;
-const WISH_KILL: u8 = 2;
-
-impl Recall {
-    fn wish(&self, wish: u8) {
-        self.wish.fetch_max(wish, Ordering::SeqCst);
-        self.told.notify_one();
-    }
-
-    fn wished(&self) -> u8 {
-        self.wish.load(Ordering::SeqCst)
-    }
-}
 
 /// The order of what one VM does on the host.
 pub(super) struct Lane {
@@ -61,13 +27,6 @@ pub(super) struct Lane {
     busy: bool,
     recall: Arc<Recall>,
     permit: LaunchPermit,
-}
-
-/// The permit to launch, from the claim that waited for it to the launch.
-type LaunchPermit = Arc<std::sync::Mutex<Option<OwnedSemaphorePermit>>>;
-
-fn take(permit: &LaunchPermit) -> Option<OwnedSemaphorePermit> {
-    permit.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 impl Lane {
@@ -236,12 +195,6 @@ impl VmState {
     }
 }
 
-fn given_up() -> Fact {
-    Fact::ClaimDenied {
-        detail: "the start was given up".to_owned(),
-    }
-}
-
 fn end_machine(machine: &dyn Machine, wish: u8) {
     match wish {
         WISH_NONE => {}
@@ -264,287 +217,5 @@ impl Drop for LaneEnd {
         } else {
             VmMsg::LaneFree
         });
-    }
-}
-
-/// One effect on the host.
-struct Job {
-    deps: VmDeps,
-    record: VmRecord,
-    vm: ActorRef<VmMsg>,
-    recall: Arc<Recall>,
-    permit: LaunchPermit,
-    gate: HostGate,
-    generation: u64,
-}
-
-impl Job {
-    async fn run(&self, effect: Effect) {
-        match effect {
-            Effect::Claim => {
-                let fact = self.claim().await;
-                self.tell(fact);
-            }
-            Effect::Launch => self.launch().await,
-            Effect::Adopt => self.adopt().await,
-            Effect::Release {
-                erase,
-                keep_root_disk,
-            } => {
-                let fact = match self.release(erase, keep_root_disk).await {
-                    Ok(()) => Fact::Released { erased: erase },
-                    Err(detail) => Fact::ReleaseFailed { detail },
-                };
-                self.tell(fact);
-            }
-            Effect::Act(..)
-            | Effect::Continue
-            | Effect::Powerdown
-            | Effect::Terminate
-            | Effect::Kill
-            | Effect::Arm(..) => {}
-        }
-    }
-
-    fn tell(&self, fact: Fact) {
-        let _ = self.vm.cast(VmMsg::Fact(self.record.incarnation, fact));
-    }
-
-    async fn claim(&self) -> Fact {
-        let mut disks = Vec::new();
-        if self.recall.wished() != WISH_NONE {
-            return given_up();
-        }
-        for disk in self.disk_records() {
-            if let Err(error) = self.deps.disks.ensure(self.new_file(&disk)).await {
-                return Fact::ClaimDenied {
-                    detail: format!("disk {}: {error}", disk.id),
-                };
-            }
-            disks.push(disk.id);
-        }
-        let (id, incarnation) = (self.record.id.clone(), self.record.incarnation);
-        let nics = match self
-            .deps
-            .network
-            .claim(NicRequest {
-                vm: id,
-                incarnation,
-                mac: self.record.mac,
-                address: None,
-                cpu_count: self.record.spec.size.cpu_count,
-            })
-            .await
-        {
-            Ok(nics) => nics,
-            Err(error) => {
-                return Fact::ClaimDenied {
-                    detail: error.to_string(),
-                };
-            }
-        };
-        // Waited for here and not in the launch, whose deadline runs already.
-        let permit = tokio::select! {
-            permit = self.deps.launches.clone().acquire_owned() => permit.ok(),
-            () = self.recall.told.notified() => None,
-            // The VM's next actor waits for its turn.
-            () = self.gate.superseded(self.generation) => None,
-        };
-        if permit.is_none() {
-            return given_up();
-        }
-        *self.permit.lock().unwrap_or_else(PoisonError::into_inner) = permit;
-        Fact::Claimed(Claim { disks, nics })
-    }
-
-    /// The VM's disks, the root disk first.
-    fn disk_records(&self) -> Vec<DiskRecord> {
-        let inventory = self.deps.store.inventory();
-        let mine = inventory
-            .disks
-            .values()
-            .filter(|d| d.value.vm_id.as_ref() == Some(&self.record.id));
-        let mut mine: Vec<_> = mine.map(|disk| disk.value.clone()).collect();
-        mine.sort_by_key(|disk| (!disk.root, disk.id.clone()));
-        mine
-    }
-
-    fn new_file(&self, disk: &DiskRecord) -> NewDiskFile {
-        let inventory = self.deps.store.inventory();
-        let image = disk
-            .image
-            .as_ref()
-            .and_then(|name| inventory.images.get(name));
-        NewDiskFile {
-            id: disk.id.clone(),
-            format: disk.format,
-            size_mib: disk.size_mib,
-            image: image.map(|image| (image.value.name.clone(), image.value.format)),
-        }
-    }
-
-    async fn launch(&self) {
-        let plan = match self.plan().await {
-            Ok(plan) => plan,
-            Err(detail) => return self.tell(Fact::LaunchFailed { detail }),
-        };
-        let permit = take(&self.permit);
-        if self.recall.wished() != WISH_NONE {
-            let status = ExitStatus::NeverSpawned;
-            return self.tell(Fact::Exited {
-                status,
-                stderr: String::new(),
-            });
-        }
-        // The permit is given back when QMP answers, or QEMU ends.
-        let (news, bag) = self.sink(permit);
-        match self.deps.hypervisor.launch(plan, news).await {
-            Ok(machine) => self.found(machine, &bag, Fact::Spawned),
-            Err(error) => self.tell(Fact::LaunchFailed {
-                detail: error.to_string(),
-            }),
-        }
-    }
-
-    /// The machine first, then who it is, then its news: what follows from the
-    /// news may be something for the machine to do.
-    fn found(
-        &self,
-        machine: Arc<dyn Machine>,
-        bag: &Arc<Mailbag>,
-        fact: impl Fn(vman_model::vm::ProcessIdentity) -> Fact,
-    ) {
-        let identity = machine.identity();
-        let _ = self
-            .vm
-            .cast(VmMsg::Machine(self.record.incarnation, machine));
-        self.tell(fact(identity));
-        if bag.open() {
-            let news = VmMsg::News(self.record.incarnation, bag.clone());
-            let _ = self.vm.cast(news);
-        }
-    }
-
-    async fn plan(&self) -> Result<LaunchPlan, String> {
-        let size = &self.record.spec.size;
-        let mut disks = Vec::new();
-        for (slot, disk) in self.disk_records().into_iter().enumerate() {
-            let path = self
-                .deps
-                .disks
-                .ensure(self.new_file(&disk))
-                .await
-                .map_err(|error| format!("disk {}: {error}", disk.id))?;
-            disks.push(DiskPlan {
-                node: format!("disk-{}", disk.id),
-                path,
-                format: disk.format,
-                slot: ROOT_DISK_SLOT + u8::try_from(slot).unwrap_or(u8::MAX),
-                serial: disk.id.as_str().chars().take(20).collect(),
-            });
-        }
-        let claim = self.record.claim.clone().unwrap_or_default();
-        let nics = claim.nics.iter().enumerate().map(|(n, nic)| NicPlan {
-            kind: nic.kind,
-            mac: nic.mac,
-            slot: FIRST_NIC_SLOT + u8::try_from(n).unwrap_or(u8::MAX),
-            tap: (nic.kind == NetworkKind::Bridge)
-                .then(|| TapName::of(&self.record.id, u8::try_from(n).unwrap_or(u8::MAX))),
-        });
-        Ok(LaunchPlan {
-            vm: self.record.id.clone(),
-            uuid: self.record.uuid,
-            incarnation: self.record.incarnation,
-            cpu_count: size.cpu_count,
-            ram_mib: size.ram_mib,
-            firmware: size.firmware,
-            boot: size.boot.as_ref().map(|boot| BootFiles {
-                kernel: self.deps.disks.image_path(&boot.kernel),
-                initrd: boot
-                    .initrd
-                    .as_ref()
-                    .map(|name| self.deps.disks.image_path(name)),
-                cmdline: boot.cmdline.clone(),
-            }),
-            disks,
-            nics: nics.collect(),
-        })
-    }
-
-    async fn adopt(&self) {
-        let plan = AdoptPlan {
-            vm: self.record.id.clone(),
-            uuid: self.record.uuid,
-            incarnation: self.record.incarnation,
-            process: self.record.process.clone(),
-        };
-        loop {
-            let (news, bag) = self.sink(None);
-            match self.deps.hypervisor.adopt(plan.clone(), news).await {
-                Ok(Adoption::Found(machine)) => return self.found(machine, &bag, Fact::Found),
-                Ok(Adoption::Gone) => return self.tell(Fact::Gone),
-                Err(error) => {
-                    let vm_id = &self.record.id;
-                    tracing::warn!(%vm_id, %error, "cannot look for the VM's QEMU, trying again");
-                    tokio::select! {
-                        () = tokio::time::sleep(ADOPT_AGAIN) => {}
-                        // The VM's next actor looks for itself.
-                        () = self.gate.superseded(self.generation) => return,
-                    }
-                }
-            }
-        }
-    }
-
-    /// Where a machine's news go: into a bag that is held until the machine is
-    /// handed over. `permit` is held until it is up or has ended.
-    fn sink(&self, permit: Option<OwnedSemaphorePermit>) -> (NewsSink, Arc<Mailbag>) {
-        let (vm, incarnation) = (self.vm.clone(), self.record.incarnation);
-        let held = Arc::new(Mailbag::held());
-        let bag = held.clone();
-        let permit = std::sync::Mutex::new(permit);
-        let sink = NewsSink::new(move |news| {
-            if let Ok(mut permit) = permit.lock() {
-                permit.take();
-            }
-            if bag.put(news) {
-                let _ = vm.cast(VmMsg::News(incarnation, bag.clone()));
-            }
-        });
-        (sink, held)
-    }
-
-    async fn release(&self, erase: bool, keep_root_disk: bool) -> Result<(), String> {
-        drop(take(&self.permit));
-        let id = &self.record.id;
-        let hypervisor = &self.deps.hypervisor;
-        self.deps
-            .network
-            .release(id.clone())
-            .await
-            .map_err(|error| error.to_string())?;
-        hypervisor
-            .release(id)
-            .await
-            .map_err(|error| error.to_string())?;
-        if !erase {
-            return Ok(());
-        }
-        hypervisor
-            .erase(id)
-            .await
-            .map_err(|error| error.to_string())?;
-        if keep_root_disk {
-            return Ok(());
-        }
-        for disk in self.disk_records().into_iter().filter(|disk| disk.root) {
-            let format: DiskFormat = disk.format;
-            self.deps
-                .disks
-                .remove(disk.id.clone(), format)
-                .await
-                .map_err(|error| format!("disk {}: {error}", disk.id))?;
-        }
-        Ok(())
     }
 }

@@ -36,6 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use tokio::sync::OnceCell;
 use vman_actors::ports::{
     AdoptPlan, Adoption, BoxFuture, ConsoleTail, FoundProcess, HostError, HostProbe, Hypervisor,
     LaunchError, LaunchPlan, Machine, NewsSink,
@@ -44,6 +45,7 @@ use vman_model::vm::ProcessIdentity;
 use vman_model::{Incarnation, VmId, VmUuid};
 
 use self::adopt::AttachError;
+use self::cmdline::Accel;
 use self::layout::Layout;
 use self::machine::{QemuMachine, Setting};
 use self::process::Process;
@@ -75,6 +77,8 @@ pub struct QemuHost {
     /// The processes watched at present, so that one that is adopted by the daemon that started it
     /// (its actor was restarted) is not watched twice: only the first watcher hears how it ended.
     watched: Arc<Mutex<HashMap<u32, Process>>>,
+    /// Found out once, by the first who needs it.
+    accelerator: Arc<OnceCell<(Accel, String)>>,
 }
 
 impl QemuHost {
@@ -83,7 +87,13 @@ impl QemuHost {
         Self {
             settings: Arc::new(settings),
             watched: Arc::default(),
+            accelerator: Arc::default(),
         }
+    }
+
+    async fn accelerator(&self) -> &(Accel, String) {
+        let find = || probe::accelerator(self.settings.accel, &self.settings.binary);
+        self.accelerator.get_or_init(find).await
     }
 
     fn watched(&self) -> MutexGuard<'_, HashMap<u32, Process>> {
@@ -209,8 +219,8 @@ impl Hypervisor for QemuHost {
                 fresh: true,
             };
             let (settings, vm) = (Arc::clone(&host.settings), plan.vm.clone());
+            let (accel, _) = host.accelerator().await.clone();
             let started = tokio::task::spawn_blocking(move || {
-                let (accel, _) = probe::accelerator(settings.accel);
                 let (layout, taps) = (&settings.layout, &settings.taps);
                 launch::start(&settings.binary, accel, layout, taps, &plan)
             });
@@ -307,14 +317,14 @@ impl Hypervisor for QemuHost {
     }
 
     fn probe(&self) -> BoxFuture<'static, HostProbe> {
-        let settings = Arc::clone(&self.settings);
+        let (host, settings) = (self.clone(), Arc::clone(&self.settings));
         Box::pin(async move {
             let install = "install it or set VMAN_QEMU_BINARY";
             let qemu = probe::version(&settings.binary, "-version", install);
             let install = "install it or set VMAN_QEMU_IMG";
             let qemu_img = probe::version(&settings.qemu_img, "--version", install);
             let (qemu, qemu_img) = tokio::join!(qemu, qemu_img);
-            let (_, accelerator) = probe::accelerator(settings.accel);
+            let (_, accelerator) = host.accelerator().await.clone();
             HostProbe {
                 qemu,
                 qemu_img,

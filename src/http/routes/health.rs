@@ -87,6 +87,9 @@ pub(crate) async fn health(State(state): State<HttpState>) -> Response {
 }
 
 fn store(state: &HttpState) -> String {
+    if !state.handles().store.is_running() {
+        return "the store is being restarted: reads go on, changes are refused".to_owned();
+    }
     match state.inventory().quarantined.len() {
         0 => "ok".to_owned(),
         n => format!(

@@ -18,6 +18,7 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http_body_util::BodyExt;
 use std::{fmt::Write as _, time::Duration};
+use utoipa::ToSchema;
 use vman_actors::{disks::ImageError, disks::StartedUpload};
 use vman_model::{ImageKind, ImageName, ImageRecord};
 
@@ -26,6 +27,12 @@ const KINDS: [(&str, ImageKind); 3] = [
     ("kernel", ImageKind::Kernel),
     ("initrd", ImageKind::Initrd),
 ];
+
+/// The bytes of a file.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[allow(dead_code, reason = "it is the document of a body that is streamed")]
+pub(crate) struct ImageFile(Vec<u8>);
 
 /// Upload an image
 ///
@@ -39,7 +46,7 @@ const KINDS: [(&str, ImageKind); 3] = [
         ("X-Checksum-SHA256" = Option<String>, Header, description = "SHA-256 of the file in hex"),
         ("Content-Digest" = Option<String>, Header, description = "RFC 9530, `sha-256=:base64:`; `Repr-Digest` too"),
     ),
-    request_body(content = inline(Vec<u8>), content_type = "application/octet-stream"),
+    request_body(content = inline(ImageFile), content_type = "application/octet-stream"),
     responses(
         (status = 201, description = "It can be used", body = ImageBody<'static>),
         (status = "default", description = "Refused; nothing was kept", body = ProblemBody<'static>, content_type = "application/problem+json"),

@@ -91,10 +91,18 @@ pub struct VmSize {
 }
 
 impl VmSize {
+    /// Every image that it boots.
+    pub fn images(&self) -> impl Iterator<Item = &ImageName> {
+        let boot = self
+            .boot
+            .iter()
+            .flat_map(|boot| std::iter::once(&boot.kernel).chain(&boot.initrd));
+        self.image.iter().chain(boot)
+    }
+
     /// Whether it boots `image` in any way.
     pub fn uses_image(&self, image: &ImageName) -> bool {
-        let boots = |boot: &BootSpec| boot.kernel == *image || boot.initrd.as_ref() == Some(image);
-        self.image.as_ref() == Some(image) || self.boot.as_ref().is_some_and(boots)
+        self.images().any(|name| name == image)
     }
 }
 

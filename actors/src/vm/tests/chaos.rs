@@ -1,7 +1,9 @@
 //! Random commands, faults and deaths, told apart by a seed. Whatever happens,
 //! the oracle holds in the end.
 
-use super::daemon::{DELETE, Daemon, RESTART, STOP, STOP_BY_FORCE, alone, origin, spec, vm};
+use super::daemon::{
+    DELETE, Daemon, RESTART, STOP, STOP_BY_FORCE, alone, on_threads, origin, spec, vm,
+};
 use crate::{
     fakes::{Act, FakeHost, Launch, NextCommit, Powerdown},
     ports::LaunchError,
@@ -51,6 +53,8 @@ struct Chaos {
     daemon: Daemon,
     dice: Dice,
     promises: Promises,
+    /// Time is real: nothing that ends only at a deadline of many seconds.
+    real: bool,
 }
 
 impl Chaos {
@@ -108,7 +112,15 @@ impl Chaos {
     async fn command(&mut self, id: &VmId) {
         let command = match self.dice.roll(10) {
             0..3 => Command::Start,
+            3 if self.real => Command::Stop {
+                force: false,
+                timeout_ms: 200,
+            },
             3 => STOP,
+            5 if self.real => Command::Restart {
+                force: false,
+                timeout_ms: 200,
+            },
             4 => STOP_BY_FORCE,
             5 => RESTART,
             6 => Command::Pause,
@@ -139,13 +151,13 @@ impl Chaos {
             1 => host.guest(id, RunState::Shutdown),
             2 => host.guest(id, RunState::GuestPanicked),
             3 => host.guest_resets(id),
-            4 => host.hang(id, true),
+            4 if !self.real => host.hang(id, true),
             _ => host.hang(id, false),
         }
     }
 
     fn rewrite_script(&mut self, id: &VmId) {
-        let dice = &mut self.dice;
+        let (dice, real) = (&mut self.dice, self.real);
         self.daemon.host.script_vm(id, |script| {
             script.launch = match dice.roll(10) {
                 0 => Launch::Fails(LaunchError::Spawn("scripted".to_owned())),
@@ -153,7 +165,7 @@ impl Chaos {
                     code: 1,
                     stderr: String::new(),
                 },
-                2 => Launch::NeverGreets,
+                2 if !real => Launch::NeverGreets,
                 3 if dice.roll(4) == 0 => Launch::PanicsBefore,
                 4 if dice.roll(4) == 0 => Launch::PanicsAfter,
                 _ => Launch::Works,
@@ -181,7 +193,7 @@ impl Chaos {
             script.claim_errors = u32::from(dice.roll(4) == 0);
             script.disk_errors = u32::from(dice.roll(4) == 0);
             script.disk_takes = dice.ms(10);
-            script.kill_takes = (dice.roll(4) > 0).then(|| dice.ms(20));
+            script.kill_takes = (dice.roll(4) > 0 || real).then(|| dice.ms(20));
             script.terminate_panics = u32::from(dice.roll(6) == 0);
         });
     }
@@ -230,12 +242,18 @@ impl Chaos {
     }
 }
 
-async fn live_through(seed: u64) {
-    let daemon = Daemon::start_on(FakeHost::seeded(seed)).await;
+async fn live_through(seed: u64, real: bool) {
+    let host = FakeHost::seeded(seed);
+    let daemon = if real {
+        Daemon::start_in_real_time(host).await
+    } else {
+        Daemon::start_on(host).await
+    };
     let mut chaos = Chaos {
         daemon,
         dice: Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
         promises: Promises::default(),
+        real,
     };
     for _ in 0..STEPS {
         chaos.step().await;
@@ -244,7 +262,7 @@ async fn live_through(seed: u64) {
 }
 
 /// Lives through all of these, a few at once; tells the seeds that failed.
-fn live_through_all(seeds: std::ops::Range<u64>) {
+fn live_through_all(seeds: std::ops::Range<u64>, real: bool) {
     let next = AtomicU64::new(seeds.start);
     let failed = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -253,7 +271,13 @@ fn live_through_all(seeds: std::ops::Range<u64>) {
                 while let Some(seed) = Some(next.fetch_add(1, Ordering::SeqCst))
                     && seed < seeds.end
                 {
-                    let life = || alone(live_through(seed));
+                    let life = || {
+                        if real {
+                            on_threads(live_through(seed, real));
+                        } else {
+                            alone(live_through(seed, real));
+                        }
+                    };
                     if std::panic::catch_unwind(life).is_err() {
                         failed.lock().unwrap().push(seed);
                     }
@@ -267,15 +291,24 @@ fn live_through_all(seeds: std::ops::Range<u64>) {
 
 #[test]
 fn random_commands_faults_and_deaths_lose_double_and_leave_open_nothing() {
-    live_through_all(0..50);
+    live_through_all(0..50, false);
 }
 
-/// `VMAN_TEST_CHAOS_FROM` and `VMAN_TEST_CHAOS_SEEDS` say which.
+#[test]
+fn the_same_holds_on_threads_that_really_run_at_once() {
+    live_through_all(0..8, true);
+}
+
+/// `VMAN_TEST_CHAOS_FROM` and `VMAN_TEST_CHAOS_SEEDS` say which,
+/// `VMAN_TEST_CHAOS_REAL=1` asks for real threads and time.
 #[test]
 #[ignore = "minutes long: for the night"]
 fn thousands_of_random_lives_lose_double_and_leave_open_nothing() {
     let number = |name: &str| std::env::var(name).ok()?.parse().ok();
     let from = number("VMAN_TEST_CHAOS_FROM").unwrap_or(0);
     let seeds = number("VMAN_TEST_CHAOS_SEEDS").unwrap_or(5_000);
-    live_through_all(from..from + seeds);
+    live_through_all(
+        from..from + seeds,
+        number("VMAN_TEST_CHAOS_REAL") == Some(1),
+    );
 }

@@ -77,6 +77,16 @@ pub(super) fn alone(case: impl Future<Output = ()>) {
     runtime.block_on(case);
 }
 
+/// The same on threads that really run at once.
+pub(super) fn on_threads(case: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(3)
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(case);
+}
+
 /// Holds tokio's paused clock: it would jump to the next timer whenever the
 /// runtime idles, also while the store's thread still writes.
 struct HeldTime(#[expect(dead_code, reason = "its drop ends the hold")] mpsc::Sender<()>);
@@ -96,7 +106,8 @@ pub(super) struct Daemon {
     pub(super) host: FakeHost,
     pub(super) settings: TreeSettings,
     tree: Option<Tree>,
-    _time: HeldTime,
+    /// None where time passes by itself.
+    time: Option<HeldTime>,
 }
 
 impl Daemon {
@@ -106,6 +117,15 @@ impl Daemon {
     }
 
     pub(super) async fn start_on(host: FakeHost) -> Self {
+        Self::start_in(host, Some(HeldTime::hold())).await
+    }
+
+    /// On threads that really run at once, in real time.
+    pub(super) async fn start_in_real_time(host: FakeHost) -> Self {
+        Self::start_in(host, None).await
+    }
+
+    async fn start_in(host: FakeHost, time: Option<HeldTime>) -> Self {
         let settings = TreeSettings {
             max_vms: 100,
             max_launches: 4,
@@ -115,7 +135,7 @@ impl Daemon {
             host,
             settings,
             tree: None,
-            _time: HeldTime::hold(),
+            time,
         };
         daemon.boot().await;
         let template = TemplateRecord {
@@ -265,7 +285,12 @@ impl Daemon {
             } else {
                 25
             };
-            tokio::time::advance(Duration::from_millis(step)).await;
+            let step = Duration::from_millis(step);
+            if self.time.is_some() {
+                tokio::time::advance(step).await;
+            } else {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
         }
     }
 

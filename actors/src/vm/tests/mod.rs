@@ -2,10 +2,11 @@
 //!
 //! `daemon.rs` is the daemon under test and its oracle; the tests are grouped
 //! by what they try: `commands`, `faults` (hangs, failures), `deaths` (of
-//! actors, of the daemon, of the host), `chaos` (random commands and deaths).
+//! actors, of the daemon, of the host), `doc` (the page), `chaos` (random commands and deaths).
 
 mod chaos;
 mod commands;
 mod daemon;
 mod deaths;
+mod doc;
 mod faults;

@@ -1,0 +1,183 @@
+//! One turn of a VmActor: decide, persist, dispatch.
+//!
+//! Must not: dispatch anything that is not durable.
+
+use super::{VmState, VmSupervisorMsg, msg::VmMsg};
+use crate::store::StoreError;
+use ractor::{ActorProcessingErr, ActorRef};
+use vman_model::{
+    Change, Guard, OperationRecord, Revision, Write,
+    vm::{self as model, Decision, Input, Moment, Reply, VmRecord},
+};
+
+/// What a turn came to.
+pub(super) enum Turned {
+    /// Persisted and dispatched; the answer to a command, and its operation.
+    Done(Option<Reply>, Vec<OperationRecord>),
+    /// Certainly not persisted, so nothing was dispatched.
+    NotWritten(StoreError),
+}
+
+impl VmState {
+    /// Decides, persists, dispatches. `Err` means that the truth must be read
+    /// again.
+    pub(super) async fn turn(
+        &mut self,
+        myself: &ActorRef<VmMsg>,
+        input: Input,
+    ) -> Result<Turned, ActorProcessingErr> {
+        self.turn_with(myself, input, Vec::new(), Vec::new()).await
+    }
+
+    pub(super) async fn turn_with(
+        &mut self,
+        myself: &ActorRef<VmMsg>,
+        input: Input,
+        guards: Vec<Guard>,
+        writes: Vec<Write>,
+    ) -> Result<Turned, ActorProcessingErr> {
+        let Some((revision, record)) = self.record.as_ref() else {
+            return Ok(Turned::Done(None, Vec::new()));
+        };
+        let moment = Moment {
+            now: self.deps.clock.now(),
+            boot_id: self.deps.clock.boot_id(),
+        };
+        let decision = model::step(record, input, &moment);
+        if matches!(decision.reply, Some(Reply::Refused(_))) {
+            return Ok(Turned::Done(decision.reply, Vec::new()));
+        }
+        let operations = decision.operations.clone();
+        if decision.event.is_some() {
+            let own = Guard::VmRevision(self.id.clone(), *revision);
+            let change = self.change(&decision, own, guards, writes);
+            match self.deps.store.commit(change).await {
+                Ok(committed) => self.persisted(myself, &decision, committed.revision),
+                // The record is not what this actor believes.
+                Err(StoreError::Conflict(Guard::VmRevision(..))) => {
+                    return Err("the VM's record was changed behind its actor".into());
+                }
+                Err(error) if error.is_certain() => return Ok(Turned::NotWritten(error)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.dispatch(myself, decision.effects);
+        Ok(Turned::Done(decision.reply, operations))
+    }
+
+    fn change(
+        &self,
+        decision: &Decision,
+        own: Guard,
+        mut guards: Vec<Guard>,
+        mut writes: Vec<Write>,
+    ) -> Change {
+        guards.push(own);
+        match decision.erased {
+            None => writes.push(Write::PutVm(Box::new(decision.record.clone()))),
+            Some(erasure) => {
+                writes.push(Write::EraseVm(self.id.clone()));
+                writes.extend(self.release_disks(erasure.keep_root_disk));
+                writes.extend(self.release_network());
+            }
+        }
+        writes.extend(decision.operations.iter().cloned().map(Write::PutOperation));
+        Change {
+            guards,
+            writes,
+            event: decision.event.clone(),
+        }
+    }
+
+    /// The erased VM's addresses are free again, and nothing leads into it.
+    fn release_network(&self) -> Vec<Write> {
+        let inventory = self.deps.store.inventory();
+        let leases = inventory.leases_of(&self.id).cloned();
+        let forwards = inventory.forwards_of(&self.id).cloned();
+        let leases = leases.map(Write::EraseLease);
+        leases.chain(forwards.map(Write::EraseForward)).collect()
+    }
+
+    /// The erased VM's root disk goes with it unless it is kept; other disks are
+    /// free again.
+    fn release_disks(&self, keep_root_disk: bool) -> Vec<Write> {
+        let inventory = self.deps.store.inventory();
+        let mine = inventory
+            .disks
+            .values()
+            .filter(|d| d.value.vm_id.as_ref() == Some(&self.id));
+        mine.map(|disk| {
+            let mut disk = disk.value.clone();
+            if disk.root && !keep_root_disk {
+                return Write::EraseDisk(disk.id);
+            }
+            disk.vm_id = None;
+            disk.root = false;
+            Write::PutDisk(disk)
+        })
+        .collect()
+    }
+
+    fn persisted(&mut self, myself: &ActorRef<VmMsg>, decision: &Decision, revision: Revision) {
+        if decision.erased.is_some() {
+            tracing::info!(vm_id = %self.id, "VM erased");
+            self.record = None;
+            self.machine = None;
+            let _ = self
+                .supervisor
+                .cast(VmSupervisorMsg::Erased(self.id.clone(), myself.get_id()));
+            return;
+        }
+        let before = self.record.as_ref().map(|(_, record)| record.phase);
+        let mut record = decision.record.clone();
+        record.last_event = Some(revision);
+        log_change(&record, before, decision);
+        let machine_is_old = !record.phase.may_have_process()
+            || self
+                .machine
+                .as_ref()
+                .is_some_and(|(of, _)| *of != record.incarnation);
+        if machine_is_old {
+            self.machine = None;
+        }
+        self.record = Some((revision, record));
+    }
+}
+
+fn log_change(record: &VmRecord, before: Option<model::Phase>, decision: &Decision) {
+    let cause = decision
+        .event
+        .as_ref()
+        .map_or("", |event| event.cause.input.as_str());
+    let operation_id = record.operations.first().map(|op| op.id.as_str());
+    if before == Some(record.phase) {
+        tracing::debug!(
+            vm_id = %record.id,
+            incarnation = record.incarnation.0,
+            phase = record.phase.as_str(),
+            cause,
+            "VM updated"
+        );
+    } else if record.phase == model::Phase::Failed {
+        tracing::warn!(
+            vm_id = %record.id,
+            incarnation = record.incarnation.0,
+            phase = record.phase.as_str(),
+            reason = record.reason.as_str(),
+            detail = record.detail,
+            cause,
+            "VM failed"
+        );
+    } else {
+        tracing::info!(
+            vm_id = %record.id,
+            incarnation = record.incarnation.0,
+            phase = record.phase.as_str(),
+            reason = record.reason.as_str(),
+            detail = record.detail,
+            operation_id,
+            cause,
+            "VM changed phase"
+        );
+    }
+}

@@ -1,0 +1,51 @@
+//! What somebody breaks is made whole.
+
+use crate::{
+    console::Shell,
+    support::{host, wait_for},
+    world::{SOON, World, can_make_networks, guests, wait_event},
+};
+
+#[test]
+fn a_bridge_a_table_and_a_dnsmasq_that_were_taken_away_are_there_again() {
+    if !can_make_networks("a_bridge_a_table_and_a_dnsmasq_that_were_taken_away_are_there_again") {
+        return;
+    }
+    let world = World::new();
+    let daemon = world.daemon(&[]);
+    daemon.guest_template("");
+    guests(&daemon, &["a"]);
+    daemon.wait_console("a", "VMAN-GUEST address eth0 ");
+    let mut a = Shell::open(&daemon, "a");
+    a.ok("ping -c 1 -W 5 192.168.100.1");
+
+    world.in_host("ip link del br-t");
+    wait_event(&daemon, "network.healed", "the bridge br-t was deleted");
+    wait_for("the TAP to be attached again", SOON, || {
+        (world.attached() == world.taps()).then_some(())
+    });
+    a.soon("ping -c 1 -W 2 192.168.100.1");
+
+    world.in_host("nft flush ruleset");
+    wait_event(&daemon, "network.healed", "the firewall tables");
+    let rules = world.in_host("nft list table bridge vman-br-t");
+    assert!(rules.contains("52:56:"), "{rules}");
+    a.soon("ping -c 1 -W 2 192.168.100.1");
+
+    let kept = daemon.folder().join("run/network/dnsmasq.json");
+    let pid = || -> u32 {
+        let kept: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap();
+        kept["identity"]["pid"]
+            .as_u64()
+            .unwrap()
+            .try_into()
+            .unwrap()
+    };
+    let before = pid();
+    host::signal(before, rustix::process::Signal::KILL);
+    wait_event(&daemon, "network.healed", "dnsmasq had ended");
+    assert_ne!(pid(), before);
+    a.soon("udhcpc -n -q -f -i eth0 -s /bin/address -t 3 -T 1");
+    assert_eq!(daemon.get("/health")["status"], "ok");
+}

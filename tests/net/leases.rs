@@ -1,0 +1,123 @@
+//! Who holds which address.
+
+use crate::{
+    support::wait_for,
+    world::{SOON, World, can_make_networks},
+};
+use serde_json::json;
+
+#[test]
+fn a_subnet_that_is_full_refuses_and_gives_again_what_was_given_back() {
+    if !can_make_networks("a_subnet_that_is_full_refuses_and_gives_again_what_was_given_back") {
+        return;
+    }
+    let world = World::new();
+    let daemon = world.daemon(&[("VMAN_SUBNET", "10.77.0.0/29")]);
+    daemon.tiny_template();
+    let vm = |name: &str| json!({"template_name": "tiny", "name": name});
+    for n in 0..5 {
+        daemon.post("/vms", &vm(&format!("vm{n}"))).expect(201);
+    }
+    let full = daemon.post("/vms", &vm("late")).expect(409);
+    assert_eq!(full["code"], "addresses_exhausted");
+    assert_eq!(daemon.call("GET", "/vms/late", &json!(null)).status, 404);
+    let config = daemon.get("/network/config");
+    assert_eq!(config["allocated_ips"], 5, "{config}");
+    assert_eq!(config["available_ips"], 0);
+    let leases = daemon.get("/network/leases");
+    let mut all: Vec<_> = leases.as_array().unwrap().iter().collect();
+    all.dedup_by_key(|lease| lease["ip"].to_string());
+    assert_eq!(all.len(), 5);
+    let free = daemon.vm("vm3")["local_ip"].clone();
+    daemon.delete("/vms/vm3").expect(204);
+    let made = daemon.post("/vms", &vm("late")).expect(201);
+    assert_eq!(made["local_ip"], free);
+    let taken = json!({"template_name": "tiny", "name": "x", "address": free});
+    daemon.delete("/vms/vm0").expect(204);
+    assert_eq!(
+        daemon.post("/vms", &taken).expect(409)["code"],
+        "address_in_use"
+    );
+    for wrong in ["10.77.0.1", "10.77.0.0", "10.77.0.7", "10.78.0.2", "x"] {
+        let body = json!({"template_name": "tiny", "name": "x", "address": wrong});
+        daemon.post("/vms", &body).expect(422);
+    }
+}
+
+#[test]
+fn a_changed_subnet_refuses_to_start_and_names_who_holds_what() {
+    if !can_make_networks("a_changed_subnet_refuses_to_start_and_names_who_holds_what") {
+        return;
+    }
+    let world = World::new();
+    let mut daemon = world.daemon(&[("VMAN_SUBNET", "10.77.0.0/24")]);
+    daemon.tiny_template();
+    let vm = json!({"template_name": "tiny", "name": "holder", "address": "10.77.0.20"});
+    daemon.post("/vms", &vm).expect(201);
+    daemon.terminate();
+    daemon.set("VMAN_SUBNET", "10.78.0.0/24");
+    daemon.spawn();
+    assert!(!daemon.ended().success());
+    let log = daemon.log();
+    assert!(log.contains("holder (10.77.0.20)"), "{log}");
+    daemon.set("VMAN_SUBNET", "10.77.0.0/24");
+    daemon.serve();
+    assert_eq!(daemon.vm("holder")["local_ip"], "10.77.0.20");
+}
+
+#[test]
+fn without_the_privilege_vms_run_in_user_mode_and_health_says_why() {
+    if !can_make_networks("without_the_privilege_vms_run_in_user_mode_and_health_says_why") {
+        return;
+    }
+    let world = World::new();
+    // A bridge of this name that is somebody else's is as forbidden as a missing capability, and
+    // can be tried as root.
+    world.in_host("ip link add br-t type bridge");
+    let daemon = world.daemon(&[("VMAN_NETWORK_MODE", "auto")]);
+    daemon.tiny_vms(&["a"]);
+    assert_eq!(daemon.act("a", "start")["status"], "succeeded");
+    let vm = daemon.vm("a");
+    assert_eq!(vm["network_mode"], "user");
+    assert_eq!(vm["local_ip"], "10.0.2.15");
+    assert!(
+        vm["network_reason"].as_str().unwrap().contains("br-t"),
+        "{vm}"
+    );
+    let health = daemon.call("GET", "/health", &json!(null)).expect(503);
+    assert_eq!(health["status"], "degraded");
+    let said = health["checks"]["network"].as_str().unwrap();
+    assert!(said.contains("not VMAN's"), "{said}");
+    let config = daemon.get("/network/config");
+    assert_eq!(config["status"], "not_configured");
+}
+
+#[test]
+fn what_runs_has_a_tap_and_what_was_stopped_has_none() {
+    if !can_make_networks("what_runs_has_a_tap_and_what_was_stopped_has_none") {
+        return;
+    }
+    let world = World::new();
+    let mut daemon = world.daemon(&[]);
+    daemon.tiny_vms(&["a", "b", "c"]);
+    for _ in 0..3 {
+        for name in ["a", "b", "c"] {
+            daemon.act(name, "start");
+        }
+        assert_eq!(world.taps().len(), 3);
+        assert_eq!(world.attached().len(), 3);
+        daemon.kill();
+        daemon.serve();
+        for name in ["a", "b", "c"] {
+            daemon.act(name, "stop?force=true");
+        }
+        wait_for("the TAPs to be gone", SOON, || {
+            world.taps().is_empty().then_some(())
+        });
+    }
+    assert_eq!(daemon.get("/network/leases").as_array().unwrap().len(), 3);
+    for name in ["a", "b", "c"] {
+        daemon.delete(&format!("/vms/{name}")).expect(204);
+    }
+    assert_eq!(daemon.get("/network/leases"), json!([]));
+}
