@@ -123,7 +123,8 @@ fn host(out: &mut String, around: &Surroundings<'_>) {
     );
 }
 
-/// What passes between the guests' network and others.
+/// What passes between the guests' network and others. Where `br_netfilter` is at work, frames from
+/// guest to guest come here too: they have met the table of the bridge.
 fn routed(out: &mut String, around: &Surroundings<'_>) {
     let bridge = around.bridge;
     let (network, prefix) = (around.pool.network(), around.pool.prefix());
@@ -132,6 +133,7 @@ fn routed(out: &mut String, around: &Surroundings<'_>) {
         r#"
   chain forward {{
     type filter hook forward priority -10; policy accept;
+    iifname "{bridge}" oifname "{bridge}" accept
     iifname "{bridge}" ip saddr != {network}/{prefix} drop
     iifname "{bridge}" meta nfproto ipv6 drop
     oifname "{bridge}" ct state established,related accept
