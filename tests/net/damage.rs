@@ -49,3 +49,34 @@ fn a_bridge_a_table_and_a_dnsmasq_that_were_taken_away_are_there_again() {
     a.soon("udhcpc -n -q -f -i eth0 -s /bin/address -t 3 -T 1");
     assert_eq!(daemon.get("/health")["status"], "ok");
 }
+
+#[test]
+fn a_tap_that_was_deleted_is_replaced_and_the_guest_is_on_the_network_again() {
+    if !can_make_networks(
+        "a_tap_that_was_deleted_is_replaced_and_the_guest_is_on_the_network_again",
+    ) {
+        return;
+    }
+    let world = World::new();
+    let daemon = world.daemon(&[]);
+    daemon.guest_template("");
+    let address = guests(&daemon, &["a"]).remove(0);
+    daemon.wait_console("a", "VMAN-GUEST address eth0 ");
+    let mut a = Shell::open(&daemon, "a");
+    a.ok("ping -c 1 -W 5 192.168.100.1");
+    let pid = daemon.pid_of("a");
+    let tap = world.taps().remove(0);
+    world.in_host(&format!("ip link del {tap}"));
+    wait_event(
+        &daemon,
+        "network.healed",
+        "was deleted by somebody: its network card",
+    );
+    wait_for("the new TAP to be attached", SOON, || {
+        (world.attached() == [tap.clone()]).then_some(())
+    });
+    a.soon("ip addr show dev eth0 | grep 192.168.100");
+    assert!(a.ok("ip addr show dev eth0").contains(&address));
+    a.soon("ping -c 1 -W 2 192.168.100.1");
+    assert_eq!(daemon.pid_of("a"), pid, "the same QEMU");
+}

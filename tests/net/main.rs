@@ -7,6 +7,7 @@ mod support;
 
 mod console;
 mod damage;
+mod forgery;
 mod leases;
 mod traffic;
 mod world;

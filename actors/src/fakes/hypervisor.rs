@@ -105,6 +105,8 @@ impl Hypervisor for FakeHypervisor {
         &self,
         vm: VmId,
         incarnation: vman_model::Incarnation,
+        _: crate::ports::NicPlan,
+        _: u32,
     ) -> BoxFuture<'static, Result<bool, HostError>> {
         let world = self.world.clone();
         Box::pin(async move {

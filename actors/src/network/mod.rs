@@ -18,14 +18,15 @@ pub use handle::NetworkHandle;
 pub use leases::LeaseError;
 
 use crate::{
-    ports::{Clock, Hypervisor, Network, NetworkError, NicRequest, Settled},
+    ports::{Clock, Hypervisor, Network, NetworkError, NicPlan, NicRequest, Settled},
     slot::Slot,
     store::{Inventory, StoreHandle},
+    vm::FIRST_NIC_SLOT,
 };
 use futures_util::StreamExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -63,6 +64,8 @@ pub enum NetworkMsg {
     Look,
     /// The host looks as this plan says, or does not.
     Settled(Arc<NetworkPlan>, Result<Settled, NetworkError>),
+    /// The replacement of a lost TAP has come to an end, good or bad.
+    Replaced(TapName),
 }
 
 /// What the NetworkActor needs.
@@ -96,6 +99,8 @@ pub struct NetworkState {
     /// Claims that wait for the host to know their address. At most one for
     /// each VM that starts, and those are bounded by the VMs' commands.
     waiting: Vec<(NicRequest, ClaimReply)>,
+    /// Lost TAPs that are being replaced.
+    replacing: BTreeSet<TapName>,
 }
 
 /// The NetworkActor.
@@ -123,6 +128,7 @@ impl Actor for NetworkActor {
             settled: None,
             problem: None,
             waiting: Vec::new(),
+            replacing: BTreeSet::new(),
             arguments,
         };
         if state.bridged {
@@ -155,6 +161,10 @@ impl Actor for NetworkActor {
                 state.settle(&myself);
             }
             NetworkMsg::Settled(plan, result) => state.settled(&myself, plan, result),
+            NetworkMsg::Replaced(tap) => {
+                state.replacing.remove(&tap);
+                state.settle(&myself);
+            }
         }
         Ok(())
     }
@@ -322,7 +332,7 @@ impl NetworkState {
                 for repair in &settled.repairs {
                     self.tell(EventKind::NetworkHealed, repair);
                 }
-                self.replace(settled.lost);
+                self.replace(myself, settled.lost);
                 for (request, reply) in std::mem::take(&mut self.waiting) {
                     // One whose address came too late for this plan waits for the next.
                     self.claim(myself, request, reply);
@@ -345,32 +355,23 @@ impl NetworkState {
     }
 
     /// Gives running VMs other TAPs for those that were deleted under them.
-    fn replace(&self, lost: Vec<TapName>) {
+    fn replace(&mut self, myself: &ActorRef<NetworkMsg>, lost: Vec<TapName>) {
         if lost.is_empty() {
             return;
         }
         let running = running(&self.arguments.store.inventory());
         for tap in lost {
-            let Some((vm, incarnation)) = running.get(&tap).cloned() else {
+            let Some(owner) = running.get(&tap).cloned() else {
                 continue;
             };
-            let arguments = self.arguments.clone();
-            tokio::spawn(async move {
-                let replaced = arguments.hypervisor.replace_tap(vm.clone(), incarnation);
-                match replaced.await {
-                    Ok(true) => {
-                        let detail = format!(
-                            "the TAP {tap} of VM {vm} was deleted by somebody: its network card was plugged anew with another"
-                        );
-                        told(&arguments, EventKind::NetworkHealed, detail).await;
-                    }
-                    // Its QEMU was on its way out: the TAP went with it.
-                    Ok(false) => {}
-                    Err(error) => {
-                        tracing::warn!(vm_id = %vm, %error, "a lost TAP could not be replaced");
-                    }
-                }
-            });
+            if self.replacing.insert(tap.clone()) {
+                let (arguments, actor) = (self.arguments.clone(), myself.clone());
+                tokio::spawn(async move {
+                    let replacing = tokio::spawn(replace(arguments, tap.clone(), owner));
+                    let _ = replacing.await;
+                    let _ = actor.cast(NetworkMsg::Replaced(tap));
+                });
+            }
         }
     }
 
@@ -382,6 +383,31 @@ impl NetworkState {
 
 fn disturb(flag: &AtomicBool, actor: &ActorRef<NetworkMsg>) -> bool {
     flag.swap(true, Ordering::SeqCst) || actor.cast(NetworkMsg::Disturbed).is_ok()
+}
+
+/// Gives one VM another TAP and tells it.
+async fn replace(arguments: NetworkArguments, tap: TapName, owner: Owner) {
+    let nic = NicPlan {
+        kind: NetworkKind::Bridge,
+        mac: owner.mac,
+        slot: FIRST_NIC_SLOT,
+        tap: Some(tap.clone()),
+    };
+    let (vm, hypervisor) = (owner.vm, &arguments.hypervisor);
+    let replaced = hypervisor.replace_tap(vm.clone(), owner.incarnation, nic, owner.cpu_count);
+    match replaced.await {
+        Ok(true) => {
+            let detail = format!(
+                "the TAP {tap} of VM {vm} was deleted by somebody: its network card was plugged anew with another"
+            );
+            told(&arguments, EventKind::NetworkHealed, detail).await;
+        }
+        // Its QEMU was on its way out: the TAP went with it.
+        Ok(false) => {}
+        Err(error) => {
+            tracing::warn!(vm_id = %vm, %error, "a lost TAP could not be replaced");
+        }
+    }
 }
 
 async fn told(arguments: &NetworkArguments, kind: EventKind, detail: String) {
@@ -405,16 +431,33 @@ async fn told(arguments: &NetworkArguments, kind: EventKind, detail: String) {
     }
 }
 
+/// Whose a TAP is.
+#[derive(Clone)]
+struct Owner {
+    vm: VmId,
+    incarnation: Incarnation,
+    mac: [u8; 6],
+    cpu_count: u32,
+}
+
 /// The TAPs that have to be there, and whose they are.
-fn running(inventory: &Inventory) -> BTreeMap<TapName, (VmId, Incarnation)> {
+fn running(inventory: &Inventory) -> BTreeMap<TapName, Owner> {
     let settled = |phase| matches!(phase, Phase::Running | Phase::Paused | Phase::Stopping);
     let vms = inventory.vms.values().map(|row| &row.value);
     vms.filter(|vm| settled(vm.phase))
         .filter(|vm| {
-            let nics = vm.claim.iter().flat_map(|claim| &claim.nics);
-            nics.clone().any(|nic| nic.kind == NetworkKind::Bridge)
+            let mut nics = vm.claim.iter().flat_map(|claim| &claim.nics);
+            nics.any(|nic| nic.kind == NetworkKind::Bridge)
         })
-        .map(|vm| (TapName::of(&vm.id, 0), (vm.id.clone(), vm.incarnation)))
+        .map(|vm| {
+            let owner = Owner {
+                vm: vm.id.clone(),
+                incarnation: vm.incarnation,
+                mac: vm.mac,
+                cpu_count: vm.spec.size.cpu_count,
+            };
+            (TapName::of(&vm.id, 0), owner)
+        })
         .collect()
 }
 

@@ -266,6 +266,8 @@ pub trait Hypervisor: Send + Sync + 'static {
         &self,
         vm: VmId,
         incarnation: Incarnation,
+        nic: NicPlan,
+        cpu_count: u32,
     ) -> BoxFuture<'static, Result<bool, HostError>>;
 
     /// Removes the VM's run-time files (sockets). Idempotent. Only called when

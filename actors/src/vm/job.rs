@@ -26,7 +26,7 @@ use vman_model::{
 
 /// The root disk's slot on the pcie-root-ports; the first network card's is next.
 const ROOT_DISK_SLOT: u8 = 0;
-const FIRST_NIC_SLOT: u8 = 1;
+pub(crate) const FIRST_NIC_SLOT: u8 = 1;
 /// How long after an adoption that could not look it looks again.
 const ADOPT_AGAIN: Duration = Duration::from_millis(500);
 

@@ -9,6 +9,7 @@
 //! | `process.rs` | the process by its pidfd |
 //! | `adopt.rs` | finding a QEMU of an earlier daemon |
 //! | `machine.rs` | the conversation with a living QEMU |
+//! | `nics.rs` | a network card plugged anew |
 //! | `console.rs` | logs, and keeping them bounded |
 //! | `layout.rs`, `sockets.rs`, `probe.rs` | paths, sockets, what the host has |
 
@@ -20,6 +21,7 @@ mod console;
 mod launch;
 pub mod layout;
 mod machine;
+mod nics;
 mod probe;
 pub mod process;
 pub mod sockets;
@@ -31,7 +33,7 @@ mod tests;
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -39,7 +41,7 @@ use futures_util::stream::BoxStream;
 use tokio::sync::OnceCell;
 use vman_actors::ports::{
     AdoptPlan, Adoption, BoxFuture, ConsoleTail, FoundProcess, HostError, HostProbe, Hypervisor,
-    LaunchError, LaunchPlan, Machine, NewsSink,
+    LaunchError, LaunchPlan, Machine, NewsSink, NicPlan,
 };
 use vman_model::vm::ProcessIdentity;
 use vman_model::{Incarnation, VmId, VmUuid};
@@ -77,6 +79,8 @@ pub struct QemuHost {
     /// The processes watched at present, so that one that is adopted by the daemon that started it
     /// (its actor was restarted) is not watched twice: only the first watcher hears how it ended.
     watched: Arc<Mutex<HashMap<u32, Process>>>,
+    /// The machines that somebody holds, for what is done to them and is no command of their VM's.
+    machines: Arc<Mutex<HashMap<VmId, (Incarnation, Weak<QemuMachine>)>>>,
     /// Found out once, by the first who needs it.
     accelerator: Arc<OnceCell<(Accel, String)>>,
 }
@@ -87,6 +91,7 @@ impl QemuHost {
         Self {
             settings: Arc::new(settings),
             watched: Arc::default(),
+            machines: Arc::default(),
             accelerator: Arc::default(),
         }
     }
@@ -94,6 +99,10 @@ impl QemuHost {
     async fn accelerator(&self) -> &(Accel, String) {
         let find = || probe::accelerator(self.settings.accel, &self.settings.binary);
         self.accelerator.get_or_init(find).await
+    }
+
+    fn machines(&self) -> MutexGuard<'_, HashMap<VmId, (Incarnation, Weak<QemuMachine>)>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn watched(&self) -> MutexGuard<'_, HashMap<u32, Process>> {
@@ -164,7 +173,10 @@ impl QemuHost {
             banner: launch::banner(opening.incarnation),
             deadlines: self.settings.deadlines,
         };
-        QemuMachine::begin(process, setting, news)
+        let machine = QemuMachine::begin(process, setting, news);
+        let known = (opening.incarnation, Arc::downgrade(&machine));
+        self.machines().insert(vm.clone(), known);
+        machine
     }
 }
 
@@ -257,13 +269,28 @@ impl Hypervisor for QemuHost {
         &self,
         vm: VmId,
         incarnation: Incarnation,
+        nic: NicPlan,
+        cpu_count: u32,
     ) -> BoxFuture<'static, Result<bool, HostError>> {
-        let _ = (vm, incarnation);
-        Box::pin(async { Ok(false) })
+        let known = self.machines().get(&vm).cloned();
+        let machine = known.filter(|(of, _)| *of == incarnation);
+        let machine = machine.and_then(|(_, machine)| machine.upgrade());
+        Box::pin(async move {
+            let Some(machine) = machine else {
+                return Ok(false);
+            };
+            let replaced = nics::replace_tap(&machine, &nic, cpu_count).await;
+            if machine.is_gone() {
+                return Ok(false);
+            }
+            let told = |error| HostError(format!("the network card of VM {vm}: {error}"));
+            replaced.map(|()| true).map_err(told)
+        })
     }
 
     fn release(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>> {
         let folder = self.settings.layout.sockets(vm);
+        self.machines().remove(vm);
         Box::pin(blocking(move || {
             gone_is_fine(std::fs::remove_dir_all(&folder)).map_err(about(&folder))
         }))
