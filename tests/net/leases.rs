@@ -1,10 +1,14 @@
 //! Who holds which address.
 
 use crate::{
-    support::wait_for,
-    world::{SOON, World, can_make_networks},
+    support::{
+        daemon::{Daemon, PATIENCE},
+        wait_for,
+    },
+    world::{SOON, World, can_make_networks, run},
 };
-use serde_json::json;
+use serde_json::{Value, json};
+use std::time::Duration;
 
 #[test]
 fn a_subnet_that_is_full_refuses_and_gives_again_what_was_given_back() {
@@ -120,4 +124,80 @@ fn what_runs_has_a_tap_and_what_was_stopped_has_none() {
         daemon.delete(&format!("/vms/{name}")).expect(204);
     }
     assert_eq!(daemon.get("/network/leases"), json!([]));
+}
+
+/// How often the daemon is killed while VMs start and stop.
+const ROUNDS: usize = 200;
+
+#[test]
+fn after_two_hundred_kills_taps_leases_rules_and_records_agree() {
+    if !can_make_networks("after_two_hundred_kills_taps_leases_rules_and_records_agree") {
+        return;
+    }
+    let world = World::new();
+    let mut daemon = world.daemon(&[("VMAN_LOG_LEVEL", "info")]);
+    let names = ["a", "b", "c", "d"];
+    daemon.tiny_vms(&names);
+    let addresses = |daemon: &Daemon| -> Vec<Value> {
+        let leases = daemon.get("/network/leases");
+        let all = leases.as_array().unwrap().iter();
+        all.map(|lease| json!([lease["ip"], lease["vm_id"], lease["mac"]]))
+            .collect()
+    };
+    let before = addresses(&daemon);
+    for round in 0..ROUNDS {
+        // Each round asks for something else, and the kill comes at another moment of it.
+        for (at, name) in names.iter().enumerate() {
+            let action = if (round + at) % 2 == 0 {
+                "start"
+            } else {
+                "stop?force=true"
+            };
+            let _ = daemon.try_call(
+                "POST",
+                &format!("/vms/{name}/actions/{action}"),
+                &json!(null),
+            );
+        }
+        std::thread::park_timeout(Duration::from_millis(
+            u64::try_from(round * 7 % 60).unwrap(),
+        ));
+        daemon.kill();
+        daemon.serve();
+    }
+    let resting = |state: &Value| state == "running" || state == "stopped";
+    let vms = wait_for("every VM to come to rest", PATIENCE, || {
+        let vms = daemon.get("/vms");
+        let all = vms.as_array()?.clone();
+        all.iter().all(|vm| resting(&vm["state"])).then_some(all)
+    });
+    let running = vms.iter().filter(|vm| vm["state"] == "running").count();
+    wait_for("a TAP for each that runs, and no other", SOON, || {
+        (world.taps().len() == running && world.attached().len() == running).then_some(())
+    });
+    assert_eq!(daemon.qemus().len(), running);
+    assert_eq!(addresses(&daemon), before, "held by the same as ever");
+    let rules = world.in_host("nft -j list set bridge vman-br-t addresses");
+    let rules: Value = serde_json::from_str(&rules).unwrap();
+    let sets = rules["nftables"].as_array().unwrap().iter();
+    let elements = sets
+        .filter_map(|object| object["set"]["elem"].as_array())
+        .flatten();
+    assert_eq!(elements.count(), names.len());
+    // One dnsmasq, whatever has died.
+    let pids = run(&format!("ip netns pids {}", world.host));
+    let dnsmasqs = pids.split_whitespace().filter(|pid| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| name.trim() == "dnsmasq")
+    });
+    assert_eq!(dnsmasqs.count(), 1);
+    let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+    assert!(open.count() < 100, "descriptors leak");
+    for name in names {
+        daemon.delete(&format!("/vms/{name}")).expect(204);
+    }
+    assert_eq!(daemon.get("/network/leases"), json!([]));
+    wait_for("the last TAP to be gone", SOON, || {
+        world.taps().is_empty().then_some(())
+    });
 }

@@ -10,8 +10,6 @@
 mod forwards;
 mod handle;
 pub(crate) mod leases;
-#[cfg(test)]
-mod tests;
 
 pub use forwards::{ForwardError, MAX_FORWARDS, NewForward};
 pub use handle::NetworkHandle;

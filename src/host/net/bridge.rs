@@ -66,7 +66,7 @@ struct Inner {
     /// Somebody may have changed the firewall since it was looked at.
     rules_touched: AtomicBool,
     disturbed: Notify,
-    vlan_missing: Option<String>,
+    vlan_missing: String,
 }
 
 /// What this daemon has made so far: what is missing of it now was taken away by somebody.
@@ -122,7 +122,7 @@ impl BridgeNetwork {
 }
 
 /// Tags need a VLAN-aware bridge, which needs 802.1Q in the kernel.
-fn vlan_missing(vlan: u16) -> Option<String> {
+fn vlan_missing(vlan: u16) -> String {
     let there = std::path::Path::new("/proc/net/vlan").exists()
         || std::path::Path::new("/sys/module/8021q").exists();
     let why = if there {
@@ -130,9 +130,7 @@ fn vlan_missing(vlan: u16) -> Option<String> {
     } else {
         "this kernel has no 802.1Q"
     };
-    Some(format!(
-        "the bridge is untagged although VLAN {vlan} is configured: {why}"
-    ))
+    format!("the bridge is untagged although VLAN {vlan} is configured: {why}")
 }
 
 async fn pass_on(mut told: mpsc::Receiver<Notice>, to: std::sync::Weak<Inner>) {
@@ -362,7 +360,7 @@ impl Network for BridgeNetwork {
                 isolated: settings.isolated,
             }),
             vlan_id: settings.vlan_id,
-            vlan_missing: self.0.vlan_missing.clone(),
+            vlan_missing: Some(self.0.vlan_missing.clone()),
         }
     }
 

@@ -71,7 +71,7 @@ fn ports(out: &mut String, plan: &NetworkPlan) {
 }
 
 /// Every frame of a guest meets these before the bridge has learned or forwarded anything.
-const FROM_GUESTS: &str = r#"
+const FROM_GUESTS: &str = r"
   chain prerouting {
     type filter hook prerouting priority -300; policy accept;
     iifname @taps jump guest
@@ -94,14 +94,14 @@ const FROM_GUESTS: &str = r#"
     iifname . ether saddr . ip saddr @addresses accept
     drop
   }
-"#;
+";
 
-const ISOLATED: &str = r#"
+const ISOLATED: &str = r"
   chain forward {
     type filter hook forward priority 0; policy accept;
     iifname @taps oifname @taps drop
   }
-"#;
+";
 
 /// What guests may ask of the host itself.
 fn host(out: &mut String, around: &Surroundings<'_>) {
@@ -146,19 +146,15 @@ fn routed(out: &mut String, around: &Surroundings<'_>) {
 fn nat(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
     let bridge = around.bridge;
     let (network, prefix) = (around.pool.network(), around.pool.prefix());
-    let forwards: String = plan
-        .forwards
-        .iter()
-        .map(|forward| {
-            format!(
-                "    {} dport {} dnat ip to {}:{}\n",
-                forward.protocol.as_str(),
-                forward.host_port,
-                forward.address,
-                forward.guest_port
-            )
-        })
-        .collect();
+    let mut forwards = String::new();
+    for forward in &plan.forwards {
+        let (protocol, port) = (forward.protocol.as_str(), forward.host_port);
+        let (address, guest_port) = (forward.address, forward.guest_port);
+        let _ = writeln!(
+            forwards,
+            "    {protocol} dport {port} dnat ip to {address}:{guest_port}"
+        );
+    }
     // What this host itself sends to one of its addresses meets the output hook only. Loopback
     // addresses are left alone: the kernel would not route the answers.
     let _ = writeln!(

@@ -72,6 +72,9 @@ pub struct QemuSettings {
     pub taps: Arc<Taps>,
 }
 
+/// Machines by VM, each with the life it is of.
+type Machines = HashMap<VmId, (Incarnation, Weak<QemuMachine>)>;
+
 /// The real [`Hypervisor`].
 #[derive(Debug, Clone)]
 pub struct QemuHost {
@@ -80,7 +83,7 @@ pub struct QemuHost {
     /// (its actor was restarted) is not watched twice: only the first watcher hears how it ended.
     watched: Arc<Mutex<HashMap<u32, Process>>>,
     /// The machines that somebody holds, for what is done to them and is no command of their VM's.
-    machines: Arc<Mutex<HashMap<VmId, (Incarnation, Weak<QemuMachine>)>>>,
+    machines: Arc<Mutex<Machines>>,
     /// Found out once, by the first who needs it.
     accelerator: Arc<OnceCell<(Accel, String)>>,
 }
@@ -101,7 +104,7 @@ impl QemuHost {
         self.accelerator.get_or_init(find).await
     }
 
-    fn machines(&self) -> MutexGuard<'_, HashMap<VmId, (Incarnation, Weak<QemuMachine>)>> {
+    fn machines(&self) -> MutexGuard<'_, Machines> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -108,7 +108,7 @@ impl Bench {
         };
         let (accel, qemu_img) = (AccelChoice::Tcg, "qemu-img".into());
         QemuHost::new(QemuSettings {
-            taps: Default::default(),
+            taps: Arc::default(),
             binary,
             qemu_img,
             accel,

@@ -19,6 +19,7 @@ pub(crate) struct NetworkConfigBody {
     /// `bridge`, `user` or `none`.
     mode: &'static str,
     /// Why it is not a bridge although one was welcome.
+    #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     /// The VLAN that is configured.
     #[serde(skip_serializing_if = "Option::is_none")]

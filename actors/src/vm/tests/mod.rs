@@ -1,7 +1,7 @@
 //! Flows of the whole tree on a simulated host.
 //!
 //! `daemon.rs` is the daemon under test and its oracle; the tests are grouped
-//! by what they try: `commands`, `faults` (hangs, failures), `deaths` (of
+//! by what they try: `commands`, `faults` (hangs, failures), `network` (addresses, the bridge), `deaths` (of
 //! actors, of the daemon, of the host), `doc` (the page), `chaos` (random commands and deaths).
 
 mod chaos;
@@ -10,3 +10,4 @@ mod daemon;
 mod deaths;
 mod doc;
 mod faults;
+mod network;
