@@ -237,7 +237,8 @@ fn a_guest_that_forges_gets_nothing_through_and_its_honest_frames_pass() {
     hand_over(&world, &mut shell, &program);
     let spy = Spy::new(&world);
     let mut send = |frame: &[u8]| {
-        let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: Vec<_> = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex.concat();
         shell.ok(&format!("/tmp/forger eth0 {hex}"));
     };
     let frames = Frames {

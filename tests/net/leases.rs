@@ -171,6 +171,8 @@ fn after_two_hundred_kills_taps_leases_rules_and_records_agree() {
         let all = vms.as_array()?.clone();
         all.iter().all(|vm| resting(&vm["state"])).then_some(all)
     });
+    let lives: u64 = vms.iter().filter_map(|vm| vm["incarnation"].as_u64()).sum();
+    assert!(lives > 50, "only {lives} QEMUs were started in all");
     let running = vms.iter().filter(|vm| vm["state"] == "running").count();
     wait_for("a TAP for each that runs, and no other", SOON, || {
         (world.taps().len() == running && world.attached().len() == running).then_some(())
