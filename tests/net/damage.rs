@@ -80,3 +80,36 @@ fn a_tap_that_was_deleted_is_replaced_and_the_guest_is_on_the_network_again() {
     a.soon("ping -c 1 -W 2 192.168.100.1");
     assert_eq!(daemon.pid_of("a"), pid, "the same QEMU");
 }
+
+#[test]
+fn another_firewall_that_drops_what_is_forwarded_is_named() {
+    if !can_make_networks("another_firewall_that_drops_what_is_forwarded_is_named") {
+        return;
+    }
+    let world = World::new();
+    let daemon = world.daemon(&[]);
+    let network = || {
+        let health = daemon
+            .call("GET", "/health", &serde_json::Value::Null)
+            .json();
+        health["checks"]["network"].as_str().unwrap().to_owned()
+    };
+    wait_for("a healthy network", SOON, || {
+        (network() == "ok").then_some(())
+    });
+    world.in_host("nft add table ip filter");
+    world.in_host(
+        "nft add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }",
+    );
+    let said = wait_for("health to name it", SOON, || {
+        Some(network()).filter(|said| said != "ok")
+    });
+    assert!(
+        said.contains("the chain FORWARD of the table ip filter"),
+        "{said}"
+    );
+    world.in_host("nft add rule ip filter FORWARD iifname br-t accept");
+    wait_for("a healthy network again", SOON, || {
+        (network() == "ok").then_some(())
+    });
+}

@@ -93,3 +93,33 @@ fn two_guests_get_their_leases_and_reach_each_other_the_gateway_and_the_world() 
         assert!(Instant::now() < deadline, "the port still leads in");
     }
 }
+
+#[test]
+fn isolated_guests_with_several_queues_reach_the_gateway_and_not_each_other() {
+    if !can_make_networks(
+        "isolated_guests_with_several_queues_reach_the_gateway_and_not_each_other",
+    ) {
+        return;
+    }
+    let world = World::new();
+    let daemon = world.daemon(&[("VMAN_NETWORK_ISOLATED", "1")]);
+    daemon.guest_template("");
+    for name in ["a", "b"] {
+        let vm = json!({"template_name": "guest", "name": name, "cpu_count": 2});
+        daemon.post("/vms", &vm).expect(201);
+        assert_eq!(daemon.act(name, "start")["status"], "succeeded");
+    }
+    for name in ["a", "b"] {
+        daemon.wait_console(name, "VMAN-GUEST address eth0 ");
+    }
+    assert_eq!(daemon.get("/network/config")["isolated"], true);
+    let mut a = Shell::open(&daemon, "a");
+    let queues = a.ok("ls /sys/class/net/eth0/queues");
+    assert!(
+        queues.contains("rx-1") && queues.contains("tx-1"),
+        "{queues}"
+    );
+    a.ok("ping -c 2 -W 5 192.168.100.1");
+    let other = daemon.vm("b")["local_ip"].as_str().unwrap().to_owned();
+    assert_ne!(a.run(&format!("ping -c 2 -W 1 {other}")).0, 0);
+}

@@ -160,8 +160,8 @@ impl Actor for NetworkActor {
             }
             NetworkMsg::Settled(plan, result) => state.settled(&myself, plan, result),
             NetworkMsg::Replaced(tap) => {
+                // One that failed is seen again by the next look.
                 state.replacing.remove(&tap);
-                state.settle(&myself);
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex as Plain, PoisonError};
 
 use futures_util::StreamExt;
@@ -61,6 +61,8 @@ struct Inner {
     firewall: Firewall,
     taps: Arc<Taps>,
     made: Mutex<Made>,
+    /// The bridge's index, 0 for none: a claim does not wait for a settling.
+    index: AtomicU32,
     /// What health tells, as of the last settling.
     trouble: Plain<Vec<String>>,
     /// Somebody may have changed the firewall since it was looked at.
@@ -109,6 +111,7 @@ impl BridgeNetwork {
                 rules: None,
                 names: Dnsmasq::new(served, notices),
             }),
+            index: AtomicU32::new(0),
             trouble: Plain::default(),
             rules_touched: AtomicBool::new(true),
             disturbed: Notify::new(),
@@ -183,6 +186,7 @@ impl Inner {
             }
         }
         made.bridge = Some(link.index);
+        self.index.store(link.index, Ordering::SeqCst);
         // Guests have no IPv6 here: the host says none either. A kernel without it has no such file.
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
         Ok(link)
@@ -205,7 +209,7 @@ impl Inner {
             }
         }
         made.address = true;
-        route_packets()
+        Ok(())
     }
 
     /// Every TAP that is there is attached; answers those that should be there and are not.
@@ -294,7 +298,7 @@ impl Inner {
         rules.map_err(NetworkError)?;
         let lost = self.ports(&bridge, plan, running, &mut repairs).await;
         let lost = lost.map_err(NetworkError)?;
-        let mut trouble = Vec::new();
+        let mut trouble: Vec<_> = route_packets().err().into_iter().collect();
         {
             let mut made = self.made.lock().await;
             match made.names.settle(plan) {
@@ -328,11 +332,8 @@ impl Inner {
             let opened = opened.map_err(|error| NetworkError(error.to_string()))?;
             self.taps.keep(&name, opened);
         }
-        let bridge = self.made.lock().await.bridge;
-        let attached = match bridge {
-            Some(bridge) => self.links.attach(&name, bridge).await,
-            None => return Err(NetworkError("the bridge is not there yet".to_owned())),
-        };
+        let bridge = self.index.load(Ordering::SeqCst);
+        let attached = self.links.attach(&name, bridge).await;
         if attached.is_err() {
             // The bridge was deleted at this very moment: it is made anew first.
             let bridge = self.bridge(&mut Vec::new()).await.map_err(NetworkError)?;
@@ -442,5 +443,5 @@ fn route_packets() -> Result<(), String> {
         return Ok(());
     }
     std::fs::write(SWITCH, "1")
-        .map_err(|error| format!("packets cannot be routed: {SWITCH}: {error}"))
+        .map_err(|error| format!("guests reach no other network: {SWITCH} cannot be set: {error}"))
 }

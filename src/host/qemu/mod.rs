@@ -283,7 +283,10 @@ impl Hypervisor for QemuHost {
                 return Ok(false);
             };
             let replaced = nics::replace_tap(&machine, &nic, cpu_count).await;
-            if machine.is_gone() {
+            let ending = replaced
+                .as_ref()
+                .is_err_and(nics::ReplaceError::is_of_the_end);
+            if machine.is_gone() || ending {
                 return Ok(false);
             }
             let told = |error| HostError(format!("the network card of VM {vm}: {error}"));

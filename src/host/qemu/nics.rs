@@ -36,6 +36,13 @@ pub(super) enum ReplaceError {
     NoTap,
 }
 
+impl ReplaceError {
+    /// Whether it is what a QEMU on its way out answers: its TAP goes before its process does.
+    pub(super) fn is_of_the_end(&self) -> bool {
+        matches!(self, Self::Disconnected | Self::Qmp(QmpError::Lost { .. }))
+    }
+}
+
 pub(super) async fn replace_tap(
     machine: &QemuMachine,
     nic: &NicPlan,
