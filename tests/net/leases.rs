@@ -75,25 +75,47 @@ fn without_the_privilege_vms_run_in_user_mode_and_health_says_why() {
         return;
     }
     let world = World::new();
-    // A bridge of this name that is somebody else's is as forbidden as a missing capability, and
-    // can be tried as root.
-    world.in_host("ip link add br-t type bridge");
-    let daemon = world.daemon(&[("VMAN_NETWORK_MODE", "auto")]);
+    let mut daemon = world
+        .unstarted(&[("VMAN_NETWORK_MODE", "auto")])
+        .powerless();
+    daemon.serve();
     daemon.tiny_vms(&["a"]);
     assert_eq!(daemon.act("a", "start")["status"], "succeeded");
     let vm = daemon.vm("a");
     assert_eq!(vm["network_mode"], "user");
     assert_eq!(vm["local_ip"], "10.0.2.15");
-    assert!(
-        vm["network_reason"].as_str().unwrap().contains("br-t"),
-        "{vm}"
-    );
+    let why = vm["network_reason"].as_str().unwrap();
+    assert!(why.contains("CAP_NET_ADMIN"), "{why}");
     let health = daemon.call("GET", "/health", &json!(null)).expect(503);
     assert_eq!(health["status"], "degraded");
     let said = health["checks"]["network"].as_str().unwrap();
-    assert!(said.contains("not VMAN's"), "{said}");
+    assert!(said.contains("CAP_NET_ADMIN"), "{said}");
     let config = daemon.get("/network/config");
     assert_eq!(config["status"], "not_configured");
+}
+
+#[test]
+fn an_interface_of_the_bridges_name_that_is_somebody_elses_is_never_touched() {
+    const NAME: &str = "an_interface_of_the_bridges_name_that_is_somebody_elses_is_never_touched";
+    if !can_make_networks(NAME) {
+        return;
+    }
+    let world = World::new();
+    world.in_host("ip link add br-t type bridge");
+    let mut daemon = world.daemon(&[("VMAN_NETWORK_MODE", "auto")]);
+    let said = daemon.call("GET", "/health", &json!(null)).expect(503);
+    let said = said["checks"]["network"].as_str().unwrap();
+    assert!(said.contains("not VMAN's"), "{said}");
+    let link = world.in_host("ip addr show br-t");
+    assert!(
+        link.contains("state DOWN") && !link.contains("inet "),
+        "{link}"
+    );
+    daemon.terminate();
+    daemon.set("VMAN_NETWORK_MODE", "bridge");
+    daemon.spawn();
+    assert!(!daemon.ended().success(), "only auto falls back");
+    assert!(daemon.log().contains("not VMAN's"));
 }
 
 #[test]

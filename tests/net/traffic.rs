@@ -70,6 +70,22 @@ fn two_guests_get_their_leases_and_reach_each_other_the_gateway_and_the_world() 
     let page = a.ok(&format!("{GET} | nc -w 10 {BEYOND} 80"));
     assert!(page.contains("hello from beyond"), "{page}");
 
+    // What went through is counted, from the guest's side.
+    let nics = daemon.get("/vms/a/nics");
+    let count = |name: &str| nics[0][name].as_u64().unwrap();
+    assert!(
+        count("rx_packets") >= 8 && count("tx_packets") >= 8,
+        "{nics}"
+    );
+    assert!(count("rx_bytes") > count("rx_packets") * 40, "{nics}");
+    assert_eq!(nics[0]["ip"], addresses[0].as_str());
+    assert!(
+        world
+            .taps()
+            .iter()
+            .any(|tap| nics[0]["tap"] == tap.as_str())
+    );
+
     // Into the guest, through a port of the host.
     let forward = json!({"vm_id": "a", "host_port": 8080, "guest_port": 9});
     daemon.post("/network/forwards", &forward).expect(201);

@@ -25,6 +25,8 @@ pub struct Daemon {
     variables: Vec<(String, String)>,
     /// The network namespace it runs in.
     namespace: Option<String>,
+    /// Whether it lacks the capability to administer networks.
+    powerless: bool,
 }
 
 impl Daemon {
@@ -52,12 +54,19 @@ impl Daemon {
             child: None,
             variables: own.collect(),
             namespace: None,
+            powerless: false,
         }
     }
 
     /// The daemon is to run in this network namespace.
     pub fn inside(mut self, namespace: &str) -> Self {
         self.namespace = Some(namespace.to_owned());
+        self
+    }
+
+    /// The daemon is to run without the capability to administer networks.
+    pub fn powerless(mut self) -> Self {
+        self.powerless = true;
         self
     }
 
@@ -86,7 +95,15 @@ impl Daemon {
             Some(namespace) => {
                 let mut ip = Command::new("ip");
                 // It becomes the daemon: the pid is the same.
-                ip.args(["netns", "exec", namespace, vman]);
+                ip.args(["netns", "exec", namespace]);
+                if self.powerless {
+                    ip.args([
+                        "setpriv",
+                        "--inh-caps=-net_admin",
+                        "--bounding-set=-net_admin",
+                    ]);
+                }
+                ip.arg(vman);
                 ip
             }
         };

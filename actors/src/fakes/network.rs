@@ -3,7 +3,7 @@
 
 use super::world::World;
 use crate::ports::{
-    BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NicRequest, Settled,
+    BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NicRequest, Settled, Traffic,
 };
 use futures_util::{StreamExt, stream::BoxStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -121,6 +121,10 @@ impl Network for FakeNetwork {
             world.release_network(&vm);
             Ok(())
         })
+    }
+
+    fn traffic(&self, _: VmId) -> BoxFuture<'static, Option<Traffic>> {
+        Box::pin(async { None })
     }
 
     fn health(&self) -> BoxFuture<'static, Result<String, String>> {

@@ -2,7 +2,7 @@
 
 use super::{NetworkMsg, forwards};
 use crate::{
-    ports::{Clock, Network, NetworkError, NetworkFacts, NicRequest},
+    ports::{Clock, Network, NetworkError, NetworkFacts, NicRequest, Traffic},
     slot::Slot,
     store::StoreHandle,
 };
@@ -42,6 +42,11 @@ impl NetworkHandle {
     /// How VMs are connected. Never waits.
     pub fn facts(&self) -> NetworkFacts {
         self.network.facts()
+    }
+
+    /// What went through a VM's card. Asks the kernel and no actor.
+    pub async fn traffic(&self, vm: VmId) -> Option<Traffic> {
+        self.network.traffic(vm).await
     }
 
     /// The network cards for one life of a VM. Idempotent.

@@ -21,5 +21,5 @@ pub use hypervisor::{
     Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction, MachineError, MachineNews,
     NewsSink, NicPlan,
 };
-pub use network::{BridgeFacts, Network, NetworkError, NetworkFacts, NicRequest, Settled};
+pub use network::{BridgeFacts, Network, NetworkError, NetworkFacts, NicRequest, Settled, Traffic};
 pub use storage::{CommitError, LoadError, Row, RowBatch, Storage, Table};

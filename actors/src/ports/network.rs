@@ -87,6 +87,19 @@ pub struct Settled {
     pub lost: Vec<TapName>,
 }
 
+/// What went through a VM's network card in the present life, from the guest's side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes the guest received.
+    pub received_bytes: u64,
+    /// Packets the guest received.
+    pub received_packets: u64,
+    /// Bytes the guest sent.
+    pub sent_bytes: u64,
+    /// Packets the guest sent.
+    pub sent_packets: u64,
+}
+
 /// Connects VMs to networks.
 pub trait Network: Send + Sync + 'static {
     /// How VMs are connected. Never waits.
@@ -110,6 +123,9 @@ pub trait Network: Send + Sync + 'static {
 
     /// Gives back whatever the VM holds. Idempotent.
     fn release(&self, vm: VmId) -> BoxFuture<'static, Result<(), NetworkError>>;
+
+    /// What went through a VM's card; none where it is not counted or does not run.
+    fn traffic(&self, vm: VmId) -> BoxFuture<'static, Option<Traffic>>;
 
     /// `ok`, or the sentence what is degraded, for health.
     fn health(&self) -> BoxFuture<'static, Result<String, String>>;

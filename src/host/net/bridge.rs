@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::{Mutex, Notify, mpsc};
 use vman_actors::ports::{
-    BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NicRequest, Settled,
+    BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NicRequest, Settled, Traffic,
 };
 use vman_model::vm::{NetworkKind, NicClaim};
 use vman_model::{NetworkPlan, Pool, TapName, VmId};
@@ -91,8 +91,9 @@ impl BridgeNetwork {
         tap::probe().map_err(|error| format!("TAPs cannot be made: /dev/net/tun: {error}"))?;
         let links = Links::open().map_err(|error| format!("netlink cannot be spoken: {error}"))?;
         let (notices, told) = mpsc::channel(NOTICES);
-        watch::watch(&notices)
-            .map_err(|error| format!("the kernel's notices cannot be heard: {error}"))?;
+        watch::watch(&notices).map_err(|error| {
+            permitted(&format!("the kernel's notices cannot be heard: {error}"))
+        })?;
         let served = Served {
             program: settings.dnsmasq.clone(),
             folder: settings.folder.clone(),
@@ -399,6 +400,14 @@ impl Network for BridgeNetwork {
             });
         }
         Box::pin(async { Ok(()) })
+    }
+
+    fn traffic(&self, vm: VmId) -> BoxFuture<'static, Option<Traffic>> {
+        let links = self.0.links.clone();
+        Box::pin(async move {
+            let link = links.find(TapName::of(&vm, 0).as_str()).await.ok()??;
+            Some(link.traffic)
+        })
     }
 
     fn health(&self) -> BoxFuture<'static, Result<String, String>> {

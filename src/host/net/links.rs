@@ -11,6 +11,7 @@ use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec};
 use rustix::io::Errno;
+use vman_actors::ports::Traffic;
 
 /// A link as the kernel tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub(super) struct Link {
     pub(super) is_bridge: bool,
     pub(super) up: bool,
     pub(super) master: Option<u32>,
+    /// As the guest behind a TAP sees it.
+    pub(super) traffic: Traffic,
 }
 
 /// Why a link could not be had.
@@ -153,12 +156,22 @@ fn link(message: LinkMessage) -> Link {
         is_bridge: false,
         up: message.header.flags.contains(LinkFlags::Up),
         master: None,
+        traffic: Traffic::default(),
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::IfAlias(alias) => link.alias = alias,
             LinkAttribute::Controller(master) => link.master = Some(master),
+            // What a TAP sends, its guest receives.
+            LinkAttribute::Stats64(stats) => {
+                link.traffic = Traffic {
+                    received_bytes: stats.tx_bytes,
+                    received_packets: stats.tx_packets,
+                    sent_bytes: stats.rx_bytes,
+                    sent_packets: stats.rx_packets,
+                };
+            }
             LinkAttribute::LinkInfo(infos) => {
                 let bridge = |info: &LinkInfo| matches!(info, LinkInfo::Kind(InfoKind::Bridge));
                 link.is_bridge = infos.iter().any(bridge);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use vman_actors::ports::{BoxFuture, Network, NetworkError, NetworkFacts, NicRequest, Settled};
+use vman_actors::ports::{
+    BoxFuture, Network, NetworkError, NetworkFacts, NicRequest, Settled, Traffic,
+};
 use vman_model::vm::{NetworkKind, NicClaim};
 use vman_model::{NetworkPlan, TapName, VmId};
 
@@ -64,6 +66,10 @@ impl Network for UserNetwork {
 
     fn release(&self, _vm: VmId) -> BoxFuture<'static, Result<(), NetworkError>> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn traffic(&self, _: VmId) -> BoxFuture<'static, Option<Traffic>> {
+        Box::pin(async { None })
     }
 
     fn health(&self) -> BoxFuture<'static, Result<String, String>> {
