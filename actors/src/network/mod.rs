@@ -5,10 +5,12 @@
 //! changed behind its back, and before a claim that needs a rule is granted.
 //! Must not: wait inside a handler for the kernel, or start where addresses
 //! are held that its subnet does not have.
-//! Look next: `leases.rs` (giving addresses), `forwards.rs`, `handle.rs`.
+//! Look next: `leases.rs` (giving addresses), `forwards.rs`, `heal.rs` (what
+//! is done about damage), `handle.rs`.
 
 mod forwards;
 mod handle;
+mod heal;
 pub(crate) mod leases;
 
 pub use forwards::{ForwardError, MAX_FORWARDS, NewForward};
@@ -16,15 +18,15 @@ pub use handle::NetworkHandle;
 pub use leases::LeaseError;
 
 use crate::{
-    ports::{Clock, Hypervisor, Network, NetworkError, NicPlan, NicRequest, Settled},
+    ports::{Clock, Hypervisor, Network, NetworkError, NicRequest, Settled},
     slot::Slot,
     store::{Inventory, StoreHandle},
-    vm::FIRST_NIC_SLOT,
 };
 use futures_util::StreamExt;
+use heal::{replace, running, told};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -33,9 +35,9 @@ use std::{
 };
 use tokio::sync::oneshot;
 use vman_model::{
-    Cause, Change, EventDraft, EventKind, Incarnation, NetworkPlan, Origin, TapName, VmId,
+    Cause, EventDraft, EventKind, NetworkPlan, TapName, VmId,
     network::misplaced,
-    vm::{NetworkKind, NicClaim, Phase},
+    vm::{NetworkKind, NicClaim},
 };
 
 /// How often the host is looked at though nobody told of a change.
@@ -381,82 +383,6 @@ impl NetworkState {
 
 fn disturb(flag: &AtomicBool, actor: &ActorRef<NetworkMsg>) -> bool {
     flag.swap(true, Ordering::SeqCst) || actor.cast(NetworkMsg::Disturbed).is_ok()
-}
-
-/// Gives one VM another TAP and tells it.
-async fn replace(arguments: NetworkArguments, tap: TapName, owner: Owner) {
-    let nic = NicPlan {
-        kind: NetworkKind::Bridge,
-        mac: owner.mac,
-        slot: FIRST_NIC_SLOT,
-        tap: Some(tap.clone()),
-    };
-    let (vm, hypervisor) = (owner.vm, &arguments.hypervisor);
-    let replaced = hypervisor.replace_tap(vm.clone(), owner.incarnation, nic, owner.cpu_count);
-    match replaced.await {
-        Ok(true) => {
-            let detail = format!(
-                "the TAP {tap} of VM {vm} was deleted by somebody: its network card was plugged anew with another"
-            );
-            told(&arguments, EventKind::NetworkHealed, detail).await;
-        }
-        // Its QEMU was on its way out: the TAP went with it.
-        Ok(false) => {}
-        Err(error) => {
-            tracing::warn!(vm_id = %vm, %error, "a lost TAP could not be replaced");
-        }
-    }
-}
-
-async fn told(arguments: &NetworkArguments, kind: EventKind, detail: String) {
-    tracing::warn!(
-        event = kind.as_str(),
-        detail,
-        "the network on the host was changed"
-    );
-    let cause = Cause {
-        origin: Origin::Daemon,
-        input: "settle".to_owned(),
-        led_by: None,
-    };
-    let event = event(arguments.clock.as_ref(), kind, detail, cause);
-    let change = Change {
-        event: Some(event),
-        ..Change::default()
-    };
-    if let Err(error) = arguments.store.commit(change).await {
-        tracing::warn!(%error, "cannot record what was done to the network");
-    }
-}
-
-/// Whose a TAP is.
-#[derive(Clone)]
-struct Owner {
-    vm: VmId,
-    incarnation: Incarnation,
-    mac: [u8; 6],
-    cpu_count: u32,
-}
-
-/// The TAPs that have to be there, and whose they are.
-fn running(inventory: &Inventory) -> BTreeMap<TapName, Owner> {
-    let settled = |phase| matches!(phase, Phase::Running | Phase::Paused | Phase::Stopping);
-    let vms = inventory.vms.values().map(|row| &row.value);
-    vms.filter(|vm| settled(vm.phase))
-        .filter(|vm| {
-            let mut nics = vm.claim.iter().flat_map(|claim| &claim.nics);
-            nics.any(|nic| nic.kind == NetworkKind::Bridge)
-        })
-        .map(|vm| {
-            let owner = Owner {
-                vm: vm.id.clone(),
-                incarnation: vm.incarnation,
-                mac: vm.mac,
-                cpu_count: vm.spec.size.cpu_count,
-            };
-            (TapName::of(&vm.id, 0), owner)
-        })
-        .collect()
 }
 
 fn event(clock: &dyn Clock, kind: EventKind, detail: String, cause: Cause) -> EventDraft {

@@ -6,7 +6,8 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `bridge.rs` | the network of a bridge, and how it is made to look as it shall |
+//! | `bridge.rs` | the network of a bridge |
+//! | `settle.rs` | making the host look as it shall |
 //! | `user.rs` | QEMU's user-mode network, or none |
 //! | `links.rs`, `tap.rs` | the bridge and its ports; TAPs |
 //! | `ruleset.rs`, `firewall.rs` | rules as text; running `nft` |
@@ -18,6 +19,7 @@ mod dnsmasq;
 mod firewall;
 mod links;
 mod ruleset;
+mod settle;
 pub mod tap;
 mod user;
 mod watch;
