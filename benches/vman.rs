@@ -10,6 +10,9 @@ mod disks;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+#[path = "net/mod.rs"]
+mod net;
+
 use serde_json::Value;
 use std::{
     fs,
@@ -54,12 +57,17 @@ fn main() {
         "{:<44} {:>8} {:>8} {:>8}   {:>8} {:>8} {:>8}   against the floor",
         "", "median", "p10", "p99", "floor", "p10", "p99"
     );
+    if std::env::args().any(|arg| arg == "network") {
+        // `cargo bench -- network`: these rows alone.
+        return net::bridge();
+    }
     starts_and_stops();
     adoption();
     deaths();
     checks();
     hung();
     disks::measure();
+    net::bridge();
 }
 
 /// Measured times of one thing, in milliseconds.

@@ -33,6 +33,8 @@ want cpio cpio
 if [ "$purpose" = test ]; then
     want strace strace
     want iproute2 ip
+    want nftables nft
+    want dnsmasq-base dnsmasq
 fi
 
 install_packages() {

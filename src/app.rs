@@ -19,7 +19,7 @@ use crate::{
         folders::HostFolders,
         groups,
         images::HostImages,
-        net::UserNetwork,
+        net::{BridgeNetwork, BridgeSettings, UserNetwork, tap::Taps},
         qemu::{QemuHost, QemuSettings, layout::Layout},
         qmp::{CommandTimes, Deadlines},
         store_redb::RedbStorage,
@@ -32,16 +32,17 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use std::{
     io,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vman_actors::observer::DriftSettings;
-use vman_actors::ports::Clock;
+use vman_actors::ports::{Clock, Network};
 use vman_actors::{Handles, Ports, StartError, Tree, TreeSettings};
 use vman_model::{
-    Cause, Change, EventDraft, EventKind, ImageName, Origin, Subject, vm::NetworkKind,
+    Cause, Change, EventDraft, EventKind, ImageName, Origin, Pool, Subject, vm::NetworkKind,
 };
 
 /// How long the tree may take to stop after the last request was answered.
@@ -72,6 +73,9 @@ pub enum AppError {
     /// A listener could not be had.
     #[error(transparent)]
     Listen(#[from] listeners::ListenError),
+    /// A bridge was asked for and cannot be had.
+    #[error("no bridge for the VMs: {0}; VMAN_NETWORK_MODE=auto falls back to user mode")]
+    Network(String),
     /// The tree did not start.
     #[error(transparent)]
     Tree(#[from] StartError),
@@ -104,7 +108,7 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
     let listeners = listeners::bind(&config)?;
     let times = Arc::new(CommandTimes::default());
     let metrics = figures::sources(outer.log.clone(), times.clone(), config.qemu.dry_run);
-    let ports = ports(&config, &lock, times)?;
+    let ports = ports(&config, &lock, times).await?;
     let hypervisor = ports.hypervisor.clone();
     let settings = settings(&config);
     let (tree, probe) = tokio::join!(Tree::start(ports, &settings), hypervisor.probe());
@@ -252,7 +256,11 @@ fn settings(config: &Config) -> TreeSettings {
 }
 
 /// The real adapters, or the simulated host for a dry run.
-fn ports(config: &Config, lock: &StorageLock, times: Arc<CommandTimes>) -> Result<Ports, AppError> {
+async fn ports(
+    config: &Config,
+    lock: &StorageLock,
+    times: Arc<CommandTimes>,
+) -> Result<Ports, AppError> {
     let dirs = lock.dirs();
     if config.qemu.dry_run {
         tracing::warn!("VMAN_OPERATOR_DRY_RUN: VMs are simulated, nothing runs");
@@ -273,10 +281,8 @@ fn ports(config: &Config, lock: &StorageLock, times: Arc<CommandTimes>) -> Resul
         runtime: config.storage.runtime.clone(),
         storage: config.storage.path.clone(),
     };
-    let network = match config.network.mode {
-        NetworkMode::None => NetworkKind::None,
-        NetworkMode::Auto | NetworkMode::Bridge | NetworkMode::User => NetworkKind::User,
-    };
+    let taps = Arc::new(Taps::default());
+    let network = network(config, taps.clone()).await?;
     Ok(Ports {
         storage,
         folders: Arc::new(HostFolders::new(dirs, config.storage.runtime.clone())),
@@ -287,6 +293,7 @@ fn ports(config: &Config, lock: &StorageLock, times: Arc<CommandTimes>) -> Resul
                 accel: config.qemu.accel,
                 layout,
                 deadlines: Deadlines::default(),
+                taps,
             })
             .timed(times),
         ),
@@ -298,9 +305,51 @@ fn ports(config: &Config, lock: &StorageLock, times: Arc<CommandTimes>) -> Resul
             HostImages::new(dirs, config.limits.image_max_bytes)
                 .map_err(start_error("open the images folder"))?,
         ),
-        network: Arc::new(UserNetwork::new(network)),
+        network,
         clock: Arc::new(SystemClock::new().map_err(start_error("read the clock and the boot id"))?),
     })
+}
+
+/// The network as it is configured and permitted. Only `auto` falls back.
+async fn network(config: &Config, taps: Arc<Taps>) -> Result<Arc<dyn Network>, AppError> {
+    let mode = config.network.mode;
+    let user = |kind, reason| Ok(Arc::new(UserNetwork::new(kind, reason)) as Arc<dyn Network>);
+    match mode {
+        NetworkMode::None => return user(NetworkKind::None, None),
+        NetworkMode::User => return user(NetworkKind::User, None),
+        NetworkMode::Auto | NetworkMode::Bridge => {}
+    }
+    match BridgeNetwork::open(bridge_settings(config), taps).await {
+        Ok(bridge) => {
+            let facts = bridge.facts();
+            if let Some(why) = facts.vlan_missing {
+                tracing::warn!(vlan_id = facts.vlan_id, "{why}");
+            }
+            Ok(Arc::new(bridge))
+        }
+        Err(why) if mode == NetworkMode::Auto => {
+            tracing::warn!(reason = why, "no bridge: VMs get QEMU's user-mode network");
+            user(NetworkKind::User, Some(why))
+        }
+        Err(why) => Err(AppError::Network(why)),
+    }
+}
+
+fn bridge_settings(config: &Config) -> BridgeSettings {
+    let network = &config.network;
+    let found = |program: &PathBuf| program.is_file().then(|| program.clone());
+    let subnet = network.subnet;
+    BridgeSettings {
+        bridge: network.bridge_name.clone(),
+        pool: Pool::new(subnet.network(), subnet.prefix(), network.gateway)
+            .expect("the configuration has checked subnet and gateway"),
+        dns: network.dns.clone(),
+        vlan_id: network.vlan_id,
+        isolated: network.isolated,
+        folder: config.storage.runtime.join("network"),
+        nft: found(&network.nft),
+        dnsmasq: found(&network.dnsmasq),
+    }
 }
 
 fn default_boot_disk(config: &Config) -> Option<ImageName> {

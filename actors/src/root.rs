@@ -180,7 +180,12 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         store.clone(),
     );
     let network_slot = Arc::new(Slot::default());
-    let network = NetworkHandle::new(network_slot.clone());
+    let network = NetworkHandle::new(
+        network_slot.clone(),
+        ports.network.clone(),
+        store.clone(),
+        ports.clock.clone(),
+    );
     let observer_slot = Arc::new(ObserverSlot::default());
     let observer = ObserverHandle::new(observer_slot.clone(), settings.observer_interval);
     let directory = Arc::new(VmDirectory::default());
@@ -190,6 +195,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         store.clone(),
         clock.clone(),
         hypervisor.clone(),
+        ports.network.facts().pool(),
         settings.max_vms,
     );
     let deps = VmDeps {
@@ -215,6 +221,9 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         },
         network: NetworkArguments {
             network: ports.network,
+            store: store.clone(),
+            clock: clock.clone(),
+            hypervisor: hypervisor.clone(),
             slot: network_slot,
         },
         vms: vm_arguments,

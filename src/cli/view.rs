@@ -109,6 +109,19 @@ pub const LEASE: View = View {
     none: "no addresses are given",
 };
 
+/// Ports of the host that lead into VMs.
+pub const FORWARD: View = View {
+    id: &["id"],
+    columns: &[
+        ("FORWARD", &["id"], Plain),
+        ("PROTOCOL", &["protocol"], Plain),
+        ("HOST PORT", &["host_port"], Plain),
+        ("VM", &["vm_id"], Plain),
+        ("GUEST PORT", &["guest_port"], Plain),
+    ],
+    none: "no ports are forwarded",
+};
+
 /// What the observer found.
 pub const ISSUE: View = View {
     id: &["resource_id"],

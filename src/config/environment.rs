@@ -52,8 +52,10 @@ impl Environment {
             path.metadata()
                 .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
         };
-        self.get("PATH")?
-            .split(':')
+        // What only root runs as a rule is not on an ordinary user's PATH.
+        let path = self.get("PATH")?;
+        path.split(':')
+            .chain(["/usr/sbin", "/sbin"])
             .filter(|directory| directory.starts_with('/'))
             .map(|directory| PathBuf::from(directory).join(name))
             .find(executable)

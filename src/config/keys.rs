@@ -128,6 +128,21 @@ pub const KEYS: &[Key] = &[
         "DNS servers told to the guests, separated by commas.",
     ),
     key(
+        "network_isolated",
+        "0",
+        "`1` keeps guests on the bridge from each other.",
+    ),
+    key(
+        "nft",
+        "(nft on PATH)",
+        "The nft that writes the firewall of the bridge.",
+    ),
+    key(
+        "dnsmasq",
+        "(dnsmasq on PATH)",
+        "The dnsmasq that gives the guests on the bridge their addresses and names.",
+    ),
+    key(
         "log_level",
         "info",
         "`trace`, `debug`, `info`, `warn` or `error`.",

@@ -71,7 +71,7 @@ impl Config {
         let mut http = read_http(reader, &storage.runtime);
         let qemu = read_qemu(reader, environment);
         let observer = read_observer(reader);
-        let network = read_network(reader);
+        let network = read_network(reader, environment);
         let log = read_log(reader);
         let max_vms = reader.number("max_vms", 10_000, 1, 100_000);
         http.max_inflight = reader.number("max_inflight", http.max_inflight, 1, 65_536);
@@ -263,7 +263,7 @@ fn read_observer(reader: &mut Reader) -> ObserverConfig {
     }
 }
 
-fn read_network(reader: &mut Reader) -> NetworkConfig {
+fn read_network(reader: &mut Reader, environment: &Environment) -> NetworkConfig {
     let words = [
         ("auto", NetworkMode::Auto),
         ("bridge", NetworkMode::Bridge),
@@ -306,6 +306,10 @@ fn read_network(reader: &mut Reader) -> NetworkConfig {
             all.join(",")
         },
     );
+    let words = [("0", false), ("1", true), ("false", false), ("true", true)];
+    let isolated = reader.word("network_isolated", false, &words);
+    let nft = read_program(reader, environment, "nft", "nft");
+    let dnsmasq = read_program(reader, environment, "dnsmasq", "dnsmasq");
     NetworkConfig {
         mode,
         vlan_id,
@@ -313,6 +317,9 @@ fn read_network(reader: &mut Reader) -> NetworkConfig {
         subnet,
         gateway,
         dns,
+        isolated,
+        nft,
+        dnsmasq,
     }
 }
 

@@ -90,6 +90,12 @@ pub struct NetworkConfig {
     pub gateway: Ipv4Addr,
     /// Told to the guests; may be empty.
     pub dns: Vec<Ipv4Addr>,
+    /// Whether guests on the bridge are kept from each other.
+    pub isolated: bool,
+    /// An absolute path if it was given or found on `PATH`, else the bare name.
+    pub nft: PathBuf,
+    /// As `nft`, for dnsmasq.
+    pub dnsmasq: PathBuf,
 }
 
 /// The kind of network asked for.

@@ -5,7 +5,7 @@
 use super::error::{ApiError, Code, FieldError};
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
-use std::{collections::BTreeMap, fmt, ops::RangeInclusive, str::FromStr};
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr, ops::RangeInclusive, str::FromStr};
 use vman_model::ids::IdError;
 
 /// The fields of one object that have not been read yet.
@@ -60,6 +60,16 @@ impl Fields {
                 None
             }
         }
+    }
+
+    /// An IPv4 address.
+    pub(crate) fn address(&mut self, name: &str) -> Option<Ipv4Addr> {
+        let text = self.string(name)?;
+        let address = text.parse().ok();
+        if address.is_none() {
+            self.wrong(name, "must be an IPv4 address such as 192.168.100.20");
+        }
+        address
     }
 
     /// A name or id.

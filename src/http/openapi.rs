@@ -35,8 +35,8 @@ struct ApiDoc;
 
 fn documented() -> OpenApiRouter<HttpState> {
     use routes::{
-        actions, console, disk_work, disks, events, health, images, network, observer, operations,
-        templates, vms,
+        actions, console, disk_work, disks, events, health, images, network, nics, observer,
+        operations, templates, vms,
     };
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(vms::list_vms, vms::create_vm))
@@ -44,6 +44,7 @@ fn documented() -> OpenApiRouter<HttpState> {
         .routes(routes!(vms::explain_vm))
         .routes(routes!(actions::act_on_vm))
         .routes(routes!(console::get_console))
+        .routes(routes!(nics::list_nics))
         .routes(routes!(
             templates::list_templates,
             templates::create_template
@@ -73,6 +74,8 @@ fn documented() -> OpenApiRouter<HttpState> {
         .routes(routes!(events::get_events))
         .routes(routes!(network::get_network_config))
         .routes(routes!(network::list_leases))
+        .routes(routes!(network::list_forwards, network::create_forward))
+        .routes(routes!(network::get_forward, network::delete_forward))
         .routes(routes!(observer::get_observer))
         .routes(routes!(observer::check_now))
         .routes(routes!(health::health))

@@ -4,6 +4,7 @@
 use super::error::{ApiError, Code};
 use vman_actors::{
     disks::{DiskFault, ImageError},
+    network::{ForwardError, LeaseError, MAX_FORWARDS},
     ports::{FileError, HostError, LoadError},
     store::StoreError,
     templates::TemplateError,
@@ -183,8 +184,65 @@ impl From<CreateError> for ApiError {
                 Code::VmLimitReached,
                 format!("there are {limit} VMs, the configured limit: delete one, or raise VMAN_MAX_VMS"),
             ),
+            CreateError::Address(error) => error.into(),
+            CreateError::NoAddresses => ApiError::field(
+                "address",
+                "VMs are not connected to a bridge here, so this host gives no addresses: leave it out",
+            ),
             CreateError::KeyInUse => key_in_flight(),
             CreateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<LeaseError> for ApiError {
+    fn from(error: LeaseError) -> Self {
+        match error {
+            LeaseError::Exhausted(size) => ApiError::new(
+                Code::AddressesExhausted,
+                format!(
+                    "all {size} addresses of the network are held: delete a VM, or configure a larger subnet"
+                ),
+            ),
+            LeaseError::Outside(address) => ApiError::field(
+                "address",
+                format!("{address} is not an address that guests of this network can have"),
+            ),
+            LeaseError::Taken(address, vm) => ApiError::new(
+                Code::AddressInUse,
+                format!("{address} is held by VM {vm}: choose another, or leave it out"),
+            )
+            .vm(vm),
+        }
+    }
+}
+
+impl From<ForwardError> for ApiError {
+    fn from(error: ForwardError) -> Self {
+        match error {
+            ForwardError::NoBridge => ApiError::new(
+                Code::NoBridge,
+                "ports are forwarded to VMs on a bridge only, and VMs have another network here: \
+                 GET /network/config says which and why",
+            ),
+            ForwardError::NoVm(id) => {
+                ApiError::field("vm_id", format!("there is no VM named {id}")).vm(id)
+            }
+            ForwardError::Exists(id) => ApiError::new(
+                Code::ForwardExists,
+                format!(
+                    "{id} of the host leads into a VM already: DELETE /network/forwards/{id} first"
+                ),
+            ),
+            ForwardError::NotFound(id) => {
+                ApiError::new(Code::NotFound, format!("there is no forward named {id}"))
+            }
+            ForwardError::TooMany => ApiError::new(
+                Code::ForwardExists,
+                format!("there are {MAX_FORWARDS} forwards, which is the limit: delete one"),
+            ),
+            ForwardError::KeyInUse => key_in_flight(),
+            ForwardError::Store(error) => error.into(),
         }
     }
 }

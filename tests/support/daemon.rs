@@ -25,6 +25,10 @@ pub struct Daemon {
     child: Option<Child>,
     variables: Vec<(String, String)>,
     unset: Vec<String>,
+    /// The network namespace it runs in.
+    namespace: Option<String>,
+    /// Whether it lacks the capability to administer networks.
+    powerless: bool,
 }
 
 impl Daemon {
@@ -52,7 +56,21 @@ impl Daemon {
             child: None,
             variables: own.collect(),
             unset: Vec::new(),
+            namespace: None,
+            powerless: false,
         }
+    }
+
+    /// The daemon is to run in this network namespace.
+    pub fn inside(mut self, namespace: &str) -> Self {
+        self.namespace = Some(namespace.to_owned());
+        self
+    }
+
+    /// The daemon is to run without the capability to administer networks.
+    pub fn powerless(mut self) -> Self {
+        self.powerless = true;
+        self
     }
 
     pub fn folder(&self) -> &Path {
@@ -105,7 +123,24 @@ impl Daemon {
 
     /// The command that starts this daemon.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vman"));
+        let vman = env!("CARGO_BIN_EXE_vman");
+        let mut command = match &self.namespace {
+            None => Command::new(vman),
+            Some(namespace) => {
+                let mut ip = Command::new("ip");
+                // It becomes the daemon: the pid is the same.
+                ip.args(["netns", "exec", namespace]);
+                if self.powerless {
+                    ip.args([
+                        "setpriv",
+                        "--inh-caps=-net_admin",
+                        "--bounding-set=-net_admin",
+                    ]);
+                }
+                ip.arg(vman);
+                ip
+            }
+        };
         let log = File::options()
             .create(true)
             .append(true)

@@ -4,8 +4,12 @@
 use crate::{
     disk::DiskRecord,
     event::EventDraft,
-    ids::{DiskId, IdempotencyKey, ImageName, OperationId, Revision, TemplateName, VmId},
+    ids::{
+        DiskId, ForwardId, IdempotencyKey, ImageName, LeaseId, OperationId, Revision, TemplateName,
+        VmId,
+    },
     image::ImageRecord,
+    network::{ForwardRecord, LeaseRecord},
     operation::OperationRecord,
     template::TemplateRecord,
     time::UnixMs,
@@ -41,6 +45,16 @@ pub enum Guard {
     ImagePresent(ImageName),
     /// No disk is based on the image and no VM or template boots it.
     ImageUnused(ImageName),
+    /// The VM is there.
+    VmPresent(VmId),
+    /// Nobody holds the address.
+    AddressFree(LeaseId),
+    /// No network card has the MAC address.
+    MacFree([u8; 6]),
+    /// The port of the host is not forwarded.
+    ForwardAbsent(ForwardId),
+    /// The port of the host is forwarded.
+    ForwardPresent(ForwardId),
     /// The idempotency key has not been used.
     KeyUnused(IdempotencyKey),
 }
@@ -69,6 +83,14 @@ pub enum Write {
     PutImage(ImageRecord),
     /// Erase an image's record.
     EraseImage(ImageName),
+    /// Put a lease.
+    PutLease(LeaseRecord),
+    /// Give an address back.
+    EraseLease(LeaseId),
+    /// Put a forwarded port.
+    PutForward(ForwardRecord),
+    /// Erase a forwarded port.
+    EraseForward(ForwardId),
     /// Put an operation.
     PutOperation(OperationRecord),
     /// Remember an idempotency key.
@@ -97,6 +119,8 @@ pub enum IdempotentAnswer {
     Operation(OperationId),
     /// The disk that was made.
     Disk(DiskId),
+    /// The port that was forwarded.
+    Forward(ForwardId),
 }
 
 /// A remembered idempotency key, stored in the same commit as its effect.

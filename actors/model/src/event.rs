@@ -21,6 +21,8 @@ pub enum Subject {
     Disk(DiskId),
     /// The daemon itself.
     Daemon,
+    /// A network, by name.
+    Network(String),
 }
 
 /// The class of an event.
@@ -63,6 +65,16 @@ pub enum EventKind {
     DiskDetached,
     /// A disk failed or its storage is full.
     DiskFailed,
+    /// A port of the host leads into a guest.
+    ForwardCreated,
+    /// It does no longer.
+    ForwardDeleted,
+    /// A VM made before there was a bridge was given an address.
+    LeaseGiven,
+    /// Something of a network was missing or changed on the host, and was made anew.
+    NetworkHealed,
+    /// A network does not work.
+    NetworkFailed,
 }
 
 impl EventKind {
@@ -87,6 +99,11 @@ impl EventKind {
             EventKind::DiskAttached => "disk.attached",
             EventKind::DiskDetached => "disk.detached",
             EventKind::DiskFailed => "disk.failed",
+            EventKind::ForwardCreated => "forward.created",
+            EventKind::ForwardDeleted => "forward.deleted",
+            EventKind::LeaseGiven => "lease.given",
+            EventKind::NetworkHealed => "network.healed",
+            EventKind::NetworkFailed => "network.failed",
         }
     }
 }

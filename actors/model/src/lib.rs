@@ -15,6 +15,7 @@ pub mod event;
 pub mod explain;
 pub mod ids;
 pub mod image;
+pub mod network;
 pub mod operation;
 pub mod restart;
 pub mod template;
@@ -25,10 +26,11 @@ pub use change::{Change, Guard, IdempotencyRecord, Write};
 pub use disk::{DiskCache, DiskFile, DiskFormat, DiskLimits, DiskOptions, DiskRecord};
 pub use event::{Cause, Event, EventDraft, EventKind, Origin, Subject};
 pub use ids::{
-    BootId, DiskId, IdError, IdempotencyKey, ImageName, Incarnation, OperationId, RequestId,
-    Revision, TemplateName, VmId, VmUuid,
+    BootId, DiskId, ForwardId, IdError, IdempotencyKey, ImageName, Incarnation, LeaseId,
+    OperationId, RequestId, Revision, TemplateName, VmId, VmUuid,
 };
 pub use image::{ImageFormat, ImageKind, ImageRecord};
+pub use network::{ForwardRecord, LeaseRecord, NetworkPlan, Pool, Protocol, TapName};
 pub use operation::{OperationKind, OperationRecord, OperationStatus, Problem};
 pub use restart::{RestartBudget, RestartHistory, RestartMode, RestartPolicy};
 pub use template::TemplateRecord;

@@ -6,18 +6,18 @@ use super::{
     files::{FakeDisks, FakeImages},
     folders::FakeFolders,
     hypervisor::FakeHypervisor,
-    network::FakeNetwork,
+    network::{Bridge, FakeNetwork},
     script::Script,
     storage::MemoryStorage,
     world::{LiveQemu, Signalled, World},
 };
 use crate::{
-    ports::{FoundProcess, Hypervisor, MachineNews, Storage},
+    ports::{BridgeFacts, FoundProcess, Hypervisor, MachineNews, Storage},
     root::Ports,
 };
 use std::sync::{Arc, atomic::Ordering};
 use vman_model::{
-    DiskId, ImageName, VmId,
+    DiskId, ImageName, NetworkPlan, TapName, VmId,
     drift::{Room, SeenFile},
     vm::{ExitStatus, RunState},
 };
@@ -34,6 +34,7 @@ pub struct FakeHost {
     clock: FakeClock,
     /// Whether its files outlive the process; those of a dry run do not.
     lasting: bool,
+    bridge: Arc<Bridge>,
 }
 
 impl Default for FakeHost {
@@ -58,6 +59,7 @@ impl FakeHost {
             storage: MemoryStorage::new(),
             clock,
             lasting: true,
+            bridge: Arc::default(),
         }
     }
 
@@ -91,7 +93,11 @@ impl FakeHost {
                 daemon,
                 lasting: self.lasting,
             }),
-            network: Arc::new(FakeNetwork { world: w(), daemon }),
+            network: Arc::new(FakeNetwork {
+                world: w(),
+                bridge: self.bridge.clone(),
+                daemon,
+            }),
             clock: Arc::new(self.clock.clone()),
         }
     }
@@ -121,6 +127,33 @@ impl FakeHost {
     /// The wall clock.
     pub fn clock(&self) -> &FakeClock {
         &self.clock
+    }
+
+    /// From the next start of the daemon on, VMs are connected to a bridge.
+    pub fn bridge(&self, facts: BridgeFacts) {
+        self.bridge.things().facts = Some(facts);
+    }
+
+    /// What the bridge was told last, and how often it was told something.
+    pub fn bridge_plan(&self) -> (Arc<NetworkPlan>, u64) {
+        let things = self.bridge.things();
+        (things.plan.clone(), things.settlings)
+    }
+
+    /// So many settlings of the bridge fail.
+    pub fn fail_settlings(&self, times: u32) {
+        self.bridge.things().errors = times;
+        self.bridge.disturb();
+    }
+
+    /// Somebody meddles with the bridge: the next settling repairs this and
+    /// finds these TAPs gone.
+    pub fn meddle(&self, repair: &str, lost: Vec<TapName>) {
+        let mut things = self.bridge.things();
+        things.repairs.push(repair.to_owned());
+        things.lost.extend(lost);
+        drop(things);
+        self.bridge.disturb();
     }
 
     /// So many commits panic in the writer's thread.

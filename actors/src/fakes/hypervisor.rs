@@ -102,6 +102,23 @@ impl Hypervisor for FakeHypervisor {
         })
     }
 
+    fn replace_tap(
+        &self,
+        vm: VmId,
+        incarnation: vman_model::Incarnation,
+        _: crate::ports::NicPlan,
+        _: u32,
+    ) -> BoxFuture<'static, Result<bool, HostError>> {
+        let world = self.world.clone();
+        Box::pin(async move {
+            let things = world.things();
+            Ok(things
+                .qemus
+                .values()
+                .any(|qemu| qemu.told.vm == vm && qemu.told.incarnation == incarnation))
+        })
+    }
+
     fn release(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>> {
         let (world, daemon, vm) = (self.world.clone(), self.daemon, vm.clone());
         Box::pin(async move {

@@ -1,27 +1,103 @@
-//! A network that gives every VM one card.
+//! A network that gives every VM one card: in user mode, or on a bridge that
+//! looks as it was told last.
 
 use super::world::World;
-use crate::ports::{BoxFuture, Network, NetworkError};
-use std::sync::Arc;
+use crate::ports::{
+    BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NicRequest, Settled, Traffic,
+};
+use futures_util::{StreamExt, stream::BoxStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 use vman_model::{
-    Incarnation, VmId,
+    NetworkPlan, TapName, VmId,
     vm::{NetworkKind, NicClaim},
 };
 
+/// What the simulated host knows of its bridge.
+#[derive(Default)]
+pub(super) struct Bridge {
+    things: Mutex<BridgeThings>,
+    disturbed: Notify,
+}
+
+/// What there is, and what goes wrong.
+#[derive(Default)]
+pub(super) struct BridgeThings {
+    pub(super) facts: Option<BridgeFacts>,
+    pub(super) plan: Arc<NetworkPlan>,
+    pub(super) settlings: u64,
+    pub(super) errors: u32,
+    pub(super) repairs: Vec<String>,
+    pub(super) lost: Vec<TapName>,
+}
+
+impl Bridge {
+    pub(super) fn things(&self) -> MutexGuard<'_, BridgeThings> {
+        self.things.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn disturb(&self) {
+        self.disturbed.notify_one();
+    }
+}
+
 pub(super) struct FakeNetwork {
     pub(super) world: Arc<World>,
+    pub(super) bridge: Arc<Bridge>,
     pub(super) daemon: u64,
 }
 
 impl Network for FakeNetwork {
+    fn facts(&self) -> NetworkFacts {
+        let bridge = self.bridge.things().facts.clone();
+        let kind = match bridge {
+            Some(_) => NetworkKind::Bridge,
+            None => NetworkKind::User,
+        };
+        NetworkFacts {
+            bridge,
+            ..NetworkFacts::without_bridge(kind, None)
+        }
+    }
+
+    fn settle(
+        &self,
+        plan: Arc<NetworkPlan>,
+        _: Vec<TapName>,
+    ) -> BoxFuture<'static, Result<Settled, NetworkError>> {
+        let (world, daemon, bridge) = (self.world.clone(), self.daemon, self.bridge.clone());
+        Box::pin(async move {
+            world.pause(daemon, std::time::Duration::ZERO).await;
+            let mut things = bridge.things();
+            things.settlings += 1;
+            if things.errors > 0 {
+                things.errors -= 1;
+                return Err(NetworkError("the bridge refuses, as scripted".to_owned()));
+            }
+            things.plan = plan;
+            Ok(Settled {
+                repairs: std::mem::take(&mut things.repairs),
+                lost: std::mem::take(&mut things.lost),
+            })
+        })
+    }
+
+    fn disturbances(&self) -> BoxStream<'static, ()> {
+        futures_util::stream::unfold(self.bridge.clone(), |bridge| async move {
+            bridge.disturbed.notified().await;
+            Some(((), bridge))
+        })
+        .boxed()
+    }
+
     fn claim(
         &self,
-        vm: VmId,
-        incarnation: Incarnation,
-        mac: [u8; 6],
+        request: NicRequest,
     ) -> BoxFuture<'static, Result<Vec<NicClaim>, NetworkError>> {
         let (world, daemon) = (self.world.clone(), self.daemon);
+        let kind = self.facts().kind;
         Box::pin(async move {
+            let vm = request.vm;
             let script = world.script(&vm);
             world.pause(daemon, script.claim_takes).await;
             if world.spend(&vm, |script| &mut script.claim_errors) {
@@ -29,11 +105,11 @@ impl Network for FakeNetwork {
                     "no address is free, as scripted: free one".to_owned(),
                 ));
             }
-            world.claim_network(&vm, incarnation);
+            world.claim_network(&vm, request.incarnation);
             Ok(vec![NicClaim {
-                kind: NetworkKind::User,
-                mac,
-                address: None,
+                kind,
+                mac: request.mac,
+                address: request.address.map(|address| address.to_string()),
             }])
         })
     }
@@ -45,6 +121,10 @@ impl Network for FakeNetwork {
             world.release_network(&vm);
             Ok(())
         })
+    }
+
+    fn traffic(&self, _: VmId) -> BoxFuture<'static, Option<Traffic>> {
+        Box::pin(async { None })
     }
 
     fn health(&self) -> BoxFuture<'static, Result<String, String>> {

@@ -1,31 +1,71 @@
 //! NetworkActor: owns what connects VMs to networks.
 //!
-//! Owns: the Network port and who holds what of it. For now every VM is given
-//! QEMU's user-mode network; bridge, TAPs and leases build on this seat.
-//! Must not: wait inside a handler for the kernel.
+//! Owns: the Network port, and that the host looks as the leases and forwards
+//! in the store say: it settles at start, when they change, when the host was
+//! changed behind its back, and before a claim that needs a rule is granted.
+//! Must not: wait inside a handler for the kernel, or start where addresses
+//! are held that its subnet does not have.
+//! Look next: `leases.rs` (giving addresses), `forwards.rs`, `heal.rs` (what
+//! is done about damage), `handle.rs`.
+
+mod forwards;
+mod handle;
+mod heal;
+pub(crate) mod leases;
+
+pub use forwards::{ForwardError, MAX_FORWARDS, NewForward};
+pub use handle::NetworkHandle;
+pub use leases::LeaseError;
 
 use crate::{
-    ports::{Network, NetworkError},
+    ports::{Clock, Hypervisor, Network, NetworkError, NicRequest, Settled},
     slot::Slot,
+    store::{Inventory, StoreHandle},
 };
+use futures_util::StreamExt;
+use heal::{replace, running, told};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use std::sync::Arc;
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::sync::oneshot;
-use vman_model::{Incarnation, VmId, vm::NicClaim};
+use vman_model::{
+    Cause, EventDraft, EventKind, NetworkPlan, TapName, VmId,
+    network::misplaced,
+    vm::{NetworkKind, NicClaim},
+};
+
+/// How often the host is looked at though nobody told of a change.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long after the host could not be made to look as it shall it is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// How long the host is let be between two looks: what we do ourselves is told
+/// as a change as well.
+const PAUSE: Duration = Duration::from_millis(20);
+
+type ClaimReply = oneshot::Sender<Result<Vec<NicClaim>, NetworkError>>;
 
 /// What the NetworkActor is told.
 pub enum NetworkMsg {
     /// The network cards for one life of a VM.
-    Claim(
-        VmId,
-        Incarnation,
-        [u8; 6],
-        oneshot::Sender<Result<Vec<NicClaim>, NetworkError>>,
-    ),
+    Claim(NicRequest, ClaimReply),
     /// Give back whatever the VM holds.
     Release(VmId, oneshot::Sender<Result<(), NetworkError>>),
     /// `ok` or what is degraded.
     Health(oneshot::Sender<Result<String, String>>),
+    /// The store or the host may have changed.
+    Disturbed,
+    /// It is time to look at the host.
+    Look,
+    /// The host looks as this plan says, or does not.
+    Settled(Arc<NetworkPlan>, Result<Settled, NetworkError>),
+    /// The replacement of a lost TAP has come to an end, good or bad.
+    Replaced(TapName),
 }
 
 /// What the NetworkActor needs.
@@ -33,8 +73,34 @@ pub enum NetworkMsg {
 pub struct NetworkArguments {
     /// The network.
     pub network: Arc<dyn Network>,
+    /// Leases, forwards, who runs.
+    pub store: StoreHandle,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// QEMU, to be given another TAP.
+    pub hypervisor: Arc<dyn Hypervisor>,
     /// Where the actor's present ref is published.
     pub slot: Arc<Slot<NetworkMsg>>,
+}
+
+/// What the NetworkActor holds.
+pub struct NetworkState {
+    arguments: NetworkArguments,
+    bridged: bool,
+    /// A `Disturbed` is in the mailbox: more would say the same.
+    disturbed: Arc<AtomicBool>,
+    settling: bool,
+    /// Something changed while it settled.
+    again: bool,
+    /// What the host looks like.
+    settled: Option<Arc<NetworkPlan>>,
+    /// Why it does not look as it shall.
+    problem: Option<NetworkError>,
+    /// Claims that wait for the host to know their address. At most one for
+    /// each VM that starts, and those are bounded by the VMs' commands.
+    waiting: Vec<(NicRequest, ClaimReply)>,
+    /// Lost TAPs that are being replaced.
+    replacing: BTreeSet<TapName>,
 }
 
 /// The NetworkActor.
@@ -42,7 +108,7 @@ pub struct NetworkActor;
 
 impl Actor for NetworkActor {
     type Msg = NetworkMsg;
-    type State = Arc<dyn Network>;
+    type State = NetworkState;
     type Arguments = NetworkArguments;
 
     async fn pre_start(
@@ -50,77 +116,287 @@ impl Actor for NetworkActor {
         myself: ActorRef<NetworkMsg>,
         arguments: NetworkArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        arguments.slot.set(myself);
-        Ok(arguments.network)
+        let facts = arguments.network.facts();
+        if let Some(pool) = facts.pool() {
+            refuse_misplaced(&arguments.store.inventory(), &pool)?;
+        }
+        let state = NetworkState {
+            bridged: facts.kind == NetworkKind::Bridge,
+            disturbed: Arc::default(),
+            settling: false,
+            again: false,
+            settled: None,
+            problem: None,
+            waiting: Vec::new(),
+            replacing: BTreeSet::new(),
+            arguments,
+        };
+        if state.bridged {
+            state.watch(&myself);
+            myself.cast(NetworkMsg::Look)?;
+        }
+        state.arguments.slot.set(myself);
+        Ok(state)
     }
 
     async fn handle(
         &self,
-        _: ActorRef<NetworkMsg>,
+        myself: ActorRef<NetworkMsg>,
         message: NetworkMsg,
-        network: &mut Self::State,
+        state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            NetworkMsg::Claim(vm, incarnation, mac, reply) => {
-                let claim = network.claim(vm, incarnation, mac);
-                tokio::spawn(async move { reply.send(claim.await) });
-            }
+            NetworkMsg::Claim(request, reply) => state.claim(&myself, request, reply),
             NetworkMsg::Release(vm, reply) => {
-                let release = network.release(vm);
+                let release = state.arguments.network.release(vm);
                 tokio::spawn(async move { reply.send(release.await) });
             }
-            NetworkMsg::Health(reply) => {
-                let health = network.health();
-                tokio::spawn(async move { reply.send(health.await) });
+            NetworkMsg::Health(reply) => state.health(reply),
+            NetworkMsg::Disturbed => {
+                state.disturbed.store(false, Ordering::SeqCst);
+                state.settle(&myself);
+            }
+            NetworkMsg::Look => {
+                myself.send_after(LOOK_EVERY, || NetworkMsg::Look);
+                state.settle(&myself);
+            }
+            NetworkMsg::Settled(plan, result) => state.settled(&myself, plan, result),
+            NetworkMsg::Replaced(tap) => {
+                // One that failed is seen again by the next look.
+                state.replacing.remove(&tap);
             }
         }
         Ok(())
     }
 }
 
-/// The network, as others see it.
-#[derive(Clone)]
-pub struct NetworkHandle(Arc<Slot<NetworkMsg>>);
-
-fn gone() -> NetworkError {
-    NetworkError("the network actor is being restarted; try again".to_owned())
+/// Addresses that the subnet does not have can neither be kept nor taken away.
+fn refuse_misplaced(inventory: &Inventory, pool: &vman_model::Pool) -> Result<(), String> {
+    let leases = inventory.leases.values().map(|row| &row.value);
+    let wrong = misplaced(pool, leases);
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<_> = wrong
+        .iter()
+        .take(10)
+        .map(|lease| format!("{} ({})", lease.vm_id, lease.address))
+        .collect();
+    Err(format!(
+        "the subnet {}/{} with the gateway {} does not have the addresses that {} VMs hold: {}{}; \
+         configure the former subnet again, or delete these VMs under it first",
+        pool.network(),
+        pool.prefix(),
+        pool.gateway(),
+        wrong.len(),
+        named.join(", "),
+        if wrong.len() > named.len() {
+            ", ..."
+        } else {
+            ""
+        },
+    ))
 }
 
-impl NetworkHandle {
-    /// A handle that stays good across restarts of the actor.
-    pub fn new(slot: Arc<Slot<NetworkMsg>>) -> Self {
-        Self(slot)
+impl NetworkState {
+    /// Two tasks that tell of changes, of the store and of the host. They end
+    /// with the actor.
+    fn watch(&self, myself: &ActorRef<NetworkMsg>) {
+        let (flag, actor, store) = (
+            self.disturbed.clone(),
+            myself.clone(),
+            self.arguments.store.clone(),
+        );
+        tokio::spawn(async move {
+            let mut revisions = store.watch();
+            let mut seen = store.inventory();
+            while revisions.changed().await.is_ok() {
+                let now = store.inventory();
+                let same = now.leases.ptr_eq(&seen.leases) && now.forwards.ptr_eq(&seen.forwards);
+                seen = now;
+                if !same && !disturb(&flag, &actor) {
+                    return;
+                }
+            }
+        });
+        let (flag, actor) = (self.disturbed.clone(), myself.clone());
+        let mut told = self.arguments.network.disturbances();
+        tokio::spawn(async move {
+            while told.next().await.is_some() {
+                if !disturb(&flag, &actor) {
+                    return;
+                }
+                // Changes come in bursts, and one look sees them all.
+                tokio::time::sleep(PAUSE).await;
+            }
+        });
     }
 
-    /// The network cards for one life of a VM. Idempotent.
-    pub async fn claim(
-        &self,
-        vm: VmId,
-        incarnation: Incarnation,
-        mac: [u8; 6],
-    ) -> Result<Vec<NicClaim>, NetworkError> {
-        let (reply, answer) = oneshot::channel();
-        self.cast(NetworkMsg::Claim(vm, incarnation, mac, reply))?;
-        answer.await.unwrap_or_else(|_| Err(gone()))
+    fn claim(&mut self, myself: &ActorRef<NetworkMsg>, request: NicRequest, reply: ClaimReply) {
+        if !self.bridged {
+            let claim = self.arguments.network.claim(request);
+            tokio::spawn(async move { reply.send(claim.await) });
+            return;
+        }
+        let inventory = self.arguments.store.inventory();
+        let Some(lease) = inventory.lease_of(&request.vm, 0) else {
+            return self.give_address(myself, request, reply);
+        };
+        let (address, vm) = (lease.value.address, request.vm.clone());
+        let request = NicRequest {
+            address: Some(address),
+            ..request
+        };
+        let known = self.settled.as_ref().is_some_and(|plan| {
+            let at = plan
+                .ports
+                .binary_search_by_key(&address, |port| port.address);
+            at.is_ok_and(|at| plan.ports[at].vm == vm)
+        });
+        if known && self.problem.is_none() {
+            let claim = self.arguments.network.claim(request);
+            tokio::spawn(async move { reply.send(claim.await) });
+            return;
+        }
+        self.waiting.push((request, reply));
+        self.settle(myself);
     }
 
-    /// Gives back whatever the VM holds. Idempotent.
-    pub async fn release(&self, vm: VmId) -> Result<(), NetworkError> {
-        let (reply, answer) = oneshot::channel();
-        self.cast(NetworkMsg::Release(vm, reply))?;
-        answer.await.unwrap_or_else(|_| Err(gone()))
+    fn give_address(&self, myself: &ActorRef<NetworkMsg>, request: NicRequest, reply: ClaimReply) {
+        let (arguments, actor) = (self.arguments.clone(), myself.clone());
+        tokio::spawn(async move {
+            let Some(pool) = arguments.network.facts().pool() else {
+                return;
+            };
+            let clock = arguments.clock.as_ref();
+            let given =
+                leases::give(&arguments.store, clock, &pool, &request.vm, request.mac).await;
+            match given {
+                Ok(()) => drop(actor.cast(NetworkMsg::Claim(request, reply))),
+                Err(why) => drop(reply.send(Err(NetworkError(why)))),
+            }
+        });
     }
 
-    /// What works, or what is degraded, in a sentence.
-    pub async fn health(&self) -> Result<String, String> {
-        let (reply, answer) = oneshot::channel();
-        self.cast(NetworkMsg::Health(reply))
-            .map_err(|error| error.to_string())?;
-        answer.await.unwrap_or_else(|_| Err(gone().to_string()))
+    fn health(&self, reply: oneshot::Sender<Result<String, String>>) {
+        if let Some(problem) = &self.problem {
+            let _ = reply.send(Err(problem.to_string()));
+            return;
+        }
+        let health = self.arguments.network.health();
+        tokio::spawn(async move { reply.send(health.await) });
     }
 
-    fn cast(&self, message: NetworkMsg) -> Result<(), NetworkError> {
-        let actor = self.0.get().ok_or_else(gone)?;
-        actor.cast(message).map_err(|_| gone())
+    /// Makes the host look as the store says, unless that is under way: then
+    /// once more when it is done.
+    fn settle(&mut self, myself: &ActorRef<NetworkMsg>) {
+        if !self.bridged || std::mem::replace(&mut self.settling, true) {
+            self.again = self.bridged;
+            return;
+        }
+        let inventory = self.arguments.store.inventory();
+        let plan = Arc::new(NetworkPlan::of(
+            inventory.leases.values().map(|row| &row.value),
+            inventory.forwards.values().map(|row| &row.value),
+        ));
+        let running = running(&inventory).into_keys().collect();
+        let settling = self.arguments.network.settle(plan.clone(), running);
+        let actor = myself.clone();
+        tokio::spawn(async move {
+            // A settling that panics must not be the last one.
+            let result = tokio::spawn(settling).await.unwrap_or_else(|error| {
+                Err(NetworkError(format!(
+                    "the network's set-up failed: {error}"
+                )))
+            });
+            let _ = actor.cast(NetworkMsg::Settled(plan, result));
+        });
+    }
+
+    fn settled(
+        &mut self,
+        myself: &ActorRef<NetworkMsg>,
+        plan: Arc<NetworkPlan>,
+        result: Result<Settled, NetworkError>,
+    ) {
+        self.settling = false;
+        match result {
+            Ok(settled) => {
+                if let Some(problem) = self.problem.take() {
+                    self.tell(
+                        EventKind::NetworkHealed,
+                        &format!("the network works again; it was: {problem}"),
+                    );
+                }
+                self.settled = Some(plan);
+                for repair in &settled.repairs {
+                    self.tell(EventKind::NetworkHealed, repair);
+                }
+                self.replace(myself, settled.lost);
+                for (request, reply) in std::mem::take(&mut self.waiting) {
+                    // One whose address came too late for this plan waits for the next.
+                    self.claim(myself, request, reply);
+                }
+            }
+            Err(error) => {
+                if self.problem.as_ref() != Some(&error) {
+                    self.tell(EventKind::NetworkFailed, &error.to_string());
+                }
+                for (_, reply) in self.waiting.drain(..) {
+                    let _ = reply.send(Err(error.clone()));
+                }
+                self.problem = Some(error);
+                myself.send_after(TRY_AGAIN, || NetworkMsg::Disturbed);
+            }
+        }
+        if std::mem::take(&mut self.again) {
+            myself.send_after(PAUSE, || NetworkMsg::Disturbed);
+        }
+    }
+
+    /// Gives running VMs other TAPs for those that were deleted under them.
+    fn replace(&mut self, myself: &ActorRef<NetworkMsg>, lost: Vec<TapName>) {
+        if lost.is_empty() {
+            return;
+        }
+        let running = running(&self.arguments.store.inventory());
+        for tap in lost {
+            let Some(owner) = running.get(&tap).cloned() else {
+                continue;
+            };
+            if self.replacing.insert(tap.clone()) {
+                let (arguments, actor) = (self.arguments.clone(), myself.clone());
+                tokio::spawn(async move {
+                    let replacing = tokio::spawn(replace(arguments, tap.clone(), owner));
+                    let _ = replacing.await;
+                    let _ = actor.cast(NetworkMsg::Replaced(tap));
+                });
+            }
+        }
+    }
+
+    fn tell(&self, kind: EventKind, detail: &str) {
+        let (arguments, detail) = (self.arguments.clone(), detail.to_owned());
+        tokio::spawn(async move { told(&arguments, kind, detail).await });
+    }
+}
+
+fn disturb(flag: &AtomicBool, actor: &ActorRef<NetworkMsg>) -> bool {
+    flag.swap(true, Ordering::SeqCst) || actor.cast(NetworkMsg::Disturbed).is_ok()
+}
+
+fn event(clock: &dyn Clock, kind: EventKind, detail: String, cause: Cause) -> EventDraft {
+    EventDraft {
+        at: clock.now(),
+        subject: forwards::subject(),
+        kind,
+        from: None,
+        to: None,
+        reason: None,
+        detail,
+        incarnation: None,
+        operation: None,
+        cause,
+        previous: None,
     }
 }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use std::{path::PathBuf, sync::Arc};
 use vman_model::{
-    DiskFormat, DiskId, DiskLimits, DiskOptions, Incarnation, VmId, VmUuid,
+    DiskFormat, DiskId, DiskLimits, DiskOptions, Incarnation, TapName, VmId, VmUuid,
     vm::{ExitStatus, Firmware, NetworkKind, ProcessIdentity, RunState, SeenDisk},
 };
 
@@ -103,6 +103,8 @@ pub struct NicPlan {
     pub mac: [u8; 6],
     /// The pcie-root-port it sits on, from 0.
     pub slot: u8,
+    /// The TAP that the claim has made for it, if it is on a bridge.
+    pub tap: Option<TapName>,
 }
 
 /// Everything that a start of QEMU needs. Plain data: from it the command line
@@ -331,6 +333,17 @@ pub trait Hypervisor: Send + Sync + 'static {
         plan: AdoptPlan,
         news: NewsSink,
     ) -> BoxFuture<'static, Result<Adoption, HostError>>;
+
+    /// Gives a running VM another TAP for the one that somebody deleted, and
+    /// plugs its network card anew. `false`: there was no QEMU of this life to
+    /// give it to.
+    fn replace_tap(
+        &self,
+        vm: VmId,
+        incarnation: Incarnation,
+        nic: NicPlan,
+        cpu_count: u32,
+    ) -> BoxFuture<'static, Result<bool, HostError>>;
 
     /// Removes the VM's run-time files (sockets). Idempotent. Only called when
     /// no QEMU of the VM lives.

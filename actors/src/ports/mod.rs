@@ -23,5 +23,5 @@ pub use hypervisor::{
     HostError, HostProbe, Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction,
     MachineError, MachineNews, NewsSink, NicPlan, device_name, node_name,
 };
-pub use network::{Network, NetworkError};
+pub use network::{BridgeFacts, Network, NetworkError, NetworkFacts, NicRequest, Settled, Traffic};
 pub use storage::{CommitError, LoadError, Row, RowBatch, Storage, Table};

@@ -1,26 +1,131 @@
-//! The network as the tree sees it. The NetworkActor owns it; for now a VM is
-//! given QEMU's user-mode network.
+//! The network as the tree sees it. The NetworkActor owns it: it says what the
+//! host has to look like, and the adapter makes it so and tells when something
+//! was changed behind its back.
 
 use super::BoxFuture;
-use vman_model::{Incarnation, VmId, vm::NicClaim};
+use core::net::Ipv4Addr;
+use futures_util::stream::BoxStream;
+use std::sync::Arc;
+use vman_model::{
+    Incarnation, NetworkPlan, Pool, TapName, VmId,
+    vm::{NetworkKind, NicClaim},
+};
 
 /// Why the network could not be had or given back, in a sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NetworkError(pub String);
 
+/// The bridge that VMs are connected to, as it is configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgeFacts {
+    /// Its name.
+    pub name: String,
+    /// The addresses its guests get, and its own.
+    pub pool: Pool,
+    /// The name servers that are asked.
+    pub dns: Vec<Ipv4Addr>,
+    /// Whether guests are kept from each other.
+    pub isolated: bool,
+}
+
+/// How VMs are connected. It is found out at start and stays so for the life
+/// of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkFacts {
+    /// How.
+    pub kind: NetworkKind,
+    /// Why it is not a bridge although one was welcome, in a sentence.
+    pub reason: Option<String>,
+    /// The bridge, where VMs are connected to one.
+    pub bridge: Option<BridgeFacts>,
+    /// The VLAN that was configured.
+    pub vlan_id: u16,
+    /// Why its tag is not used, in a sentence.
+    pub vlan_missing: Option<String>,
+}
+
+impl NetworkFacts {
+    /// QEMU's user-mode network, or none.
+    pub fn without_bridge(kind: NetworkKind, reason: Option<String>) -> Self {
+        Self {
+            kind,
+            reason,
+            bridge: None,
+            vlan_id: 0,
+            vlan_missing: None,
+        }
+    }
+
+    /// The addresses to give, where they are ours to give.
+    pub fn pool(&self) -> Option<Pool> {
+        self.bridge.as_ref().map(|bridge| bridge.pool)
+    }
+}
+
+/// A network card for one life of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicRequest {
+    /// The VM.
+    pub vm: VmId,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// The card's MAC address.
+    pub mac: [u8; 6],
+    /// The address it holds, where it holds one.
+    pub address: Option<Ipv4Addr>,
+    /// The VM's virtual CPUs: each may have a queue.
+    pub cpu_count: u32,
+}
+
+/// What was found when the host was made to look as it shall.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// What somebody else had changed and what was done, a sentence each.
+    pub repairs: Vec<String>,
+    /// TAPs of running VMs that are gone: only QEMU can be given others.
+    pub lost: Vec<TapName>,
+}
+
+/// What went through a VM's network card in the present life, from the guest's side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes the guest received.
+    pub received_bytes: u64,
+    /// Packets the guest received.
+    pub received_packets: u64,
+    /// Bytes the guest sent.
+    pub sent_bytes: u64,
+    /// Packets the guest sent.
+    pub sent_packets: u64,
+}
+
 /// Connects VMs to networks.
 pub trait Network: Send + Sync + 'static {
-    /// The network cards for one life of a VM. Idempotent by VM and incarnation.
-    fn claim(
+    /// How VMs are connected. Never waits.
+    fn facts(&self) -> NetworkFacts;
+
+    /// Makes the host look as `plan` says. `running` are the TAPs that have to
+    /// be there. Idempotent, and cheap where nothing is to be done.
+    fn settle(
         &self,
-        vm: VmId,
-        incarnation: Incarnation,
-        mac: [u8; 6],
-    ) -> BoxFuture<'static, Result<Vec<NicClaim>, NetworkError>>;
+        plan: Arc<NetworkPlan>,
+        running: Vec<TapName>,
+    ) -> BoxFuture<'static, Result<Settled, NetworkError>>;
+
+    /// Tells whenever something on the host may have been changed. Never ends
+    /// by itself.
+    fn disturbances(&self) -> BoxStream<'static, ()>;
+
+    /// Network cards for one life of a VM. Idempotent by VM and incarnation.
+    fn claim(&self, request: NicRequest)
+    -> BoxFuture<'static, Result<Vec<NicClaim>, NetworkError>>;
 
     /// Gives back whatever the VM holds. Idempotent.
     fn release(&self, vm: VmId) -> BoxFuture<'static, Result<(), NetworkError>>;
+
+    /// What went through a VM's card; none where it is not counted or does not run.
+    fn traffic(&self, vm: VmId) -> BoxFuture<'static, Option<Traffic>>;
 
     /// `ok`, or the sentence what is degraded, for health.
     fn health(&self) -> BoxFuture<'static, Result<String, String>>;

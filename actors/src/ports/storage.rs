@@ -21,6 +21,10 @@ pub enum Table {
     Events,
     /// Idempotency keys.
     Idempotency,
+    /// Leases by address.
+    Leases,
+    /// Forwarded ports by id.
+    Forwards,
     /// The store's own rows (schema, last revision).
     Meta,
     /// Records that could not be read, set aside under `table/key`.
@@ -29,7 +33,7 @@ pub enum Table {
 
 impl Table {
     /// All tables.
-    pub const ALL: [Table; 9] = [
+    pub const ALL: [Table; 11] = [
         Table::Templates,
         Table::Vms,
         Table::Disks,
@@ -37,6 +41,8 @@ impl Table {
         Table::Operations,
         Table::Events,
         Table::Idempotency,
+        Table::Leases,
+        Table::Forwards,
         Table::Meta,
         Table::Quarantine,
     ];
@@ -51,6 +57,8 @@ impl Table {
             Table::Operations => "operations",
             Table::Events => "events",
             Table::Idempotency => "idempotency",
+            Table::Leases => "leases",
+            Table::Forwards => "forwards",
             Table::Meta => "meta",
             Table::Quarantine => "quarantine",
         }

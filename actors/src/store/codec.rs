@@ -40,6 +40,10 @@ pub enum Kind {
     Idempotency = 7,
     /// The store's own.
     Meta = 8,
+    /// A lease.
+    Lease = 16,
+    /// A forwarded port.
+    Forward = 17,
 }
 
 /// The schema this build writes, for all kinds.

@@ -9,9 +9,9 @@ use imbl::{OrdMap, Vector};
 use serde::Serialize;
 use std::sync::Arc;
 use vman_model::{
-    Change, DiskId, DiskRecord, Event, Guard, IdempotencyKey, IdempotencyRecord, ImageName,
-    ImageRecord, OperationId, OperationRecord, Revision, TemplateName, TemplateRecord, UnixMs,
-    VmId, Write, vm::VmRecord,
+    Change, DiskId, DiskRecord, Event, ForwardId, ForwardRecord, Guard, IdempotencyKey,
+    IdempotencyRecord, ImageName, ImageRecord, LeaseId, LeaseRecord, OperationId, OperationRecord,
+    Revision, TemplateName, TemplateRecord, UnixMs, VmId, Write, vm::VmRecord,
 };
 
 /// Finished operations kept; the oldest are forgotten first.
@@ -67,6 +67,12 @@ pub struct Inventory {
     pub images: Rows<ImageName, ImageRecord>,
     /// Operations by id; ids sort by the time they were made.
     pub operations: Rows<OperationId, OperationRecord>,
+    /// Leases by address.
+    pub leases: Rows<LeaseId, LeaseRecord>,
+    /// The same by VM and network card.
+    pub(super) leases_of: OrdMap<(VmId, u8), LeaseId>,
+    /// Forwarded ports by id.
+    pub forwards: Rows<ForwardId, ForwardRecord>,
     /// Remembered keys.
     pub idempotency: OrdMap<IdempotencyKey, Arc<IdempotencyRecord>>,
     /// The same keys in the order they came, for forgetting.
@@ -102,6 +108,11 @@ impl Inventory {
             Guard::ImageAbsent(name) => !self.images.contains_key(name),
             Guard::ImagePresent(name) => self.images.contains_key(name),
             Guard::ImageUnused(name) => self.users_of_image(name).is_empty(),
+            Guard::VmPresent(id) => self.vms.contains_key(id),
+            Guard::AddressFree(id) => !self.leases.contains_key(id),
+            Guard::MacFree(mac) => !self.has_mac(*mac),
+            Guard::ForwardAbsent(id) => !self.forwards.contains_key(id),
+            Guard::ForwardPresent(id) => self.forwards.contains_key(id),
             Guard::KeyUnused(key) => !self.idempotency.contains_key(key),
         }
     }
@@ -114,6 +125,31 @@ impl Inventory {
         self.vms
             .iter()
             .filter(move |(_, vm)| vm.value.spec.template == *name)
+            .map(|(id, _)| id)
+    }
+
+    /// Whether a VM has this MAC address.
+    pub fn has_mac(&self, mac: [u8; 6]) -> bool {
+        self.vms.values().any(|vm| vm.value.mac == mac)
+    }
+
+    /// The lease of a VM's network card, from 0.
+    pub fn lease_of(&self, vm: &VmId, nic: u8) -> Option<&Arc<Versioned<LeaseRecord>>> {
+        let id = self.leases_of.get(&(vm.clone(), nic))?;
+        self.leases.get(id)
+    }
+
+    /// All leases of a VM.
+    pub fn leases_of(&self, vm: &VmId) -> impl Iterator<Item = &LeaseId> {
+        self.leases_of
+            .range((vm.clone(), 0)..=(vm.clone(), u8::MAX))
+            .map(|(_, id)| id)
+    }
+
+    /// The ports of the host that lead into a VM.
+    pub fn forwards_of<'a>(&'a self, vm: &'a VmId) -> impl Iterator<Item = &'a ForwardId> + 'a {
+        let all = self.forwards.iter();
+        all.filter(move |(_, forward)| forward.value.vm_id == *vm)
             .map(|(id, _)| id)
     }
 
@@ -231,6 +267,26 @@ impl Inventory {
                 );
             }
             Write::EraseImage(name) => erase(&mut self.images, Table::Images, &name, rows),
+            Write::PutLease(value) => {
+                let key = value.id.clone();
+                self.leases_of
+                    .insert((value.vm_id.clone(), value.nic), key.clone());
+                let (table, kind) = (Table::Leases, Kind::Lease);
+                put(&mut self.leases, table, kind, key, revision, value, rows);
+            }
+            Write::EraseLease(id) => {
+                if let Some(lease) = self.leases.get(&id) {
+                    let lease = &lease.value;
+                    self.leases_of.remove(&(lease.vm_id.clone(), lease.nic));
+                }
+                erase(&mut self.leases, Table::Leases, &id, rows);
+            }
+            Write::PutForward(value) => {
+                let key = value.id.clone();
+                let (table, kind) = (Table::Forwards, Kind::Forward);
+                put(&mut self.forwards, table, kind, key, revision, value, rows);
+            }
+            Write::EraseForward(id) => erase(&mut self.forwards, Table::Forwards, &id, rows),
             Write::PutOperation(value) => {
                 let key = value.id.clone();
                 let (table, kind) = (Table::Operations, Kind::Operation);

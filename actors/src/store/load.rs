@@ -50,8 +50,20 @@ pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory
         disks: reader.table(Table::Disks, Kind::Disk)?,
         images: reader.table(Table::Images, Kind::Image)?,
         operations: reader.table(Table::Operations, Kind::Operation)?,
+        leases: reader.table(Table::Leases, Kind::Lease)?,
+        forwards: reader.table(Table::Forwards, Kind::Forward)?,
         ..Inventory::default()
     };
+    inventory.leases_of = inventory
+        .leases
+        .values()
+        .map(|row| {
+            (
+                (row.value.vm_id.clone(), row.value.nic),
+                row.value.id.clone(),
+            )
+        })
+        .collect();
     let mut keys = reader.idempotency()?;
     keys.sort_by_key(|row| row.created_at);
     inventory.key_order = keys.iter().map(|row| row.key.clone()).collect();

@@ -3,13 +3,19 @@
 //! not leaves nothing.
 
 use super::handle::VmsHandle;
-use crate::{ports::Clock, store::StoreError};
+use crate::{
+    network::{LeaseError, leases, leases::MAX_CHOICES},
+    ports::Clock,
+    store::StoreError,
+};
+use core::net::Ipv4Addr;
 use std::fmt::Write as _;
 use vman_model::{
     Cause, Change, DiskFile, DiskFormat, DiskId, DiskOptions, DiskRecord, EventDraft, EventKind,
-    Guard, IdempotencyRecord, ImageKind, ImageName, Incarnation, OperationId, Origin, Subject,
-    VmId, VmUuid, Write,
+    Guard, IdempotencyRecord, ImageKind, ImageName, Incarnation, LeaseRecord, OperationId, Origin,
+    Subject, VmId, VmUuid, Write,
     change::IdempotentAnswer,
+    network::mac_address,
     restart::RestartHistory,
     vm::{Desired, Phase, Reason, VmRecord, VmSpec},
 };
@@ -21,6 +27,8 @@ pub struct NewVm {
     pub id: Option<VmId>,
     /// What it shall be: its template's values and what the request overrides.
     pub spec: VmSpec,
+    /// The address it shall have; one is chosen if it is not said.
+    pub address: Option<Ipv4Addr>,
     /// Who asks.
     pub origin: Origin,
     /// The client's key with the fingerprint of its request.
@@ -64,6 +72,12 @@ pub enum CreateError {
     /// There are as many VMs as the configuration allows.
     #[error("there are {0} VMs already, which is the configured limit (VMAN_MAX_VMS)")]
     TooMany(usize),
+    /// It was given no address.
+    #[error(transparent)]
+    Address(#[from] LeaseError),
+    /// An address was asked for where the host gives none.
+    #[error("address: VMs are not connected to a bridge, so addresses are not given by this host")]
+    NoAddresses,
     /// The idempotency key was used meanwhile.
     #[error("the idempotency key was used meanwhile")]
     KeyInUse,
@@ -73,32 +87,53 @@ pub enum CreateError {
 }
 
 const MIB: u64 = 1 << 20;
+/// How many MAC addresses are tried: with a million VMs each is taken with a chance of 1 in 4000.
+const MAX_MACS: u32 = 64;
 
 impl VmsHandle {
     /// Makes a VM. `Ok` means that it is durable.
     pub async fn create(&self, new: NewVm) -> Result<VmId, CreateError> {
         let uuid = VmUuid::from_random(self.clock.random());
         let id = new.id.clone().unwrap_or_else(|| generated_id(uuid));
-        let disk = self.root_disk(&id, &new.spec)?;
+        for _ in 0..MAX_CHOICES {
+            let change = self.creation(&id, uuid, &new)?;
+            match self.store.commit(change).await {
+                Ok(_) => return Ok(id),
+                // Two VMs chose one address or MAC at the same moment: choose again.
+                Err(StoreError::Conflict(Guard::AddressFree(_) | Guard::MacFree(_))) => {}
+                Err(error) => return Err(refused(error)),
+            }
+        }
+        Err(CreateError::Store(StoreError::Busy))
+    }
+
+    /// All that is committed together when a VM is made.
+    fn creation(&self, id: &VmId, uuid: VmUuid, new: &NewVm) -> Result<Change, CreateError> {
+        let disk = self.root_disk(id, &new.spec)?;
         let images = self.check_images(&new.spec)?;
-        let record = self.record(&id, uuid, new.spec, disk.as_ref());
+        let record = self.record(id, uuid, new.spec.clone(), disk.as_ref());
         let mut change = Change {
             guards: vec![
                 Guard::VmAbsent(id.clone()),
                 Guard::TemplatePresent(record.spec.template.clone()),
                 Guard::VmsBelow(self.max_vms),
+                Guard::MacFree(record.mac),
             ],
             writes: Vec::new(),
-            event: Some(self.event(&id, new.origin)),
+            event: Some(self.event(id, new.origin.clone())),
         };
         change
             .guards
             .extend(images.into_iter().map(Guard::ImagePresent));
+        if let Some(lease) = self.lease(id, record.mac, new.address)? {
+            change.guards.push(Guard::AddressFree(lease.id.clone()));
+            change.writes.push(Write::PutLease(lease));
+        }
         if let Some(disk) = disk {
             change.guards.push(Guard::DiskAbsent(disk.id.clone()));
             change.writes.push(Write::PutDisk(disk));
         }
-        if let Some((key, fingerprint)) = new.idempotency {
+        if let Some((key, fingerprint)) = new.idempotency.clone() {
             change.guards.push(Guard::KeyUnused(key.clone()));
             change.writes.push(Write::PutIdempotency(IdempotencyRecord {
                 key,
@@ -108,23 +143,39 @@ impl VmsHandle {
             }));
         }
         change.writes.push(Write::PutVm(Box::new(record)));
-        self.store
-            .commit(change)
-            .await
-            .map_err(|error| match error {
-                StoreError::Conflict(Guard::VmAbsent(id)) => CreateError::Exists(id),
-                StoreError::Conflict(Guard::DiskAbsent(id)) => CreateError::DiskExists(id),
-                StoreError::Conflict(Guard::TemplatePresent(name)) => CreateError::NoTemplate(name),
-                StoreError::Conflict(Guard::VmsBelow(limit)) => CreateError::TooMany(limit),
-                StoreError::Conflict(Guard::KeyUnused(_)) => CreateError::KeyInUse,
-                StoreError::Conflict(Guard::ImagePresent(name)) => CreateError::NoImage {
-                    field: "image",
-                    kind: "usable",
-                    name,
-                },
-                error => CreateError::Store(error),
-            })?;
-        Ok(id)
+        Ok(change)
+    }
+
+    /// The address it will hold until it is deleted, where addresses are ours to give.
+    fn lease(
+        &self,
+        id: &VmId,
+        mac: [u8; 6],
+        fixed: Option<Ipv4Addr>,
+    ) -> Result<Option<LeaseRecord>, CreateError> {
+        let Some(pool) = &self.pool else {
+            return match fixed {
+                Some(_) => Err(CreateError::NoAddresses),
+                None => Ok(None),
+            };
+        };
+        let inventory = self.store.inventory();
+        if inventory.vms.contains_key(id) {
+            // Its name is taken, which says more than that no address is free.
+            return Err(CreateError::Exists(id.clone()));
+        }
+        let address = leases::choose(&inventory, pool, id, fixed)?;
+        let now = self.clock.now();
+        Ok(Some(leases::lease(id, address, mac, fixed.is_some(), now)))
+    }
+
+    /// The MAC address of a new VM: derived from its id, unless another has it.
+    fn free_mac(&self, id: &VmId) -> [u8; 6] {
+        let inventory = self.store.inventory();
+        (0..MAX_MACS)
+            .map(|attempt| mac_address(id, 0, attempt))
+            .find(|mac| !inventory.has_mac(*mac))
+            .unwrap_or_else(|| mac_address(id, 0, 0))
     }
 
     fn image_of_kind(
@@ -209,7 +260,7 @@ impl VmsHandle {
             id: id.clone(),
             uuid,
             spec,
-            mac: mac_of(uuid),
+            mac: self.free_mac(id),
             root_disk: disk.map(|disk| disk.id.clone()),
             created_at: now,
             desired: Desired::Stopped,
@@ -269,10 +320,20 @@ fn root_disk_id(id: &VmId) -> DiskId {
     })
 }
 
-/// A locally administered unicast address of the VM's own, kept for life.
-fn mac_of(uuid: VmUuid) -> [u8; 6] {
-    let [a, b, c, d, ..] = uuid.0;
-    [0x52, 0x56, a, b, c, d]
+fn refused(error: StoreError) -> CreateError {
+    match error {
+        StoreError::Conflict(Guard::VmAbsent(id)) => CreateError::Exists(id),
+        StoreError::Conflict(Guard::DiskAbsent(id)) => CreateError::DiskExists(id),
+        StoreError::Conflict(Guard::TemplatePresent(name)) => CreateError::NoTemplate(name),
+        StoreError::Conflict(Guard::VmsBelow(limit)) => CreateError::TooMany(limit),
+        StoreError::Conflict(Guard::KeyUnused(_)) => CreateError::KeyInUse,
+        StoreError::Conflict(Guard::ImagePresent(name)) => CreateError::NoImage {
+            field: "image",
+            kind: "usable",
+            name,
+        },
+        error => CreateError::Store(error),
+    }
 }
 
 /// An id that sorts by the time it was made.

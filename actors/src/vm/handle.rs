@@ -16,7 +16,7 @@ use std::{
 };
 use tokio::sync::{Mutex, MutexGuard, Semaphore, oneshot, watch};
 use vman_model::{
-    IdempotencyRecord, OperationId, OperationRecord, Revision, VmId,
+    IdempotencyRecord, OperationId, OperationRecord, Pool, Revision, VmId,
     vm::{Command, CommandContext, Refusal},
 };
 
@@ -196,6 +196,7 @@ pub struct VmsHandle {
     pub(super) store: StoreHandle,
     pub(super) clock: Arc<dyn Clock>,
     hypervisor: Arc<dyn Hypervisor>,
+    pub(super) pool: Option<Pool>,
     pub(super) max_vms: usize,
 }
 
@@ -206,6 +207,7 @@ impl VmsHandle {
         store: StoreHandle,
         clock: Arc<dyn Clock>,
         hypervisor: Arc<dyn Hypervisor>,
+        pool: Option<Pool>,
         max_vms: usize,
     ) -> Self {
         Self {
@@ -213,6 +215,7 @@ impl VmsHandle {
             store,
             clock,
             hypervisor,
+            pool,
             max_vms,
         }
     }

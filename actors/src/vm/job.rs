@@ -6,7 +6,9 @@
 //! Look next: `effects.rs` for when a job runs.
 
 use super::{VmDeps, VmMsg, disks, handle::HostGate, msg::Mailbag};
-use crate::ports::{AdoptPlan, Adoption, BootFiles, LaunchPlan, Machine, NewsSink, NicPlan};
+use crate::ports::{
+    AdoptPlan, Adoption, BootFiles, LaunchPlan, Machine, NewsSink, NicPlan, NicRequest,
+};
 use ractor::ActorRef;
 use std::{
     sync::{
@@ -17,12 +19,12 @@ use std::{
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use vman_model::{
-    DiskFormat, DiskRecord,
-    vm::{Claim, Effect, ExitStatus, Fact, VmRecord},
+    DiskFormat, DiskRecord, TapName,
+    vm::{Claim, Effect, ExitStatus, Fact, NetworkKind, VmRecord},
 };
 
 /// The first network card's slot on the pcie-root-ports (see `vman_model::disk`).
-const FIRST_NIC_SLOT: u8 = 1;
+pub(crate) const FIRST_NIC_SLOT: u8 = 1;
 /// How long after an adoption that could not look it looks again.
 const ADOPT_AGAIN: Duration = Duration::from_millis(500);
 
@@ -127,7 +129,13 @@ impl Job {
         let nics = match self
             .deps
             .network
-            .claim(id, incarnation, self.record.mac)
+            .claim(NicRequest {
+                vm: id,
+                incarnation,
+                mac: self.record.mac,
+                address: None,
+                cpu_count: self.record.spec.size.cpu_count,
+            })
             .await
         {
             Ok(nics) => nics,
@@ -221,6 +229,8 @@ impl Job {
             kind: nic.kind,
             mac: nic.mac,
             slot: FIRST_NIC_SLOT + u8::try_from(n).unwrap_or(u8::MAX),
+            tap: (nic.kind == NetworkKind::Bridge)
+                .then(|| TapName::of(&self.record.id, u8::try_from(n).unwrap_or(u8::MAX))),
         });
         Ok(LaunchPlan {
             vm: self.record.id.clone(),

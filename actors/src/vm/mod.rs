@@ -25,6 +25,8 @@ mod turn;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use job::FIRST_NIC_SLOT;
+
 pub use create::{CreateError, NewVm};
 pub use handle::{CommandError, CommandRequest, VmDirectory, VmsHandle};
 pub use supervisor::{RecoveryProgress, VmSupervisor, VmSupervisorArguments, VmSupervisorMsg};

@@ -79,6 +79,7 @@ impl VmState {
             Some(erasure) => {
                 writes.push(Write::EraseVm(self.id.clone()));
                 writes.extend(self.release_disks(erasure.keep_root_disk));
+                writes.extend(self.release_network());
             }
         }
         writes.extend(decision.operations.iter().cloned().map(Write::PutOperation));
@@ -99,6 +100,15 @@ impl VmState {
             writes,
             event: decision.event.clone(),
         }
+    }
+
+    /// The erased VM's addresses are free again, and nothing leads into it.
+    fn release_network(&self) -> Vec<Write> {
+        let inventory = self.deps.store.inventory();
+        let leases = inventory.leases_of(&self.id).cloned();
+        let forwards = inventory.forwards_of(&self.id).cloned();
+        let leases = leases.map(Write::EraseLease);
+        leases.chain(forwards.map(Write::EraseForward)).collect()
     }
 
     /// The erased VM's root disk goes with it unless it is kept; other disks are

@@ -313,13 +313,34 @@ pub enum ImageCommand {
 }
 
 /// Commands about the network.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum NetworkCommand {
     /// Show the network
     #[command(visible_alias = "info")]
     Config,
     /// List the addresses given to VMs
     Leases,
+    /// List the ports of the host that lead into VMs
+    Forwards,
+    /// Let a port of the host lead into a VM
+    Forward {
+        /// The VM
+        vm: String,
+        /// The port on the host
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+        host_port: u16,
+        /// The port in the guest; the same as on the host by default
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+        guest_port: Option<u16>,
+        /// UDP instead of TCP
+        #[arg(long)]
+        udp: bool,
+    },
+    /// End the forwarding of a port
+    Unforward {
+        /// The forward, `tcp-8080`
+        id: String,
+    },
 }
 
 /// Commands about the observer.

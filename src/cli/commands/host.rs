@@ -30,6 +30,29 @@ pub(in crate::cli) async fn network(
                 .list(&view::LEASE, Ask::get(&["network", "leases"]))
                 .await
         }
+        NetworkCommand::Forwards => {
+            let ask = Ask::get(&["network", "forwards"]);
+            session.list(&view::FORWARD, ask).await
+        }
+        NetworkCommand::Forward {
+            vm,
+            host_port,
+            guest_port,
+            udp,
+        } => {
+            let body = json!({
+                "vm_id": vm,
+                "host_port": host_port,
+                "guest_port": guest_port.unwrap_or(host_port),
+                "protocol": if udp { "udp" } else { "tcp" },
+            });
+            let ask = Ask::post(&["network", "forwards"]).json(body);
+            session.one(&view::FORWARD, ask).await
+        }
+        NetworkCommand::Unforward { id } => {
+            let ask = Ask::delete(&["network", "forwards", &id]);
+            session.delete("forward", &id, ask).await
+        }
     }
 }
 

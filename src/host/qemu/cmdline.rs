@@ -61,7 +61,7 @@ pub struct Machinery {
 }
 
 /// The numbers under which QEMU inherits what it needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Descriptors {
     /// The listening socket of our monitor.
     pub qmp: RawFd,
@@ -73,6 +73,17 @@ pub struct Descriptors {
     pub console_log: RawFd,
     /// The listening socket of the guest agent's channel.
     pub agent: RawFd,
+    /// The TAPs, one for each network card on a bridge, in the cards' order.
+    pub taps: Vec<TapNumbers>,
+}
+
+/// A TAP's descriptors as QEMU inherits them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TapNumbers {
+    /// One for each queue.
+    pub queues: Vec<RawFd>,
+    /// As many of vhost, or none.
+    pub vhost: Vec<RawFd>,
 }
 
 /// A plan that cannot be a command line. Nothing happened.
@@ -87,6 +98,9 @@ pub enum CmdlineError {
     /// A slot that there is not, or two devices in one.
     #[error("slot {0} does not exist or is taken")]
     Slot(u8),
+    /// A card on a bridge without a TAP.
+    #[error("the network card in slot {0} has no TAP")]
+    Tap(u8),
 }
 
 /// The arguments of QEMU, its own name left out.
@@ -105,8 +119,9 @@ pub fn arguments(
         words.json("-blockdev", &disk_node(disk)?);
         words.json("-device", &boot_disk(disk, order)?);
     }
+    let mut taps = fds.taps.iter();
     for nic in &plan.nics {
-        add_nic(&mut words, nic);
+        add_nic(&mut words, nic, &mut taps)?;
     }
     small_devices(&mut words, fds);
     if let Some(boot) = &plan.boot {
@@ -306,13 +321,51 @@ fn boot_disk(disk: &DiskPlan, order: usize) -> Result<Value, CmdlineError> {
     Ok(device)
 }
 
-fn add_nic(words: &mut Words, nic: &NicPlan) {
-    let id = format!("nic{}", nic.slot);
+fn add_nic<'a>(
+    words: &mut Words,
+    nic: &NicPlan,
+    taps: &mut impl Iterator<Item = &'a TapNumbers>,
+) -> Result<(), CmdlineError> {
+    let id = nic_id(nic.slot);
+    let mut queues = 1;
     match nic.kind {
         NetworkKind::User => words.json("-netdev", &json!({"type": "user", "id": id})),
-        NetworkKind::None => return,
+        NetworkKind::Bridge => {
+            let tap = taps.next().ok_or(CmdlineError::Tap(nic.slot))?;
+            queues = tap.queues.len();
+            let numbers = |all: &[RawFd]| {
+                let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+                all.join(":")
+            };
+            words.json(
+                "-netdev",
+                &tap_netdev(&id, &numbers(&tap.queues), &numbers(&tap.vhost)),
+            );
+        }
+        NetworkKind::None => return Ok(()),
     }
-    let device = json!({
+    words.json("-device", &nic_device(nic, &id, queues));
+    Ok(())
+}
+
+/// The id of the netdev of the card in a slot; its device is `dev-` and this.
+pub fn nic_id(slot: u8) -> String {
+    format!("nic{slot}")
+}
+
+/// The netdev of a TAP whose descriptors QEMU has, by number or by name, for `-netdev` and
+/// `netdev_add` alike. `vhost` may be empty.
+pub fn tap_netdev(id: &str, queues: &str, vhost: &str) -> Value {
+    let mut netdev = json!({"type": "tap", "id": id, "fds": queues, "vhost": !vhost.is_empty()});
+    if !vhost.is_empty() {
+        netdev["vhostfds"] = json!(vhost);
+    }
+    netdev
+}
+
+/// The device of a card, for `-device` and `device_add` alike.
+pub fn nic_device(nic: &NicPlan, id: &str, queues: usize) -> Value {
+    let mut device = json!({
         "driver": "virtio-net-pci",
         "id": format!("dev-{id}"),
         "netdev": id,
@@ -321,7 +374,12 @@ fn add_nic(words: &mut Words, nic: &NicPlan) {
         // No network boot, so no option rom to load.
         "romfile": "",
     });
-    words.json("-device", &device);
+    if queues > 1 {
+        device["mq"] = json!(true);
+        // Two for each queue, one for the configuration, one for control.
+        device["vectors"] = json!(2 * queues + 2);
+    }
+    device
 }
 
 fn small_devices(words: &mut Words, fds: &Descriptors) {

@@ -12,6 +12,7 @@ const FDS: Descriptors = Descriptors {
     console: 66,
     console_log: 67,
     agent: 68,
+    taps: Vec::new(),
 };
 
 /// In every hostile value and in nothing that is ours.
@@ -31,6 +32,7 @@ fn plan() -> LaunchPlan {
             kind: NetworkKind::User,
             mac: [0x52, 0x54, 0, 1, 2, 0xab],
             slot: 1,
+            tap: None,
         }],
     }
 }
@@ -172,6 +174,7 @@ fn slots_that_are_not_or_are_taken_and_relative_paths_are_refused() {
         kind: NetworkKind::User,
         mac: [0; 6],
         slot,
+        tap: None,
     };
     for nics in [vec![nic(ROOT_PORTS)], vec![nic(3), nic(3)]] {
         let result = arguments(&LaunchPlan { nics, ..plan() }, &flash("a", "b"), &FDS);

@@ -7,7 +7,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,10 +15,11 @@ use vman_actors::ports::{LaunchError, LaunchPlan};
 use vman_model::vm::Firmware;
 use vman_model::{Incarnation, VmId};
 
-use super::cmdline::{Accel, Descriptors, Flash, Machinery, arguments};
+use super::cmdline::{Accel, Descriptors, Flash, Machinery, TapNumbers, arguments};
 use super::layout::Layout;
 use super::process::{Inherited, Process, Spawn, SpawnError};
 use super::sockets::listen;
+use crate::host::net::tap::Taps;
 
 /// Where distributions put OVMF: the firmware and the variables it starts with. Debian and Ubuntu,
 /// Fedora, Arch.
@@ -51,6 +52,7 @@ pub(super) fn start(
     binary: &Path,
     accel: Accel,
     layout: &Layout,
+    taps: &Taps,
     plan: &LaunchPlan,
 ) -> Result<Process, LaunchError> {
     make_folder(&layout.sockets(&plan.vm))?;
@@ -60,7 +62,8 @@ pub(super) fn start(
         Firmware::Uefi => Some(flash(layout, &plan.vm)?),
     };
     let mut inherited = Inherited::default();
-    let descriptors = open_all(&mut inherited, layout, &plan.vm)?;
+    let mut descriptors = open_all(&mut inherited, layout, &plan.vm)?;
+    descriptors.taps = hand_over(&mut inherited, taps, plan)?;
     let arguments =
         arguments(plan, &Machinery { accel, flash }, &descriptors).map_err(|error| {
             LaunchError::Preparation {
@@ -134,7 +137,37 @@ fn open_all(
         console,
         console_log,
         agent,
+        taps: Vec::new(),
     })
+}
+
+/// The TAPs that the claim has made, as QEMU will have them.
+fn hand_over(
+    inherited: &mut Inherited,
+    taps: &Taps,
+    plan: &LaunchPlan,
+) -> Result<Vec<TapNumbers>, LaunchError> {
+    let names = plan.nics.iter().filter_map(|nic| nic.tap.as_ref());
+    let mut numbers = Vec::new();
+    for name in names {
+        let what = format!("TAP {name}");
+        let tap = taps
+            .take(name.as_str())
+            .ok_or_else(|| LaunchError::Preparation {
+                what: what.clone(),
+                error: "it was not claimed by this daemon".to_owned(),
+            })?;
+        let mut inherit = |all: Vec<OwnedFd>| -> Result<Vec<RawFd>, LaunchError> {
+            let all = all.into_iter().map(|fd| inherited.add(fd));
+            all.collect::<io::Result<_>>()
+                .map_err(unprepared(Path::new(&what)))
+        };
+        numbers.push(TapNumbers {
+            queues: inherit(tap.queues)?,
+            vhost: inherit(tap.vhost)?,
+        });
+    }
+    Ok(numbers)
 }
 
 fn flash(layout: &Layout, vm: &VmId) -> Result<Flash, LaunchError> {

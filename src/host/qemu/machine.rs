@@ -132,6 +132,23 @@ impl QemuMachine {
     }
 }
 
+impl QemuMachine {
+    /// The present connection to its monitor.
+    pub(super) fn client(&self) -> Option<Client> {
+        self.client.borrow().clone()
+    }
+
+    /// Whether its process has ended.
+    pub(super) fn is_gone(&self) -> bool {
+        self.process.is_gone()
+    }
+
+    /// How long a command may take.
+    pub(super) fn within(&self) -> Duration {
+        self.within
+    }
+}
+
 impl Machine for QemuMachine {
     fn identity(&self) -> ProcessIdentity {
         self.process.identity().clone()

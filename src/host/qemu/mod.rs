@@ -10,6 +10,7 @@
 //! | `adopt.rs` | finding a QEMU of an earlier daemon |
 //! | `machine.rs` | the conversation with a living QEMU |
 //! | `hotplug.rs` | disks that come and go while it lives |
+//! | `nics.rs` | a network card plugged anew |
 //! | `console.rs` | logs, and keeping them bounded |
 //! | `layout.rs`, `sockets.rs`, `probe.rs` | paths, sockets, what the host has |
 
@@ -22,6 +23,7 @@ mod hotplug;
 mod launch;
 pub mod layout;
 mod machine;
+mod nics;
 mod probe;
 pub mod process;
 pub mod sockets;
@@ -33,7 +35,7 @@ mod tests;
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -41,7 +43,7 @@ use futures_util::stream::BoxStream;
 use tokio::sync::OnceCell;
 use vman_actors::ports::{
     AdoptPlan, Adoption, BoxFuture, ConsoleTail, FoundProcess, HostError, HostProbe, Hypervisor,
-    LaunchError, LaunchPlan, Machine, NewsSink,
+    LaunchError, LaunchPlan, Machine, NewsSink, NicPlan,
 };
 use vman_model::vm::ProcessIdentity;
 use vman_model::{DiskLimits, Incarnation, VmId, VmUuid};
@@ -51,6 +53,7 @@ use self::cmdline::Accel;
 use self::layout::Layout;
 use self::machine::{QemuMachine, Setting};
 use self::process::Process;
+use super::net::tap::Taps;
 use super::qmp::{CommandTimes, Deadlines};
 use crate::config::AccelChoice;
 
@@ -67,7 +70,12 @@ pub struct QemuSettings {
     pub layout: Layout,
     /// How long monitors may take.
     pub deadlines: Deadlines,
+    /// The TAPs that the network has made for VMs that are to be started.
+    pub taps: Arc<Taps>,
 }
+
+/// Machines by VM, each with the life it is of.
+type Machines = HashMap<VmId, (Incarnation, Weak<QemuMachine>)>;
 
 /// The real [`Hypervisor`].
 #[derive(Debug, Clone)]
@@ -76,6 +84,8 @@ pub struct QemuHost {
     /// The processes watched at present, so that one that is adopted by the daemon that started it
     /// (its actor was restarted) is not watched twice: only the first watcher hears how it ended.
     watched: Arc<Mutex<HashMap<u32, Process>>>,
+    /// The machines that somebody holds, for what is done to them and is no command of their VM's.
+    machines: Arc<Mutex<Machines>>,
     /// Found out once, by the first who needs it.
     accelerator: Arc<OnceCell<(Accel, String)>>,
     times: Arc<CommandTimes>,
@@ -87,6 +97,7 @@ impl QemuHost {
         Self {
             settings: Arc::new(settings),
             watched: Arc::default(),
+            machines: Arc::default(),
             accelerator: Arc::default(),
             times: Arc::default(),
         }
@@ -102,6 +113,10 @@ impl QemuHost {
     async fn accelerator(&self) -> &(Accel, String) {
         let find = || probe::accelerator(self.settings.accel, &self.settings.binary);
         self.accelerator.get_or_init(find).await
+    }
+
+    fn machines(&self) -> MutexGuard<'_, Machines> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn watched(&self) -> MutexGuard<'_, HashMap<u32, Process>> {
@@ -174,7 +189,10 @@ impl QemuHost {
             deadlines: self.settings.deadlines,
             times: Arc::clone(&self.times),
         };
-        QemuMachine::begin(process, setting, news)
+        let machine = QemuMachine::begin(process, setting, news);
+        let known = (opening.incarnation, Arc::downgrade(&machine));
+        self.machines().insert(vm.clone(), known);
+        machine
     }
 }
 
@@ -240,7 +258,8 @@ impl Hypervisor for QemuHost {
             let (settings, vm) = (Arc::clone(&host.settings), plan.vm.clone());
             let (accel, _) = host.accelerator().await.clone();
             let started = tokio::task::spawn_blocking(move || {
-                launch::start(&settings.binary, accel, &settings.layout, &plan)
+                let (layout, taps) = (&settings.layout, &settings.taps);
+                launch::start(&settings.binary, accel, layout, taps, &plan)
             });
             let process = match started.await {
                 Ok(started) => started?,
@@ -272,8 +291,35 @@ impl Hypervisor for QemuHost {
         })
     }
 
+    fn replace_tap(
+        &self,
+        vm: VmId,
+        incarnation: Incarnation,
+        nic: NicPlan,
+        cpu_count: u32,
+    ) -> BoxFuture<'static, Result<bool, HostError>> {
+        let known = self.machines().get(&vm).cloned();
+        let machine = known.filter(|(of, _)| *of == incarnation);
+        let machine = machine.and_then(|(_, machine)| machine.upgrade());
+        Box::pin(async move {
+            let Some(machine) = machine else {
+                return Ok(false);
+            };
+            let replaced = nics::replace_tap(&machine, &nic, cpu_count).await;
+            let ending = replaced
+                .as_ref()
+                .is_err_and(nics::ReplaceError::is_of_the_end);
+            if machine.is_gone() || ending {
+                return Ok(false);
+            }
+            let told = |error| HostError(format!("the network card of VM {vm}: {error}"));
+            replaced.map(|()| true).map_err(told)
+        })
+    }
+
     fn release(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>> {
         let folder = self.settings.layout.sockets(vm);
+        self.machines().remove(vm);
         Box::pin(blocking(move || {
             gone_is_fine(std::fs::remove_dir_all(&folder)).map_err(about(&folder))
         }))

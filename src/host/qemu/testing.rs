@@ -108,6 +108,7 @@ impl Bench {
         };
         let (accel, qemu_img) = (AccelChoice::Tcg, "qemu-img".into());
         QemuHost::new(QemuSettings {
+            taps: Arc::default(),
             binary,
             qemu_img,
             accel,
@@ -153,6 +154,7 @@ impl Bench {
                 kind: NetworkKind::User,
                 mac: [0x52, 0x54, 0, 0, 0, 1],
                 slot: 1,
+                tap: None,
             }],
         }
     }

@@ -9,6 +9,7 @@
 //! next: `pending.rs` for correlation, `events.rs` for what comes unasked.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -238,8 +239,30 @@ impl Client {
         arguments: Option<Value>,
         within: Duration,
     ) -> Result<Value, QmpError> {
+        self.execute_with(command, arguments, None, within).await
+    }
+
+    /// Gives QEMU a descriptor under a name, for `netdev_add` and the like.
+    pub async fn give(
+        &self,
+        name: &str,
+        descriptor: OwnedFd,
+        within: Duration,
+    ) -> Result<(), QmpError> {
+        let arguments = serde_json::json!({"fdname": name});
+        let given = self.execute_with("getfd", Some(arguments), Some(descriptor), within);
+        given.await.map(drop)
+    }
+
+    async fn execute_with(
+        &self,
+        command: &str,
+        arguments: Option<Value>,
+        descriptor: Option<OwnedFd>,
+        within: Duration,
+    ) -> Result<Value, QmpError> {
         let began = Instant::now();
-        let answer = self.ask(command, arguments, within).await;
+        let answer = self.ask(command, arguments, descriptor, within).await;
         if let Some(times) = &self.times {
             let end = match &answer {
                 Ok(_) => "ok",
@@ -255,6 +278,7 @@ impl Client {
         &self,
         command: &str,
         arguments: Option<Value>,
+        descriptor: Option<OwnedFd>,
         within: Duration,
     ) -> Result<Value, QmpError> {
         let until = Instant::now() + within;
@@ -267,7 +291,8 @@ impl Client {
             execute: command.to_owned(),
             arguments,
         };
-        let (line, mut waiters) = self.prepare(std::slice::from_ref(&request))?;
+        let (mut line, mut waiters) = self.prepare(std::slice::from_ref(&request))?;
+        line.descriptor = descriptor;
         let Some((id, receiver)) = waiters.pop() else {
             return Err(busy());
         };
@@ -317,6 +342,7 @@ impl Client {
         let mut line = Line {
             ids: Vec::new(),
             bytes: Vec::new(),
+            descriptor: None,
         };
         let mut waiters = Vec::with_capacity(requests.len());
         for Request { execute, arguments } in requests {

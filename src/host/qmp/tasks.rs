@@ -3,11 +3,15 @@
 //! Owns: reading and writing the socket, and handing what was read to whom it concerns. Must not:
 //! wait for anybody but the socket. Look next: `client.rs`, which starts them.
 
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
@@ -69,6 +73,36 @@ impl Shared {
 pub(super) struct Line {
     pub(super) ids: Vec<u64>,
     pub(super) bytes: Vec<u8>,
+    /// Goes with the line's first byte, for `getfd`.
+    pub(super) descriptor: Option<OwnedFd>,
+}
+
+/// Sends as much of a line as the socket takes, at least its first byte with the descriptor.
+async fn send_with(
+    socket: &OwnedWriteHalf,
+    bytes: &[u8],
+    descriptor: &OwnedFd,
+) -> io::Result<usize> {
+    loop {
+        socket.writable().await?;
+        let sent = socket.as_ref().try_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let descriptors = [descriptor.as_fd()];
+            control.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let parts = [IoSlice::new(bytes)];
+            Ok(sendmsg(
+                socket.as_ref(),
+                &parts,
+                &mut control,
+                SendFlags::NOSIGNAL,
+            )?)
+        });
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            sent => return sent,
+        }
+    }
 }
 
 pub(super) async fn write(
@@ -80,7 +114,17 @@ pub(super) async fn write(
         if !shared.pending.mark_sent(&line.ids) {
             continue;
         }
-        if let Err(error) = socket.write_all(&line.bytes).await {
+        let mut bytes = line.bytes.as_slice();
+        if let Some(descriptor) = &line.descriptor {
+            match send_with(&socket, bytes, descriptor).await {
+                Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
+                Err(error) => {
+                    shared.close(Lost::Io(error.kind()));
+                    return;
+                }
+            }
+        }
+        if let Err(error) = socket.write_all(bytes).await {
             shared.close(Lost::Io(error.kind()));
             return;
         }

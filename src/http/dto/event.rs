@@ -85,7 +85,7 @@ impl<'a> EventBody<'a> {
             Subject::Template(name) => template_name = Some(name.as_str()),
             Subject::Image(name) => image_name = Some(name.as_str()),
             Subject::Disk(id) => disk_id = Some(id.as_str()),
-            Subject::Daemon => {}
+            Subject::Daemon | Subject::Network(_) => {}
         }
         let (request_id, principal) = match &what.cause.origin {
             Origin::Request {

@@ -66,26 +66,6 @@ impl<'a> ObserverBody<'a> {
     }
 }
 
-/// The network as it is configured.
-#[derive(Serialize, ToSchema)]
-#[schema(as = NetworkConfig)]
-pub(crate) struct NetworkConfigBody {
-    /// `not_configured`: VMs have QEMU's user-mode network, and no address of ours.
-    pub(crate) status: &'static str,
-    /// `bridge`, `user` or `none`.
-    pub(crate) mode: &'static str,
-}
-
-/// An address that a VM holds.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Lease)]
-pub(crate) struct LeaseBody<'a> {
-    /// The VM.
-    vm_id: &'a str,
-    /// Its address.
-    ip: &'a str,
-}
-
 /// Whether everything VMAN needs is well.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Health)]

@@ -10,11 +10,15 @@ use crate::http::{
 use serde::Serialize;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
-use vman_actors::{store::Versioned, vm::NewVm};
+use vman_actors::{
+    ports::NetworkFacts,
+    store::{Inventory, Versioned},
+    vm::NewVm,
+};
 use vman_model::{
     ImageName, RestartBudget, RestartMode, RestartPolicy, TemplateName, VmUuid,
     restart::MAX_RESTARTS,
-    vm::{Firmware, IoErrorPolicy, VmRecord, VmSize, VmSpec},
+    vm::{Firmware, IoErrorPolicy, NetworkKind, VmRecord, VmSize, VmSpec},
 };
 
 /// The longest window of a restart budget, in seconds (30 days).
@@ -92,13 +96,15 @@ pub(crate) struct VmBody<'a> {
     desired: &'static str,
     /// Whether QMP does not answer although the process lives.
     unresponsive: bool,
-    /// The address of its guest, where it is known.
-    local_ip: Option<&'a str>,
+    /// The address of its guest, where it is known; on a bridge it is kept while the VM is stopped.
+    local_ip: Option<String>,
     /// Its MAC address.
     #[schema(value_type = String)]
     mac: Shown<Mac>,
     /// How it is connected while it runs: `bridge`, `user` or `none`.
     network_mode: Option<&'static str>,
+    /// Why it is not on a bridge although one was welcome.
+    network_reason: Option<&'a str>,
     /// The present or last life of its QEMU; 0 if it was never started.
     incarnation: u64,
     /// The process id of its QEMU.
@@ -130,7 +136,11 @@ pub(crate) struct VmBody<'a> {
 }
 
 impl<'a> VmBody<'a> {
-    pub(crate) fn of(row: &'a Versioned<VmRecord>) -> Self {
+    pub(crate) fn of(
+        row: &'a Versioned<VmRecord>,
+        inventory: &Inventory,
+        facts: &'a NetworkFacts,
+    ) -> Self {
         let vm = &row.value;
         let size = &vm.spec.size;
         let nic = vm.claim.as_ref().and_then(|claim| claim.nics.first());
@@ -151,9 +161,10 @@ impl<'a> VmBody<'a> {
             phase_since: Time(vm.phase_since),
             desired: vm.desired.as_str(),
             unresponsive: vm.unresponsive,
-            local_ip: nic.and_then(|nic| nic.address.as_deref()),
+            local_ip: local_ip(vm, inventory),
             mac: Shown(Mac(vm.mac)),
             network_mode: nic.map(|nic| nic.kind.as_str()),
+            network_reason: nic.and_then(|nic| network_reason(nic.kind, facts)),
             incarnation: vm.incarnation.0,
             pid: vm.process.as_ref().map(|process| process.pid),
             started_at: vm.started_at.map(Time),
@@ -169,6 +180,18 @@ impl<'a> VmBody<'a> {
             revision: row.revision.0,
         }
     }
+}
+
+fn local_ip(vm: &VmRecord, inventory: &Inventory) -> Option<String> {
+    let nic = vm.claim.as_ref().and_then(|claim| claim.nics.first());
+    let lease = || inventory.lease_of(&vm.id, 0);
+    nic.and_then(|nic| nic.address.clone())
+        .or_else(|| lease().map(|lease| lease.value.address.to_string()))
+}
+
+fn network_reason(kind: NetworkKind, facts: &NetworkFacts) -> Option<&str> {
+    let reason = facts.reason.as_deref();
+    reason.filter(|_| kind == NetworkKind::User)
 }
 
 fn disks(vm: &VmRecord) -> Vec<VmDiskBody<'_>> {
@@ -253,6 +276,9 @@ pub(crate) struct NewVmBody {
     disk_gib: Option<u64>,
     /// Labels: at most 64, values of at most 255 bytes. They replace the template's.
     labels: Option<BTreeMap<String, String>>,
+    /// The IPv4 address it shall have, one of the bridge's subnet; one is chosen by default.
+    #[schema(format = Ipv4)]
+    address: Option<String>,
     /// When it is started again by itself.
     restart: Option<NewRestart>,
     /// What follows when its storage is full: `resume` (the default) as soon as there is space
@@ -269,6 +295,7 @@ pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiEr
     let id = fields.name("name");
     let said = SizeFields::read(&mut fields);
     said.check_images(state, &mut fields);
+    let address = fields.address("address");
     let restart = fields.object("restart", |fields| Some(read_restart(fields)));
     let policies = [IoErrorPolicy::Resume, IoErrorPolicy::Hold];
     let io_error = fields.word(
@@ -298,6 +325,7 @@ pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiEr
             restart: restart.unwrap_or_default(),
             io_error: io_error.unwrap_or_default(),
         },
+        address,
         origin,
         idempotency: None,
     })

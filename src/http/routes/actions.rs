@@ -198,8 +198,9 @@ async fn answered_before(
 ) -> Result<Response, ApiError> {
     match answer {
         IdempotentAnswer::Operation(id) => accepted_before(state, id, wait_ms).await,
-        IdempotentAnswer::Vm(_) | IdempotentAnswer::Template(_) | IdempotentAnswer::Disk(_) => {
-            Err(result_gone("operation"))
-        }
+        IdempotentAnswer::Vm(_)
+        | IdempotentAnswer::Template(_)
+        | IdempotentAnswer::Disk(_)
+        | IdempotentAnswer::Forward(_) => Err(result_gone("operation")),
     }
 }

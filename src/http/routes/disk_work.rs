@@ -144,9 +144,10 @@ impl Work<'_> {
     async fn done_before(&self, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
         match answer {
             IdempotentAnswer::Operation(id) => self.outcome(id).await.map(replayed),
-            IdempotentAnswer::Template(_) | IdempotentAnswer::Vm(_) | IdempotentAnswer::Disk(_) => {
-                Err(result_gone("operation"))
-            }
+            IdempotentAnswer::Template(_)
+            | IdempotentAnswer::Vm(_)
+            | IdempotentAnswer::Disk(_)
+            | IdempotentAnswer::Forward(_) => Err(result_gone("operation")),
         }
     }
 

@@ -82,7 +82,8 @@ fn made_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Response,
         IdempotentAnswer::Disk(id) => created(state, id),
         IdempotentAnswer::Template(_)
         | IdempotentAnswer::Vm(_)
-        | IdempotentAnswer::Operation(_) => None,
+        | IdempotentAnswer::Operation(_)
+        | IdempotentAnswer::Forward(_) => None,
     };
     response.map(replayed).ok_or_else(|| result_gone("disk"))
 }

@@ -9,6 +9,7 @@ pub(crate) mod events;
 pub(crate) mod health;
 pub(crate) mod images;
 pub(crate) mod network;
+pub(crate) mod nics;
 pub(crate) mod observer;
 pub(crate) mod operations;
 pub(crate) mod templates;

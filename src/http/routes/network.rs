@@ -1,15 +1,22 @@
-//! The network, as it is configured, and who holds which address.
+//! The network: how it is configured, who holds which address, and which ports
+//! of the host lead into guests.
 
+use super::{not_found, replayed};
 use crate::http::{
-    dto::host::{LeaseBody, NetworkConfigBody},
+    dto::network::{ForwardBody, LeaseBody, NetworkConfigBody, NewForwardBody},
     error::{ApiError, ProblemBody},
-    extract::Query,
-    paging::json,
+    extract::{Caller, Id, Post, Query},
+    idempotency::{KeyTurn, Keyed, look, result_gone},
+    paging::{Page, json, tagged, unchanged, with_header},
+    state::HttpState,
 };
 use axum::{
-    http::{StatusCode, Uri},
-    response::Response,
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
 };
+use vman_actors::network::{ForwardError, NewForward};
+use vman_model::{ForwardId, LeaseId, Protocol, change::IdempotentAnswer};
 
 /// How VMs are connected
 #[utoipa::path(
@@ -19,26 +26,200 @@ use axum::{
         (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
     )
 )]
-pub(crate) async fn get_network_config(uri: Uri) -> Result<Response, ApiError> {
+pub(crate) async fn get_network_config(
+    State(state): State<HttpState>,
+    uri: Uri,
+) -> Result<Response, ApiError> {
     Query::of(&uri)?.finish()?;
-    let body = NetworkConfigBody {
-        status: "not_configured",
-        mode: "user",
-    };
+    let facts = state.handles().network.facts();
+    let body = NetworkConfigBody::of(facts, &state.inventory());
     Ok(json(StatusCode::OK, &body))
 }
 
 /// The addresses that VMs hold
 #[utoipa::path(
     get, path = "/network/leases", tag = "network",
+    params(
+        ("limit" = Option<u64>, Query, description = "At most this many, 1 to 1000"),
+        ("cursor" = Option<String>, Query, description = "From the Link header of the page before"),
+    ),
     responses(
-        (status = 200, description = "None in user mode", body = Vec<LeaseBody<'static>>),
+        (status = 200, description = "By address as text; none in user mode", body = Vec<LeaseBody<'static>>),
+        (status = 304, description = "Unchanged since the revision in If-None-Match"),
         (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
     )
 )]
-pub(crate) async fn list_leases(uri: Uri) -> Result<Response, ApiError> {
+pub(crate) async fn list_leases(
+    State(state): State<HttpState>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let mut query = Query::of(&uri)?;
+    let page = Page::<LeaseId>::read(&mut query)?;
+    query.finish()?;
+    let inventory = state.inventory();
+    if let Some(same) = unchanged(&headers, inventory.revision) {
+        return Ok(same);
+    }
+    let rows = inventory.leases.range::<_, LeaseId>(page.upwards());
+    let response = page.answer(&uri, rows, |row| LeaseBody::of(row));
+    Ok(tagged(response, inventory.revision))
+}
+
+/// The ports of the host that lead into guests
+#[utoipa::path(
+    get, path = "/network/forwards", tag = "network",
+    params(
+        ("limit" = Option<u64>, Query, description = "At most this many, 1 to 1000"),
+        ("cursor" = Option<String>, Query, description = "From the Link header of the page before"),
+    ),
+    responses(
+        (status = 200, description = "By id", body = Vec<ForwardBody<'static>>),
+        (status = 304, description = "Unchanged since the revision in If-None-Match"),
+        (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn list_forwards(
+    State(state): State<HttpState>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let mut query = Query::of(&uri)?;
+    let page = Page::<ForwardId>::read(&mut query)?;
+    query.finish()?;
+    let inventory = state.inventory();
+    if let Some(same) = unchanged(&headers, inventory.revision) {
+        return Ok(same);
+    }
+    let rows = inventory.forwards.range::<_, ForwardId>(page.upwards());
+    let response = page.answer(&uri, rows, |row| ForwardBody::of(row));
+    Ok(tagged(response, inventory.revision))
+}
+
+/// Let a port of the host lead into a guest
+#[utoipa::path(
+    post, path = "/network/forwards", tag = "network",
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again")),
+    request_body = NewForwardBody,
+    responses(
+        (status = 201, description = "Made; the firewall follows within milliseconds", body = ForwardBody<'static>),
+        (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn create_forward(
+    State(state): State<HttpState>,
+    mut post: Post,
+) -> Result<Response, ApiError> {
+    Query::of(&post.uri)?.finish()?;
+    let turn = match look(&state, &post)? {
+        Keyed::Replay(answer) => return made_before(&state, &answer),
+        Keyed::First(turn) => Some(turn),
+        Keyed::Without => None,
+    };
+    let mut new = read_forward(&mut post)?;
+    new.idempotency = turn.as_ref().map(KeyTurn::pair);
+    match (state.handles().network.forward(new).await, turn) {
+        (Err(ForwardError::KeyInUse), Some(turn)) => {
+            made_before(&state, &turn.used_meanwhile(&state)?)
+        }
+        (made, _) => {
+            let id = made?.id;
+            created(&state, &id).ok_or_else(|| not_found("forward", id))
+        }
+    }
+}
+
+fn read_forward(post: &mut Post) -> Result<NewForward, ApiError> {
+    let origin = post.caller.origin();
+    let mut fields = post.fields();
+    for name in ["vm_id", "host_port"] {
+        fields.require(name);
+    }
+    let vm = fields.name("vm_id");
+    let words = [Protocol::Tcp, Protocol::Udp].map(|word| (word.as_str(), word));
+    let protocol = fields.word("protocol", &words).unwrap_or(Protocol::Tcp);
+    let mut port = |name: &str| {
+        let port = fields.whole(name, 1..=65_535)?;
+        u16::try_from(port).ok()
+    };
+    let (host_port, guest_port) = (port("host_port"), port("guest_port"));
+    fields.finish()?;
+    let (Some(vm), Some(host_port)) = (vm, host_port) else {
+        return Err(ApiError::field("vm_id", "is required"));
+    };
+    Ok(NewForward {
+        vm,
+        protocol,
+        host_port,
+        guest_port: guest_port.unwrap_or(host_port),
+        origin,
+        idempotency: None,
+    })
+}
+
+fn created(state: &HttpState, id: &ForwardId) -> Option<Response> {
+    let row = state.inventory().forwards.get(id).cloned()?;
+    let response = json(StatusCode::CREATED, &ForwardBody::of(&row));
+    let response = with_header(
+        response,
+        header::LOCATION,
+        &format!("/network/forwards/{id}"),
+    );
+    Some(tagged(response, row.revision))
+}
+
+fn made_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
+    let response = match answer {
+        IdempotentAnswer::Forward(id) => created(state, id),
+        IdempotentAnswer::Vm(_)
+        | IdempotentAnswer::Template(_)
+        | IdempotentAnswer::Operation(_)
+        | IdempotentAnswer::Disk(_) => None,
+    };
+    response.map(replayed).ok_or_else(|| result_gone("forward"))
+}
+
+/// One forwarded port
+#[utoipa::path(
+    get, path = "/network/forwards/{id}", tag = "network",
+    params(("id" = String, Path, description = "The forward, `tcp-8080`")),
+    responses(
+        (status = 200, description = "The forward", body = ForwardBody<'static>),
+        (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn get_forward(
+    State(state): State<HttpState>,
+    Id(id): Id<ForwardId>,
+    uri: Uri,
+) -> Result<Response, ApiError> {
     Query::of(&uri)?.finish()?;
-    // QEMU's user-mode network gives every guest the same address of its own.
-    let leases: [LeaseBody<'_>; 0] = [];
-    Ok(json(StatusCode::OK, &leases))
+    let inventory = state.inventory();
+    let row = inventory.forwards.get(&id);
+    let row = row.ok_or_else(|| not_found("forward", &id))?;
+    Ok(tagged(
+        json(StatusCode::OK, &ForwardBody::of(row)),
+        row.revision,
+    ))
+}
+
+/// End the forwarding of a port
+#[utoipa::path(
+    delete, path = "/network/forwards/{id}", tag = "network",
+    params(("id" = String, Path, description = "The forward, `tcp-8080`")),
+    responses(
+        (status = 204, description = "Ended"),
+        (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn delete_forward(
+    State(state): State<HttpState>,
+    caller: Caller,
+    Id(id): Id<ForwardId>,
+    uri: Uri,
+) -> Result<Response, ApiError> {
+    Query::of(&uri)?.finish()?;
+    let network = &state.handles().network;
+    network.unforward(&id, caller.origin()).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }

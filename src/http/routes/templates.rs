@@ -63,9 +63,10 @@ fn created(state: &HttpState, name: &TemplateName) -> Option<Response> {
 fn answered_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
     let response = match answer {
         IdempotentAnswer::Template(name) => created(state, name),
-        IdempotentAnswer::Vm(_) | IdempotentAnswer::Operation(_) | IdempotentAnswer::Disk(_) => {
-            None
-        }
+        IdempotentAnswer::Vm(_)
+        | IdempotentAnswer::Operation(_)
+        | IdempotentAnswer::Disk(_)
+        | IdempotentAnswer::Forward(_) => None,
     };
     response
         .map(replayed)

@@ -67,8 +67,10 @@ pub(crate) async fn create_vm(
 }
 
 fn created(state: &HttpState, id: &VmId) -> Option<Response> {
-    let row = state.inventory().vms.get(id).cloned()?;
-    let response = json(StatusCode::CREATED, &VmBody::of(&row));
+    let inventory = state.inventory();
+    let row = inventory.vms.get(id).cloned()?;
+    let facts = state.handles().network.facts();
+    let response = json(StatusCode::CREATED, &VmBody::of(&row, &inventory, &facts));
     let response = with_header(response, header::LOCATION, &format!("/vms/{id}"));
     Some(tagged(response, row.revision))
 }
@@ -78,7 +80,8 @@ fn made_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Response,
         IdempotentAnswer::Vm(id) => created(state, id),
         IdempotentAnswer::Template(_)
         | IdempotentAnswer::Operation(_)
-        | IdempotentAnswer::Disk(_) => None,
+        | IdempotentAnswer::Disk(_)
+        | IdempotentAnswer::Forward(_) => None,
     };
     response.map(replayed).ok_or_else(|| result_gone("VM"))
 }
@@ -150,11 +153,12 @@ pub(crate) async fn list_vms(
     if let Some(same) = unchanged(&headers, inventory.revision) {
         return Ok(same);
     }
+    let facts = state.handles().network.facts();
     let rows = inventory
         .vms
         .range::<_, VmId>(page.upwards())
         .filter(|(_, row)| filter.keeps(&row.value));
-    let response = page.answer(&uri, rows, |row| VmBody::of(row));
+    let response = page.answer(&uri, rows, |row| VmBody::of(row, &inventory, &facts));
     Ok(tagged(response, inventory.revision))
 }
 
@@ -183,7 +187,9 @@ pub(crate) async fn get_vm(
     if let Some(same) = unchanged(&headers, row.revision) {
         return Ok(same);
     }
-    Ok(tagged(json(StatusCode::OK, &VmBody::of(row)), row.revision))
+    let facts = state.handles().network.facts();
+    let body = VmBody::of(row, &inventory, &facts);
+    Ok(tagged(json(StatusCode::OK, &body), row.revision))
 }
 
 /// Delete a VM: stops it by force if it runs, releases its disks, address and files

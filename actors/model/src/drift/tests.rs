@@ -74,7 +74,7 @@ fn running_vm() -> VmRecord {
                 labels: BTreeMap::new(),
             },
             restart: RestartPolicy::default(),
-            io_error: Default::default(),
+            io_error: crate::vm::IoErrorPolicy::default(),
         },
         mac: [2; 6],
         root_disk: Some(DiskId::parse("vm-root").unwrap()),
@@ -121,8 +121,8 @@ fn agreeing() -> World {
         vm_id: Some(VmId::parse("vm").unwrap()),
         root: true,
         created_at: UnixMs(0),
-        options: Default::default(),
-        file: Default::default(),
+        options: crate::DiskOptions::default(),
+        file: crate::DiskFile::default(),
         wished_letter: None,
     };
     World {

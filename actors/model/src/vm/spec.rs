@@ -56,6 +56,8 @@ pub enum NetworkKind {
     User,
     /// None.
     None,
+    /// A TAP on a bridge of the host.
+    Bridge,
 }
 
 impl NetworkKind {
@@ -64,6 +66,7 @@ impl NetworkKind {
         match self {
             NetworkKind::User => "user",
             NetworkKind::None => "none",
+            NetworkKind::Bridge => "bridge",
         }
     }
 }

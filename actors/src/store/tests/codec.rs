@@ -1,18 +1,18 @@
 //! Golden bytes, and bytes that are not ours.
 
-use super::given::{disk, event, image, key, operation, template, vm};
+use super::given::{disk, event, forward, image, key, lease, operation, template, vm};
 use crate::store::codec::{DecodeError, Kind, decode, encode};
 use proptest::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::{Debug, Write};
 use vman_model::{
-    DiskRecord, Event, IdempotencyRecord, ImageRecord, OperationRecord, Revision, TemplateRecord,
-    UnixMs, vm::VmRecord,
+    DiskRecord, Event, ForwardRecord, IdempotencyRecord, ImageRecord, LeaseRecord, OperationRecord,
+    Revision, TemplateRecord, UnixMs, vm::VmRecord,
 };
 
 /// The rows of schema 1 as they are on people's disks. They never change: a
 /// change of a record is a new schema, and these are still read.
-const GOLDEN: [(Kind, &str); 8] = [
+const GOLDEN: [(Kind, &str); 10] = [
     (
         Kind::Template,
         "564d010100510000001fc4792e0705736d616c6c02fb0008010964656269616e2d3133010776\
@@ -61,6 +61,14 @@ const GOLDEN: [(Kind, &str); 8] = [
          090909090909090909090902046f702d31fd0068e5cf8b010000",
     ),
     (Kind::Meta, "564d0801000500000041eb808dfc87d61200"),
+    (
+        Kind::Lease,
+        "564d1001002500000050bacbc80b0831302e302e302e37057765622d31000a00000752560102030401fd0068e5cf8b010000",
+    ),
+    (
+        Kind::Forward,
+        "564d1101001e0000009683cc310c087564702d38303830057765622d3101fb901f50fd0068e5cf8b010000",
+    ),
 ];
 
 fn hex(bytes: &[u8]) -> String {
@@ -92,6 +100,8 @@ fn every_kind_of_row_has_the_bytes_it_always_had() {
     holds(Kind::Event, &event());
     holds(Kind::Idempotency, &key("k-1", UnixMs(1_700_000_000_000)));
     holds(Kind::Meta, &Revision(1_234_567));
+    holds(Kind::Lease, &(Revision(11), lease()));
+    holds(Kind::Forward, &(Revision(12), forward()));
 }
 
 fn decode_as_anything(bytes: &[u8]) -> Vec<Option<DecodeError>> {
@@ -104,6 +114,8 @@ fn decode_as_anything(bytes: &[u8]) -> Vec<Option<DecodeError>> {
         decode::<Event>(Kind::Event, bytes).err(),
         decode::<IdempotencyRecord>(Kind::Idempotency, bytes).err(),
         decode::<Revision>(Kind::Meta, bytes).err(),
+        decode::<(Revision, LeaseRecord)>(Kind::Lease, bytes).err(),
+        decode::<(Revision, ForwardRecord)>(Kind::Forward, bytes).err(),
     ]
 }
 

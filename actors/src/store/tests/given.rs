@@ -9,10 +9,11 @@ use std::{sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::Instant};
 use vman_model::{
     BootId, Cause, Change, DiskCache, DiskFile, DiskFormat, DiskId, DiskLimits, DiskOptions,
-    DiskRecord, Event, EventDraft, EventKind, Guard, IdempotencyKey, IdempotencyRecord,
-    ImageFormat, ImageKind, ImageName, ImageRecord, Incarnation, OperationId, OperationKind,
-    OperationRecord, OperationStatus, Origin, Problem, RequestId, RestartHistory, RestartPolicy,
-    Revision, Subject, TemplateName, TemplateRecord, UnixMs, VmId, VmUuid, Write,
+    DiskRecord, Event, EventDraft, EventKind, ForwardRecord, Guard, IdempotencyKey,
+    IdempotencyRecord, ImageFormat, ImageKind, ImageName, ImageRecord, Incarnation, LeaseId,
+    LeaseRecord, OperationId, OperationKind, OperationRecord, OperationStatus, Origin, Problem,
+    Protocol, RequestId, RestartHistory, RestartPolicy, Revision, Subject, TemplateName,
+    TemplateRecord, UnixMs, VmId, VmUuid, Write,
     change::IdempotentAnswer,
     vm::{
         AttachState, Attachment, BootSpec, Claim, Desired, Ending, Firmware, IoErrorPolicy,
@@ -250,6 +251,29 @@ pub(super) fn operation(id: &str) -> OperationRecord {
         finished_at: Some(UnixMs(1_700_000_000_900)),
         error: Some(Problem::new("start_failed", "no such device")),
         request_id: None,
+    }
+}
+
+pub(super) fn lease() -> LeaseRecord {
+    LeaseRecord {
+        id: LeaseId::parse("10.0.0.7").unwrap(),
+        vm_id: VmId::parse("web-1").unwrap(),
+        nic: 0,
+        address: core::net::Ipv4Addr::new(10, 0, 0, 7),
+        mac: [0x52, 0x56, 1, 2, 3, 4],
+        fixed: true,
+        created_at: UnixMs(1_700_000_000_000),
+    }
+}
+
+pub(super) fn forward() -> ForwardRecord {
+    ForwardRecord {
+        id: ForwardRecord::id_of(Protocol::Udp, 8080),
+        vm_id: VmId::parse("web-1").unwrap(),
+        protocol: Protocol::Udp,
+        host_port: 8080,
+        guest_port: 80,
+        created_at: UnixMs(1_700_000_000_000),
     }
 }
 

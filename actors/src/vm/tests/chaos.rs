@@ -100,6 +100,7 @@ impl Chaos {
         let new = NewVm {
             id: Some(id.clone()),
             spec: spec(restart),
+            address: None,
             origin: origin(),
             idempotency: None,
         };

@@ -147,6 +147,7 @@ async fn a_vm_is_deleted_and_made_again_under_its_name_while_commands_fly() {
         let new = NewVm {
             id: Some(id.clone()),
             spec: super::daemon::spec(RestartPolicy::default()),
+            address: None,
             origin: super::daemon::origin(),
             idempotency: None,
         };

@@ -194,6 +194,7 @@ impl Daemon {
         let new = NewVm {
             id: Some(vm(id)),
             spec: spec(restart),
+            address: None,
             origin: origin(),
             idempotency: None,
         };

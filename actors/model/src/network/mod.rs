@@ -1,0 +1,14 @@
+//! Networks as data: addresses and who holds them, forwarded ports, and what
+//! the host has to look like for them.
+//!
+//! Owns: which address a VM is given ([`lease`]), the names that follow from a
+//! VM's id, and the desired state of a network ([`plan`]).
+//! Must not: know how a bridge or a rule is made (`src/host/net` does).
+
+pub mod forward;
+pub mod lease;
+pub mod plan;
+
+pub use forward::{ForwardRecord, Protocol};
+pub use lease::{LeaseRecord, Pool, PoolError, allocate, lease_id, mac_address, misplaced};
+pub use plan::{ForwardPlan, NetworkPlan, PortPlan, TapName, host_name};

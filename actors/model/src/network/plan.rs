@@ -1,0 +1,167 @@
+//! What the host has to look like: the guests' ports with what each may say,
+//! and the forwarded ports. Made from leases and forwards alone: whether a VM
+//! runs changes nothing in it, so a start waits for no rule.
+
+use super::{forward::ForwardRecord, forward::Protocol, lease::LeaseRecord, lease::hash};
+use crate::ids::VmId;
+use core::net::Ipv4Addr;
+use std::{collections::BTreeMap, fmt};
+
+/// Letters for the end of a TAP's name.
+const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+
+/// The name of a TAP: at most 15 bytes, the same for a VM's card for ever.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TapName(String);
+
+impl TapName {
+    /// `v`, the card's number, the first letters of the VM's id for people, and
+    /// 35 bits of the whole id.
+    pub fn of(vm: &VmId, nic: u8) -> Self {
+        let head = vm.as_str().chars().filter(char::is_ascii_alphanumeric);
+        let head: String = head.take(5).collect();
+        let mut rest = hash(vm.as_str());
+        // What is left of a multiplicative hash is in its upper half.
+        rest ^= rest >> 32;
+        let tail: String = (0..7)
+            .map(|n| {
+                let at = (rest >> (5 * n)) & 31;
+                char::from(LETTERS[usize::try_from(at).unwrap_or(0)])
+            })
+            .collect();
+        Self(format!("v{}{head}-{tail}", nic % 10))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TapName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The name under which guests resolve a VM, and its host name: its id in
+/// letters that DNS knows.
+pub fn host_name(vm: &VmId) -> String {
+    let fits = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_lowercase()
+        } else {
+            '-'
+        }
+    };
+    let name: String = vm.as_str().chars().map(fits).collect();
+    name.trim_end_matches('-').to_owned()
+}
+
+/// One network card: what may come from it and what is answered to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortPlan {
+    /// The VM.
+    pub vm: VmId,
+    /// The TAP it is behind while the VM runs.
+    pub tap: TapName,
+    /// The only MAC address that it may use.
+    pub mac: [u8; 6],
+    /// The only address that it may use.
+    pub address: Ipv4Addr,
+}
+
+/// A port of the host and where it leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardPlan {
+    /// What is forwarded.
+    pub protocol: Protocol,
+    /// The port on the host.
+    pub host_port: u16,
+    /// The guest's address.
+    pub address: Ipv4Addr,
+    /// The port in the guest.
+    pub guest_port: u16,
+}
+
+/// The desired state of a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkPlan {
+    /// Every card that holds an address, by its address.
+    pub ports: Vec<PortPlan>,
+    /// Every forwarded port whose VM has an address.
+    pub forwards: Vec<ForwardPlan>,
+}
+
+impl NetworkPlan {
+    /// What `leases` and `forwards` ask for.
+    pub fn of<'a>(
+        leases: impl IntoIterator<Item = &'a LeaseRecord>,
+        forwards: impl IntoIterator<Item = &'a ForwardRecord>,
+    ) -> Self {
+        let mut ports = Vec::new();
+        let mut first = BTreeMap::new();
+        for lease in leases {
+            if lease.nic == 0 {
+                first.insert(&lease.vm_id, lease.address);
+            }
+            ports.push(PortPlan {
+                vm: lease.vm_id.clone(),
+                tap: TapName::of(&lease.vm_id, lease.nic),
+                mac: lease.mac,
+                address: lease.address,
+            });
+        }
+        ports.sort_by_key(|port| port.address);
+        let forwards = forwards.into_iter().filter_map(|forward| {
+            Some(ForwardPlan {
+                protocol: forward.protocol,
+                host_port: forward.host_port,
+                address: *first.get(&forward.vm_id)?,
+                guest_port: forward.guest_port,
+            })
+        });
+        Self {
+            ports,
+            forwards: forwards.collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // also in what the tests call
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn a_taps_name_is_short_harmless_and_the_same_every_time(
+            id in "[A-Za-z0-9][A-Za-z0-9._-]{0,62}", nic in 0_u8..10,
+        ) {
+            let vm = VmId::parse(&id).unwrap();
+            let name = TapName::of(&vm, nic);
+            prop_assert!(name.as_str().len() <= 15, "{name}");
+            let harmless = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+            prop_assert!(name.as_str().bytes().all(harmless), "{name}");
+            prop_assert_eq!(name, TapName::of(&vm, nic));
+        }
+
+        #[test]
+        fn a_host_name_is_one_that_dns_takes(id in "[A-Za-z0-9][A-Za-z0-9._-]{0,62}") {
+            let name = host_name(&VmId::parse(&id).unwrap());
+            prop_assert!(!name.is_empty() && name.len() <= 63);
+            prop_assert!(!name.starts_with('-') && !name.ends_with('-'), "{name}");
+            prop_assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
+        }
+    }
+
+    #[test]
+    fn ten_thousand_vms_have_ten_thousand_taps() {
+        let names: BTreeSet<_> = (0..10_000)
+            .map(|n| TapName::of(&VmId::parse(&format!("web-{n}")).unwrap(), 0))
+            .collect();
+        assert_eq!(names.len(), 10_000);
+    }
+}

@@ -1,0 +1,96 @@
+//! How others reach the network.
+
+use super::{NetworkMsg, forwards};
+use crate::{
+    ports::{Clock, Network, NetworkError, NetworkFacts, NicRequest, Traffic},
+    slot::Slot,
+    store::StoreHandle,
+};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use vman_model::{ForwardId, ForwardRecord, VmId, vm::NicClaim};
+
+/// The network, as others see it.
+#[derive(Clone)]
+pub struct NetworkHandle {
+    slot: Arc<Slot<NetworkMsg>>,
+    network: Arc<dyn Network>,
+    store: StoreHandle,
+    clock: Arc<dyn Clock>,
+}
+
+fn gone() -> NetworkError {
+    NetworkError("the network actor is being restarted; try again".to_owned())
+}
+
+impl NetworkHandle {
+    /// A handle that stays good across restarts of the actor.
+    pub fn new(
+        slot: Arc<Slot<NetworkMsg>>,
+        network: Arc<dyn Network>,
+        store: StoreHandle,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            slot,
+            network,
+            store,
+            clock,
+        }
+    }
+
+    /// How VMs are connected. Never waits.
+    pub fn facts(&self) -> NetworkFacts {
+        self.network.facts()
+    }
+
+    /// What went through a VM's card. Asks the kernel and no actor.
+    pub async fn traffic(&self, vm: VmId) -> Option<Traffic> {
+        self.network.traffic(vm).await
+    }
+
+    /// The network cards for one life of a VM. Idempotent.
+    pub async fn claim(&self, request: NicRequest) -> Result<Vec<NicClaim>, NetworkError> {
+        let (reply, answer) = oneshot::channel();
+        self.cast(NetworkMsg::Claim(request, reply))?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Gives back whatever the VM holds while it runs. Idempotent.
+    pub async fn release(&self, vm: VmId) -> Result<(), NetworkError> {
+        let (reply, answer) = oneshot::channel();
+        self.cast(NetworkMsg::Release(vm, reply))?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// What works, or what is degraded, in a sentence.
+    pub async fn health(&self) -> Result<String, String> {
+        let (reply, answer) = oneshot::channel();
+        self.cast(NetworkMsg::Health(reply))
+            .map_err(|error| error.to_string())?;
+        answer.await.unwrap_or_else(|_| Err(gone().to_string()))
+    }
+
+    /// Lets a port of the host lead into a guest. `Ok` means that it is durable;
+    /// the host follows within milliseconds.
+    pub async fn forward(
+        &self,
+        new: forwards::NewForward,
+    ) -> Result<ForwardRecord, forwards::ForwardError> {
+        forwards::create(&self.store, self.clock.as_ref(), &self.facts(), new).await
+    }
+
+    /// Ends the forwarding of a port.
+    pub async fn unforward(
+        &self,
+        id: &ForwardId,
+        origin: vman_model::Origin,
+    ) -> Result<(), forwards::ForwardError> {
+        forwards::erase(&self.store, self.clock.as_ref(), id, origin).await
+    }
+
+    fn cast(&self, message: NetworkMsg) -> Result<(), NetworkError> {
+        let actor = self.slot.get().ok_or_else(gone)?;
+        actor.cast(message).map_err(|_| gone())
+    }
+}

@@ -1,0 +1,86 @@
+//! What is done about damage, and telling it: whose TAPs have to be there,
+//! another TAP for one that was deleted, the events.
+
+use super::{NetworkArguments, event};
+use crate::{ports::NicPlan, store::Inventory, vm::FIRST_NIC_SLOT};
+use std::collections::BTreeMap;
+use vman_model::{
+    Cause, Change, EventKind, Incarnation, Origin, TapName, VmId,
+    vm::{NetworkKind, Phase},
+};
+
+/// Gives one VM another TAP and tells it.
+pub(super) async fn replace(arguments: NetworkArguments, tap: TapName, owner: Owner) {
+    let nic = NicPlan {
+        kind: NetworkKind::Bridge,
+        mac: owner.mac,
+        slot: FIRST_NIC_SLOT,
+        tap: Some(tap.clone()),
+    };
+    let (vm, hypervisor) = (owner.vm, &arguments.hypervisor);
+    let replaced = hypervisor.replace_tap(vm.clone(), owner.incarnation, nic, owner.cpu_count);
+    match replaced.await {
+        Ok(true) => {
+            let detail = format!(
+                "the TAP {tap} of VM {vm} was deleted by somebody: its network card was plugged anew with another"
+            );
+            told(&arguments, EventKind::NetworkHealed, detail).await;
+        }
+        // Its QEMU was on its way out: the TAP went with it.
+        Ok(false) => {}
+        Err(error) => {
+            tracing::warn!(vm_id = %vm, %error, "a lost TAP could not be replaced");
+        }
+    }
+}
+
+pub(super) async fn told(arguments: &NetworkArguments, kind: EventKind, detail: String) {
+    tracing::warn!(
+        event = kind.as_str(),
+        detail,
+        "the network on the host was changed"
+    );
+    let cause = Cause {
+        origin: Origin::Daemon,
+        input: "settle".to_owned(),
+        led_by: None,
+    };
+    let event = event(arguments.clock.as_ref(), kind, detail, cause);
+    let change = Change {
+        event: Some(event),
+        ..Change::default()
+    };
+    if let Err(error) = arguments.store.commit(change).await {
+        tracing::warn!(%error, "cannot record what was done to the network");
+    }
+}
+
+/// Whose a TAP is.
+#[derive(Clone)]
+pub(super) struct Owner {
+    pub(super) vm: VmId,
+    pub(super) incarnation: Incarnation,
+    pub(super) mac: [u8; 6],
+    pub(super) cpu_count: u32,
+}
+
+/// The TAPs that have to be there, and whose they are.
+pub(super) fn running(inventory: &Inventory) -> BTreeMap<TapName, Owner> {
+    let settled = |phase| matches!(phase, Phase::Running | Phase::Paused | Phase::Stopping);
+    let vms = inventory.vms.values().map(|row| &row.value);
+    vms.filter(|vm| settled(vm.phase))
+        .filter(|vm| {
+            let mut nics = vm.claim.iter().flat_map(|claim| &claim.nics);
+            nics.any(|nic| nic.kind == NetworkKind::Bridge)
+        })
+        .map(|vm| {
+            let owner = Owner {
+                vm: vm.id.clone(),
+                incarnation: vm.incarnation,
+                mac: vm.mac,
+                cpu_count: vm.spec.size.cpu_count,
+            };
+            (TapName::of(&vm.id, 0), owner)
+        })
+        .collect()
+}

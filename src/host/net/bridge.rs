@@ -1,0 +1,250 @@
+//! VMs on a bridge of this host.
+//!
+//! Owns: the bridge, its address, our firewall tables, what the guests' TAPs are attached to, and
+//! `dnsmasq`. [`Network::settle`] compares what is there with what shall be there and makes up the
+//! difference: at start, on every change of the plan, and whenever somebody meddled.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex as Plain, PoisonError};
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use tokio::sync::{Mutex, Notify, mpsc};
+use vman_actors::ports::{
+    BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NicRequest, Settled, Traffic,
+};
+use vman_model::vm::{NetworkKind, NicClaim};
+use vman_model::{NetworkPlan, Pool, TapName, VmId};
+
+use super::dnsmasq::{Dnsmasq, Served};
+use super::firewall::Firewall;
+use super::links::Links;
+use super::settle::permitted;
+use super::tap::{self, Taps};
+use super::watch::{self, Notice};
+
+/// Notices that wait to be acted on; more would say the same.
+const NOTICES: usize = 4;
+
+/// What is configured.
+#[derive(Debug, Clone)]
+pub struct BridgeSettings {
+    /// The bridge's name.
+    pub bridge: String,
+    /// The addresses of its guests, and its own.
+    pub pool: Pool,
+    /// The name servers that are asked for the guests.
+    pub dns: Vec<Ipv4Addr>,
+    /// The VLAN that was configured.
+    pub vlan_id: u16,
+    /// Whether guests are kept from each other.
+    pub isolated: bool,
+    /// Where the files of `dnsmasq` are.
+    pub folder: PathBuf,
+    /// `nft`.
+    pub nft: Option<PathBuf>,
+    /// `dnsmasq`.
+    pub dnsmasq: Option<PathBuf>,
+}
+
+/// The network of a bridge.
+#[derive(Clone)]
+pub struct BridgeNetwork(Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) settings: BridgeSettings,
+    pub(super) links: Links,
+    pub(super) firewall: Firewall,
+    pub(super) taps: Arc<Taps>,
+    pub(super) made: Mutex<Made>,
+    /// The bridge's index, 0 for none: a claim does not wait for a settling.
+    pub(super) index: AtomicU32,
+    /// What health tells, as of the last settling.
+    pub(super) trouble: Plain<Vec<String>>,
+    /// Somebody may have changed the firewall since it was looked at.
+    pub(super) rules_touched: AtomicBool,
+    pub(super) disturbed: Notify,
+    pub(super) vlan_missing: String,
+}
+
+/// What this daemon has made so far: what is missing of it now was taken away by somebody.
+pub(super) struct Made {
+    pub(super) bridge: Option<u32>,
+    pub(super) address: bool,
+    pub(super) attached: BTreeSet<String>,
+    /// The script that was run last, and how the kernel tells its result.
+    pub(super) rules: Option<(String, String)>,
+    pub(super) names: Dnsmasq,
+}
+
+impl BridgeNetwork {
+    /// Makes or takes over the bridge. The error says why there can be none, in a sentence.
+    pub async fn open(settings: BridgeSettings, taps: Arc<Taps>) -> Result<Self, String> {
+        let nft = settings
+            .nft
+            .clone()
+            .ok_or("nft is not installed, and a bridge without a firewall would let guests forge addresses (install nftables)")?;
+        tap::probe().map_err(|error| format!("TAPs cannot be made: /dev/net/tun: {error}"))?;
+        let links = Links::open().map_err(|error| format!("netlink cannot be spoken: {error}"))?;
+        let (notices, told) = mpsc::channel(NOTICES);
+        watch::watch(&notices).map_err(|error| {
+            permitted(&format!("the kernel's notices cannot be heard: {error}"))
+        })?;
+        let served = Served {
+            program: settings.dnsmasq.clone(),
+            folder: settings.folder.clone(),
+            bridge: settings.bridge.clone(),
+            pool: settings.pool,
+            dns: settings.dns.clone(),
+        };
+        let inner = Arc::new(Inner {
+            links,
+            firewall: Firewall { nft },
+            taps,
+            made: Mutex::new(Made {
+                bridge: None,
+                address: false,
+                attached: BTreeSet::new(),
+                rules: None,
+                names: Dnsmasq::new(served, notices),
+            }),
+            index: AtomicU32::new(0),
+            trouble: Plain::default(),
+            rules_touched: AtomicBool::new(true),
+            disturbed: Notify::new(),
+            vlan_missing: vlan_missing(settings.vlan_id),
+            settings,
+        });
+        inner.bridge(&mut Vec::new()).await?;
+        tokio::spawn(pass_on(told, Arc::downgrade(&inner)));
+        Ok(Self(inner))
+    }
+}
+
+/// Tags need a VLAN-aware bridge, which needs 802.1Q in the kernel.
+fn vlan_missing(vlan: u16) -> String {
+    let there = std::path::Path::new("/proc/net/vlan").exists()
+        || std::path::Path::new("/sys/module/8021q").exists();
+    let why = if there {
+        "this version does not tag"
+    } else {
+        "this kernel has no 802.1Q"
+    };
+    format!("the bridge is untagged although VLAN {vlan} is configured: {why}")
+}
+
+async fn pass_on(mut told: mpsc::Receiver<Notice>, to: std::sync::Weak<Inner>) {
+    while let Some(notice) = told.recv().await {
+        let Some(inner) = to.upgrade() else { return };
+        if notice == Notice::Rules {
+            inner.rules_touched.store(true, Ordering::SeqCst);
+        }
+        inner.disturbed.notify_one();
+    }
+}
+
+impl Inner {
+    async fn claim(&self, request: NicRequest) -> Result<Vec<NicClaim>, NetworkError> {
+        let tap = TapName::of(&request.vm, 0);
+        let name = tap.as_str().to_owned();
+        if !self.taps.has(&name) {
+            let opened = tap::open(&name, request.cpu_count);
+            let opened = opened.map_err(|error| NetworkError(error.to_string()))?;
+            self.taps.keep(&name, opened);
+        }
+        let bridge = self.index.load(Ordering::SeqCst);
+        let attached = self.links.attach(&name, bridge).await;
+        if attached.is_err() {
+            // The bridge was deleted at this very moment: it is made anew first.
+            let bridge = self.bridge(&mut Vec::new()).await.map_err(NetworkError)?;
+            let again = self.links.attach(&name, bridge.index).await;
+            again.map_err(|error| NetworkError(error.to_string()))?;
+        }
+        Ok(vec![NicClaim {
+            kind: NetworkKind::Bridge,
+            mac: request.mac,
+            address: request.address.map(|address| address.to_string()),
+        }])
+    }
+}
+
+impl Network for BridgeNetwork {
+    fn facts(&self) -> NetworkFacts {
+        let settings = &self.0.settings;
+        NetworkFacts {
+            kind: NetworkKind::Bridge,
+            reason: None,
+            bridge: Some(BridgeFacts {
+                name: settings.bridge.clone(),
+                pool: settings.pool,
+                dns: settings.dns.clone(),
+                isolated: settings.isolated,
+            }),
+            vlan_id: settings.vlan_id,
+            vlan_missing: Some(self.0.vlan_missing.clone()),
+        }
+    }
+
+    fn settle(
+        &self,
+        plan: Arc<NetworkPlan>,
+        running: Vec<TapName>,
+    ) -> BoxFuture<'static, Result<Settled, NetworkError>> {
+        let inner = self.0.clone();
+        Box::pin(async move { inner.settle(&plan, running).await })
+    }
+
+    fn disturbances(&self) -> BoxStream<'static, ()> {
+        futures_util::stream::unfold(self.0.clone(), |inner| async move {
+            inner.disturbed.notified().await;
+            Some(((), inner))
+        })
+        .boxed()
+    }
+
+    fn claim(
+        &self,
+        request: NicRequest,
+    ) -> BoxFuture<'static, Result<Vec<NicClaim>, NetworkError>> {
+        let inner = self.0.clone();
+        Box::pin(async move { inner.claim(request).await })
+    }
+
+    fn release(&self, vm: VmId) -> BoxFuture<'static, Result<(), NetworkError>> {
+        // A TAP goes with its QEMU; one whose QEMU never came goes with our descriptors.
+        if let Some(tap) = self.0.taps.take(TapName::of(&vm, 0).as_str()) {
+            return Box::pin(async move {
+                let closed = tokio::task::spawn_blocking(move || drop(tap)).await;
+                closed.map_err(|error| NetworkError(error.to_string()))
+            });
+        }
+        Box::pin(async { Ok(()) })
+    }
+
+    fn traffic(&self, vm: VmId) -> BoxFuture<'static, Option<Traffic>> {
+        let links = self.0.links.clone();
+        Box::pin(async move {
+            let link = links.find(TapName::of(&vm, 0).as_str()).await.ok()??;
+            Some(link.traffic)
+        })
+    }
+
+    fn health(&self) -> BoxFuture<'static, Result<String, String>> {
+        let trouble = self
+            .0
+            .trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let all = trouble.join("; ");
+        Box::pin(async move {
+            if all.is_empty() {
+                Ok("ok".to_owned())
+            } else {
+                Err(all)
+            }
+        })
+    }
+}

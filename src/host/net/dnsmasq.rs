@@ -1,0 +1,279 @@
+//! DHCP and DNS for the guests: a `dnsmasq` that serves our bridge only.
+//!
+//! Owns: its files under `<runtime>/network`, its process, its restart budget. It outlives a daemon
+//! that dies and is found again by its identity, as a QEMU is. Must not: give an address that is no
+//! lease: it knows static ones only.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use vman_model::network::host_name;
+use vman_model::vm::ProcessIdentity;
+use vman_model::{NetworkPlan, Pool};
+
+use super::watch::Notice;
+use crate::host::qemu::adopt;
+use crate::host::qemu::process::{Inherited, Process, Spawn};
+
+/// More deaths than this within [`WINDOW`], and it is let be until the window has passed.
+const MAX_DEATHS: usize = 5;
+const WINDOW: Duration = Duration::from_mins(1);
+
+/// The MTU that guests are told: that of the bridge.
+const MTU: u32 = 1500;
+
+/// What it serves.
+#[derive(Debug, Clone)]
+pub(super) struct Served {
+    pub(super) program: Option<PathBuf>,
+    pub(super) folder: PathBuf,
+    pub(super) bridge: String,
+    pub(super) pool: Pool,
+    pub(super) dns: Vec<Ipv4Addr>,
+}
+
+/// The process and what it was told last.
+#[derive(Debug)]
+pub(super) struct Dnsmasq {
+    served: Served,
+    process: Option<Process>,
+    /// What it has read.
+    hosts: Option<String>,
+    deaths: VecDeque<Instant>,
+    looked_for: bool,
+    ran: bool,
+    notices: mpsc::Sender<Notice>,
+}
+
+/// What is kept on disk of a process of ours.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    identity: ProcessIdentity,
+    /// The configuration it was started with.
+    config: String,
+}
+
+impl Dnsmasq {
+    pub(super) fn new(served: Served, notices: mpsc::Sender<Notice>) -> Self {
+        Self {
+            served,
+            process: None,
+            hosts: None,
+            deaths: VecDeque::new(),
+            looked_for: false,
+            ran: false,
+            notices,
+        }
+    }
+
+    /// What is wrong with it, for health.
+    pub(super) fn problem(&self) -> Option<String> {
+        if self.served.program.is_none() {
+            return Some(
+                "dnsmasq is not installed: guests get no address by DHCP and no names (install dnsmasq-base)"
+                    .to_owned(),
+            );
+        }
+        (self.deaths.len() > MAX_DEATHS).then(|| {
+            let log = self.served.folder.join("dnsmasq.log");
+            format!(
+                "dnsmasq keeps ending and is let be for a while: guests get no address by DHCP; see {}",
+                log.display()
+            )
+        })
+    }
+
+    /// Makes it run and know the plan's guests. Answers what was repaired.
+    pub(super) fn settle(&mut self, plan: &NetworkPlan) -> io::Result<Option<String>> {
+        let Some(program) = self.served.program.clone() else {
+            return Ok(None);
+        };
+        let now = Instant::now();
+        while self.deaths.front().is_some_and(|at| now - *at > WINDOW) {
+            self.deaths.pop_front();
+        }
+        let config = config(&self.served, &user(&self.served.folder));
+        if !std::mem::replace(&mut self.looked_for, true) {
+            self.find_again(&config)?;
+        }
+        let hosts = hosts(plan);
+        let news = self.hosts.as_deref() != Some(&hosts);
+        if news {
+            let (dhcp, names) = split(&hosts);
+            replace(&self.served.folder.join("dhcp-hosts"), dhcp)?;
+            replace(&self.served.folder.join("hosts"), names)?;
+            self.hosts = Some(hosts);
+        }
+        let alive = self.process.as_ref().is_some_and(|known| !known.is_gone());
+        if alive {
+            if let Some(process) = self.process.as_ref().filter(|_| news) {
+                process.signal(Signal::HUP)?;
+            }
+            return Ok(None);
+        }
+        let died = std::mem::take(&mut self.ran);
+        if died {
+            self.deaths.push_back(now);
+        }
+        if self.deaths.len() > MAX_DEATHS {
+            return Ok(None);
+        }
+        self.start(&program, config)?;
+        Ok(died.then(|| "dnsmasq had ended: it was started again".to_owned()))
+    }
+
+    fn start(&mut self, program: &Path, config: String) -> io::Result<()> {
+        let folder = &self.served.folder;
+        let path = folder.join("dnsmasq.conf");
+        replace(&path, &config)?;
+        let process = Process::spawn(Spawn {
+            program,
+            arguments: vec![format!("--conf-file={}", path.display()).into()],
+            inherited: Inherited::default(),
+            log: &folder.join("dnsmasq.log"),
+            banner: "== dnsmasq ==",
+        })
+        .map_err(|error| io::Error::other(format!("dnsmasq: {error}")))?;
+        let kept = Kept {
+            identity: process.identity().clone(),
+            config,
+        };
+        let kept = serde_json::to_string(&kept).map_err(io::Error::other)?;
+        replace(&folder.join("dnsmasq.json"), &kept)?;
+        self.keep(process);
+        Ok(())
+    }
+
+    fn keep(&mut self, process: Process) {
+        let (watched, notices) = (process.clone(), self.notices.clone());
+        tokio::spawn(async move {
+            watched.exited().await;
+            let _ = notices.send(Notice::Names).await;
+        });
+        self.process = Some(process);
+        self.ran = true;
+    }
+
+    /// The dnsmasq of an earlier daemon, if it lives; one with another configuration is ended.
+    fn find_again(&mut self, config: &str) -> io::Result<()> {
+        let folder = &self.served.folder;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)?;
+        let Ok(kept) = fs::read_to_string(folder.join("dnsmasq.json")) else {
+            return Ok(());
+        };
+        let Ok(kept) = serde_json::from_str::<Kept>(&kept) else {
+            return Ok(());
+        };
+        let Ok(process) = adopt::attach(&kept.identity) else {
+            return Ok(());
+        };
+        if kept.config == config {
+            self.keep(process);
+            return Ok(());
+        }
+        process.kill()
+    }
+}
+
+/// It gives up root where it can read its files without: every folder above them lets others pass.
+fn user(folder: &Path) -> String {
+    let passes =
+        |path: &Path| fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0);
+    let above = folder.ancestors().skip(1);
+    let mut above = above.filter(|path| !path.as_os_str().is_empty());
+    let unprivileged = above.all(passes);
+    if unprivileged { "nobody" } else { "root" }.to_owned()
+}
+
+fn config(served: &Served, user: &str) -> String {
+    let (pool, folder) = (&served.pool, served.folder.display());
+    let mut out = format!(
+        "keep-in-foreground\nlog-facility=-\npid-file=\nuser={user}\n\
+         interface={}\nexcept-interface=lo\nbind-dynamic\n\
+         no-hosts\nno-resolv\nno-poll\ndomain-needed\nbogus-priv\naddn-hosts={folder}/hosts\n\
+         dhcp-range={},static,{},12h\ndhcp-authoritative\nno-ping\nleasefile-ro\nquiet-dhcp\n\
+         dhcp-lease-max=65536\ndhcp-hostsfile={folder}/dhcp-hosts\n\
+         dhcp-option=option:router,{gateway}\ndhcp-option=option:dns-server,{gateway}\n\
+         dhcp-option=option:mtu,{MTU}\n",
+        served.bridge,
+        pool.network(),
+        pool.netmask(),
+        gateway = pool.gateway(),
+    );
+    for server in &served.dns {
+        let _ = writeln!(out, "server={server}");
+    }
+    out
+}
+
+/// What it is told of the guests: who gets which address, a blank line, who is called what.
+fn hosts(plan: &NetworkPlan) -> String {
+    let (mut dhcp, mut names) = (String::new(), String::new());
+    for port in &plan.ports {
+        let mac = port.mac.map(|byte| format!("{byte:02x}")).join(":");
+        let (address, name) = (port.address, host_name(&port.vm));
+        let _ = writeln!(dhcp, "{mac},{address},{name}");
+        let _ = writeln!(names, "{address} {name}");
+    }
+    format!("{dhcp}\n{names}")
+}
+
+fn split(hosts: &str) -> (&str, &str) {
+    match hosts.strip_prefix('\n') {
+        Some(names) => ("", names),
+        None => hosts.split_once("\n\n").unwrap_or((hosts, "")),
+    }
+}
+
+/// Replaces a file as a whole, readable for everybody: it holds what every guest may ask.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let mut options = fs::OpenOptions::new();
+    let mut file = options
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o644)
+        .open(&new)?;
+    io::Write::write_all(&mut file, text.as_bytes())?;
+    fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vman_model::network::PortPlan;
+    use vman_model::{TapName, VmId};
+
+    #[test]
+    fn a_guest_is_told_its_lease_and_its_name() {
+        let vm = VmId::parse("Web_1").unwrap();
+        let plan = NetworkPlan {
+            ports: vec![PortPlan {
+                tap: TapName::of(&vm, 0),
+                vm,
+                mac: [0x52, 0x56, 0, 0, 0, 0x0a],
+                address: Ipv4Addr::new(10, 0, 0, 2),
+            }],
+            forwards: vec![],
+        };
+        let hosts = hosts(&plan);
+        let (dhcp, names) = split(&hosts);
+        assert_eq!(dhcp.trim_end(), "52:56:00:00:00:0a,10.0.0.2,web-1");
+        assert_eq!(names, "10.0.0.2 web-1\n");
+        assert_eq!(split(&super::hosts(&NetworkPlan::default())), ("", ""));
+    }
+}

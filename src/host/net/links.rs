@@ -1,0 +1,183 @@
+//! Links by netlink: the bridge, and what is attached to it.
+//!
+//! Must not: touch a link that is not ours. Ours are the bridge with our alias and the TAPs that the
+//! plan names.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::{Handle, LinkBridge, LinkUnspec};
+use rustix::io::Errno;
+use vman_actors::ports::Traffic;
+
+/// A link as the kernel tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) alias: String,
+    pub(super) is_bridge: bool,
+    pub(super) up: bool,
+    pub(super) master: Option<u32>,
+    /// As the guest behind a TAP sees it.
+    pub(super) traffic: Traffic,
+}
+
+/// Why a link could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {error}")]
+pub(super) struct LinkError {
+    what: String,
+    error: rtnetlink::Error,
+}
+
+impl LinkError {
+    fn of(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
+        let what = what.into();
+        move |error| Self { what, error }
+    }
+}
+
+/// The kernel's links in our network namespace.
+#[derive(Debug, Clone)]
+pub(super) struct Links(Handle);
+
+impl Links {
+    /// Opens the conversation with the kernel; it lasts as long as the runtime.
+    pub(super) fn open() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self(handle))
+    }
+
+    pub(super) async fn all(&self) -> Result<Vec<Link>, LinkError> {
+        let links = self.0.link().get().execute().map_ok(link);
+        links
+            .try_collect()
+            .await
+            .map_err(LinkError::of("list the links"))
+    }
+
+    pub(super) async fn find(&self, name: &str) -> Result<Option<Link>, LinkError> {
+        let mut links = self.0.link().get().match_name(name).execute();
+        match links.try_next().await {
+            Ok(found) => Ok(found.map(link)),
+            Err(error) if is(&error, Errno::NODEV) => Ok(None),
+            Err(error) => Err(LinkError::of(format!("look for the link {name}"))(error)),
+        }
+    }
+
+    /// Makes a bridge that carries `alias`, so that it is known as ours. Its MAC address is fixed:
+    /// otherwise it would change with the TAPs that come and go.
+    pub(super) async fn add_bridge(
+        &self,
+        name: &str,
+        alias: &str,
+        mac: [u8; 6],
+    ) -> Result<(), LinkError> {
+        let bridge = LinkBridge::new(name)
+            .address(mac.to_vec())
+            .mcast_snooping(false)
+            .build();
+        let what = || LinkError::of(format!("make the bridge {name}"));
+        self.0.link().add(bridge).execute().await.map_err(what())?;
+        let marked = LinkUnspec::new_with_name(name).alias(alias).build();
+        self.0.link().set(marked).execute().await.map_err(what())
+    }
+
+    pub(super) async fn up(&self, link: &Link) -> Result<(), LinkError> {
+        let up = LinkUnspec::new_with_index(link.index).up().build();
+        let set = self.0.link().set(up).execute().await;
+        set.map_err(LinkError::of(format!("set the link {} up", link.name)))
+    }
+
+    /// Puts a link onto a bridge and sets it up.
+    pub(super) async fn attach(&self, link: &str, bridge: u32) -> Result<(), LinkError> {
+        let message = LinkUnspec::new_with_name(link)
+            .controller(bridge)
+            .up()
+            .build();
+        let set = self.0.link().set(message).execute().await;
+        set.map_err(LinkError::of(format!("attach {link} to the bridge")))
+    }
+
+    /// The IPv4 addresses of a link with the lengths of their prefixes.
+    pub(super) async fn addresses(&self, link: u32) -> Result<Vec<(Ipv4Addr, u8)>, LinkError> {
+        let get = self.0.address().get().set_link_index_filter(link).execute();
+        let messages: Vec<_> = get
+            .try_collect()
+            .await
+            .map_err(LinkError::of("list the bridge's addresses"))?;
+        let of = |message: &rtnetlink::packet_route::address::AddressMessage| {
+            let length = message.header.prefix_len;
+            let mut attributes = message.attributes.iter();
+            attributes.find_map(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(address)) => Some((*address, length)),
+                _ => None,
+            })
+        };
+        let ours = messages
+            .iter()
+            .filter(|message| message.header.index == link);
+        Ok(ours.filter_map(of).collect())
+    }
+
+    pub(super) async fn add_address(
+        &self,
+        link: u32,
+        address: Ipv4Addr,
+        prefix: u8,
+    ) -> Result<(), LinkError> {
+        let add = self.0.address().add(link, IpAddr::V4(address), prefix);
+        match add.execute().await {
+            Err(error) if is(&error, Errno::EXIST) => Ok(()),
+            other => other.map_err(LinkError::of(format!("give the bridge {address}/{prefix}"))),
+        }
+    }
+}
+
+fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message
+            .code
+            .is_some_and(|code| code.get() == -errno.raw_os_error()),
+        _ => false,
+    }
+}
+
+fn link(message: LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        alias: String::new(),
+        is_bridge: false,
+        up: message.header.flags.contains(LinkFlags::Up),
+        master: None,
+        traffic: Traffic::default(),
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::IfAlias(alias) => link.alias = alias,
+            LinkAttribute::Controller(master) => link.master = Some(master),
+            // What a TAP sends, its guest receives.
+            LinkAttribute::Stats64(stats) => {
+                link.traffic = Traffic {
+                    received_bytes: stats.tx_bytes,
+                    received_packets: stats.tx_packets,
+                    sent_bytes: stats.rx_bytes,
+                    sent_packets: stats.rx_packets,
+                };
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                let bridge = |info: &LinkInfo| matches!(info, LinkInfo::Kind(InfoKind::Bridge));
+                link.is_bridge = infos.iter().any(bridge);
+            }
+            _ => {}
+        }
+    }
+    link
+}

@@ -1,0 +1,28 @@
+//! Networks on this host: the bridge with its TAPs, its firewall and its DHCP; or QEMU's user-mode
+//! network where there can be no bridge.
+//!
+//! Owns: the [`Network`] port. Must not: decide who gets which address, or touch links, tables and
+//! processes that are not ours.
+//!
+//! | file | what |
+//! |---|---|
+//! | `bridge.rs` | the network of a bridge |
+//! | `settle.rs` | making the host look as it shall |
+//! | `user.rs` | QEMU's user-mode network, or none |
+//! | `links.rs`, `tap.rs` | the bridge and its ports; TAPs |
+//! | `ruleset.rs`, `firewall.rs` | rules as text; running `nft` |
+//! | `dnsmasq.rs` | DHCP and names |
+//! | `watch.rs` | hearing of changes |
+
+mod bridge;
+mod dnsmasq;
+mod firewall;
+mod links;
+mod ruleset;
+mod settle;
+pub mod tap;
+mod user;
+mod watch;
+
+pub use bridge::{BridgeNetwork, BridgeSettings};
+pub use user::UserNetwork;

@@ -1,0 +1,237 @@
+//! The firewall's rules as a pure function of the plan: one script that replaces our tables as a
+//! whole, in one transaction of the kernel.
+//!
+//! Two tables of one name, `vman-<bridge>`. In the family `bridge`: what may come from a TAP (its
+//! own MAC, its own address, truthful ARP, no DHCP answers, no other protocol, no VLAN tag) and
+//! whether guests reach each other. In the family `inet`: what guests may ask of this host (DHCP,
+//! DNS, ping of the gateway: nothing else, so not the API), NAT, and forwarded ports.
+//!
+//! All names and addresses here are ours: no user's text gets into the script. The guests are in
+//! sets and not in rules, so that a packet costs the same with one guest and with a thousand.
+
+use std::fmt::Write;
+
+use vman_model::{NetworkPlan, Pool};
+
+/// What the rules are made for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Surroundings<'a> {
+    pub(super) bridge: &'a str,
+    pub(super) pool: &'a Pool,
+    pub(super) isolated: bool,
+}
+
+/// The name of our tables.
+pub(super) fn table(bridge: &str) -> String {
+    format!("vman-{bridge}")
+}
+
+/// The script for `nft -f -`.
+pub(super) fn script(around: &Surroundings<'_>, plan: &NetworkPlan) -> String {
+    let table = table(around.bridge);
+    let mut out = String::new();
+    for family in ["bridge", "inet"] {
+        // The first line makes sure that there is something to delete.
+        let _ = writeln!(out, "table {family} {table}\ndelete table {family} {table}");
+    }
+    let _ = writeln!(out, "table bridge {table} {{");
+    ports(&mut out, plan);
+    out.push_str(FROM_GUESTS);
+    if around.isolated {
+        out.push_str(ISOLATED);
+    }
+    let _ = writeln!(out, "}}\ntable inet {table} {{");
+    host(&mut out, around);
+    routed(&mut out, around);
+    nat(&mut out, around, plan);
+    out.push_str("}\n");
+    out
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn ports(out: &mut String, plan: &NetworkPlan) {
+    let mut set = |name: &str, kind: &str, elements: Vec<String>| {
+        let _ = writeln!(out, "  set {name} {{\n    type {kind}");
+        if !elements.is_empty() {
+            let _ = writeln!(out, "    elements = {{ {} }}", elements.join(", "));
+        }
+        out.push_str("  }\n");
+    };
+    let all = || plan.ports.iter();
+    let tap = |port: &vman_model::network::PortPlan| format!("\"{}\"", port.tap);
+    set("taps", "ifname", all().map(tap).collect());
+    let pairs = all().map(|port| format!("\"{}\" . {}", port.tap, mac(port.mac)));
+    set("macs", "ifname . ether_addr", pairs.collect());
+    let triples = all().map(|p| format!("\"{}\" . {} . {}", p.tap, mac(p.mac), p.address));
+    let kind = "ifname . ether_addr . ipv4_addr";
+    set("addresses", kind, triples.collect());
+}
+
+/// Every frame of a guest meets these before the bridge has learned or forwarded anything.
+const FROM_GUESTS: &str = r"
+  chain prerouting {
+    type filter hook prerouting priority -300; policy accept;
+    iifname @taps jump guest
+  }
+  chain guest {
+    ether type { 8021q, 8021ad } drop
+    iifname . ether saddr != @macs drop
+    ether type arp jump guest_arp
+    ether type ip jump guest_ip
+    drop
+  }
+  chain guest_arp {
+    arp htype 1 arp ptype ip iifname . arp saddr ether . arp saddr ip @addresses accept
+    arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether @macs accept
+    drop
+  }
+  chain guest_ip {
+    ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
+    udp sport 67 drop
+    iifname . ether saddr . ip saddr @addresses accept
+    drop
+  }
+";
+
+const ISOLATED: &str = r"
+  chain forward {
+    type filter hook forward priority 0; policy accept;
+    iifname @taps oifname @taps drop
+  }
+";
+
+/// What guests may ask of the host itself.
+fn host(out: &mut String, around: &Surroundings<'_>) {
+    let (bridge, gateway) = (around.bridge, around.pool.gateway());
+    let _ = writeln!(
+        out,
+        r#"
+  chain input {{
+    type filter hook input priority -10; policy accept;
+    iifname "{bridge}" jump from_guests
+  }}
+  chain from_guests {{
+    ct state established,related accept
+    udp sport 68 udp dport 67 accept
+    ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept
+    ip daddr {gateway} icmp type echo-request accept
+    drop
+  }}"#
+    );
+}
+
+/// What passes between the guests' network and others. Where `br_netfilter` is at work, frames from
+/// guest to guest come here too: they have met the table of the bridge.
+fn routed(out: &mut String, around: &Surroundings<'_>) {
+    let bridge = around.bridge;
+    let (network, prefix) = (around.pool.network(), around.pool.prefix());
+    let _ = writeln!(
+        out,
+        r#"
+  chain forward {{
+    type filter hook forward priority -10; policy accept;
+    iifname "{bridge}" oifname "{bridge}" accept
+    iifname "{bridge}" ip saddr != {network}/{prefix} drop
+    iifname "{bridge}" meta nfproto ipv6 drop
+    oifname "{bridge}" ct state established,related accept
+    oifname "{bridge}" ct status dnat accept
+    oifname "{bridge}" drop
+  }}"#
+    );
+}
+
+fn nat(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
+    let bridge = around.bridge;
+    let (network, prefix) = (around.pool.network(), around.pool.prefix());
+    let mut forwards = String::new();
+    for forward in &plan.forwards {
+        let (protocol, port) = (forward.protocol.as_str(), forward.host_port);
+        let (address, guest_port) = (forward.address, forward.guest_port);
+        let _ = writeln!(
+            forwards,
+            "    {protocol} dport {port} dnat ip to {address}:{guest_port}"
+        );
+    }
+    // What this host itself sends to one of its addresses meets the output hook only. Loopback
+    // addresses are left alone: the kernel would not route the answers.
+    let _ = writeln!(
+        out,
+        r#"
+  chain forwarded {{
+{forwards}  }}
+  chain prerouting {{
+    type nat hook prerouting priority -100; policy accept;
+    iifname != "{bridge}" fib daddr type local jump forwarded
+  }}
+  chain output {{
+    type nat hook output priority -100; policy accept;
+    ip daddr != 127.0.0.0/8 fib daddr type local jump forwarded
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority 100; policy accept;
+    ip saddr {network}/{prefix} oifname != "{bridge}" masquerade
+  }}"#
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+    use vman_model::network::{ForwardPlan, PortPlan, Protocol};
+    use vman_model::{TapName, VmId};
+
+    fn plan() -> NetworkPlan {
+        let vm = VmId::parse("web").unwrap();
+        let address = Ipv4Addr::new(10, 9, 0, 2);
+        NetworkPlan {
+            ports: vec![PortPlan {
+                tap: TapName::of(&vm, 0),
+                vm,
+                mac: [0x52, 0x56, 0, 0, 0, 1],
+                address,
+            }],
+            forwards: vec![ForwardPlan {
+                protocol: Protocol::Tcp,
+                host_port: 8080,
+                address,
+                guest_port: 80,
+            }],
+        }
+    }
+
+    fn script_of(isolated: bool, plan: &NetworkPlan) -> String {
+        let pool = Pool::new(Ipv4Addr::new(10, 9, 0, 0), 24, Ipv4Addr::new(10, 9, 0, 1)).unwrap();
+        let around = Surroundings {
+            bridge: "br-x",
+            pool: &pool,
+            isolated,
+        };
+        script(&around, plan)
+    }
+
+    #[test]
+    fn a_guest_is_bound_to_its_tap_its_mac_and_its_address() {
+        let script = script_of(false, &plan());
+        let tap = TapName::of(&VmId::parse("web").unwrap(), 0);
+        let bound = format!("\"{tap}\" . 52:56:00:00:00:01 . 10.9.0.2");
+        assert!(script.contains(&bound), "{script}");
+        assert!(script.contains("tcp dport 8080 dnat ip to 10.9.0.2:80"));
+        assert!(!script.contains("oifname @taps drop"), "not isolated");
+        assert!(script_of(true, &plan()).contains("iifname @taps oifname @taps drop"));
+    }
+
+    #[test]
+    fn the_tables_are_replaced_in_one_script_and_a_network_without_guests_has_rules_too() {
+        let script = script_of(false, &NetworkPlan::default());
+        for family in ["bridge", "inet"] {
+            let delete = format!("delete table {family} vman-br-x");
+            let make = format!("table {family} vman-br-x {{");
+            assert!(script.find(&delete).unwrap() < script.find(&make).unwrap());
+        }
+        assert!(!script.contains("elements"), "{script}");
+    }
+}

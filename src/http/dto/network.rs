@@ -1,0 +1,212 @@
+//! The network in the API.
+
+use super::{Mac, Shown, Time};
+use serde::Serialize;
+use utoipa::ToSchema;
+use vman_actors::{
+    ports::{NetworkFacts, Traffic},
+    store::{Inventory, Versioned},
+};
+use vman_model::{
+    ForwardRecord, LeaseRecord, TapName, VmId,
+    vm::{NetworkKind, NicClaim},
+};
+
+/// The network as it is configured.
+#[derive(Serialize, ToSchema)]
+#[schema(as = NetworkConfig)]
+pub(crate) struct NetworkConfigBody {
+    /// `configured`, or `not_configured`: VMs have QEMU's user-mode network or none, and no address
+    /// of ours.
+    status: &'static str,
+    /// `bridge`, `user` or `none`.
+    mode: &'static str,
+    /// Why it is not a bridge although one was welcome.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// The VLAN that is configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vlan_id: Option<u16>,
+    /// Whether frames carry its tag.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vlan_tagged: Option<bool>,
+    /// Why they do not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vlan_reason: Option<String>,
+    /// The bridge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bridge_name: Option<String>,
+    /// The network that VMs get their addresses from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subnet: Option<String>,
+    /// The host's address on the bridge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway: Option<String>,
+    /// The name servers that are asked for the guests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dns: Option<Vec<String>>,
+    /// Whether guests are kept from each other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    isolated: Option<bool>,
+    /// How many addresses VMs hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocated_ips: Option<usize>,
+    /// How many are left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    available_ips: Option<usize>,
+}
+
+impl NetworkConfigBody {
+    pub(crate) fn of(facts: NetworkFacts, inventory: &Inventory) -> Self {
+        let bridge = facts.bridge.as_ref();
+        let held = inventory.leases.len();
+        let size = |size: u32| usize::try_from(size).unwrap_or(usize::MAX);
+        Self {
+            status: bridge.map_or("not_configured", |_| "configured"),
+            mode: facts.kind.as_str(),
+            reason: facts.reason.clone(),
+            vlan_id: bridge.map(|_| facts.vlan_id),
+            vlan_tagged: bridge.map(|_| facts.vlan_missing.is_none()),
+            vlan_reason: facts.vlan_missing.clone(),
+            bridge_name: bridge.map(|bridge| bridge.name.clone()),
+            subnet: bridge.map(|bridge| {
+                let pool = bridge.pool;
+                format!("{}/{}", pool.network(), pool.prefix())
+            }),
+            gateway: bridge.map(|bridge| bridge.pool.gateway().to_string()),
+            dns: bridge.map(|bridge| bridge.dns.iter().map(ToString::to_string).collect()),
+            isolated: bridge.map(|bridge| bridge.isolated),
+            allocated_ips: bridge.map(|_| held),
+            available_ips: bridge.map(|bridge| size(bridge.pool.size()).saturating_sub(held)),
+        }
+    }
+}
+
+/// An address that a VM holds.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Lease)]
+pub(crate) struct LeaseBody<'a> {
+    /// The VM.
+    vm_id: &'a str,
+    /// Its address.
+    ip: &'a str,
+    /// The MAC address it is bound to.
+    #[schema(value_type = String)]
+    mac: Shown<Mac>,
+    /// The TAP it is bound to while the VM runs.
+    tap: String,
+    /// Whether it was asked for by name.
+    fixed: bool,
+    /// Since when it is held.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Time,
+}
+
+impl<'a> LeaseBody<'a> {
+    pub(crate) fn of(row: &'a Versioned<LeaseRecord>) -> Self {
+        let lease = &row.value;
+        Self {
+            vm_id: lease.vm_id.as_str(),
+            ip: lease.id.as_str(),
+            mac: Shown(Mac(lease.mac)),
+            tap: TapName::of(&lease.vm_id, lease.nic).to_string(),
+            fixed: lease.fixed,
+            created_at: Time(lease.created_at),
+        }
+    }
+}
+
+/// A port of the host that leads into a guest.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Forward)]
+pub(crate) struct ForwardBody<'a> {
+    /// Its id, `tcp-8080`.
+    id: &'a str,
+    /// The VM it leads into.
+    vm_id: &'a str,
+    /// `tcp` or `udp`.
+    protocol: &'static str,
+    /// The port on the host.
+    host_port: u16,
+    /// The port in the guest.
+    guest_port: u16,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Time,
+}
+
+impl<'a> ForwardBody<'a> {
+    pub(crate) fn of(row: &'a Versioned<ForwardRecord>) -> Self {
+        let forward = &row.value;
+        Self {
+            id: forward.id.as_str(),
+            vm_id: forward.vm_id.as_str(),
+            protocol: forward.protocol.as_str(),
+            host_port: forward.host_port,
+            guest_port: forward.guest_port,
+            created_at: Time(forward.created_at),
+        }
+    }
+}
+
+/// A port of the host that shall lead into a guest.
+#[derive(ToSchema)]
+#[schema(as = NewForward)]
+#[allow(
+    dead_code,
+    reason = "its fields are the document; the route reads them one by one"
+)]
+pub(crate) struct NewForwardBody {
+    /// The VM it leads into.
+    vm_id: String,
+    /// `tcp` (the default) or `udp`.
+    protocol: Option<String>,
+    /// The port on the host.
+    #[schema(minimum = 1, maximum = 65535)]
+    host_port: u16,
+    /// The port in the guest; the same as on the host by default.
+    #[schema(minimum = 1, maximum = 65535)]
+    guest_port: Option<u16>,
+}
+
+/// A network card of a VM that runs.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Nic)]
+pub(crate) struct NicBody {
+    /// `nic0` is the first.
+    id: String,
+    /// `bridge` or `user`.
+    mode: &'static str,
+    /// Its MAC address.
+    #[schema(value_type = String)]
+    mac: Shown<Mac>,
+    /// The address of its guest.
+    ip: Option<String>,
+    /// Its TAP, on a bridge.
+    tap: Option<String>,
+    /// Bytes that the guest has received; none where they are not counted.
+    rx_bytes: Option<u64>,
+    /// Packets that the guest has received.
+    rx_packets: Option<u64>,
+    /// Bytes that the guest has sent, also those that the firewall dropped.
+    tx_bytes: Option<u64>,
+    /// Packets that the guest has sent.
+    tx_packets: Option<u64>,
+}
+
+impl NicBody {
+    pub(crate) fn of(vm: &VmId, nic: &NicClaim, number: u8, traffic: Option<Traffic>) -> Self {
+        let bridged = nic.kind == NetworkKind::Bridge;
+        Self {
+            id: format!("nic{number}"),
+            mode: nic.kind.as_str(),
+            mac: Shown(Mac(nic.mac)),
+            ip: nic.address.clone(),
+            tap: bridged.then(|| TapName::of(vm, number).to_string()),
+            rx_bytes: traffic.map(|traffic| traffic.received_bytes),
+            rx_packets: traffic.map(|traffic| traffic.received_packets),
+            tx_bytes: traffic.map(|traffic| traffic.sent_bytes),
+            tx_packets: traffic.map(|traffic| traffic.sent_packets),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What somebody breaks is made whole.
+
+use crate::{
+    console::Shell,
+    support::{host, wait_for},
+    world::{SOON, World, can_make_networks, guests, wait_event},
+};
+
+#[test]
+fn a_bridge_a_table_and_a_dnsmasq_that_were_taken_away_are_there_again() {
+    if !can_make_networks("a_bridge_a_table_and_a_dnsmasq_that_were_taken_away_are_there_again") {
+        return;
+    }
+    let world = World::new();
+    let daemon = world.daemon(&[]);
+    daemon.guest_template("");
+    guests(&daemon, &["a"]);
+    daemon.wait_console("a", "VMAN-GUEST address eth0 ");
+    let mut a = Shell::open(&daemon, "a");
+    a.ok("ping -c 1 -W 5 192.168.100.1");
+
+    world.in_host("ip link del br-t");
+    wait_event(&daemon, "network.healed", "the bridge br-t was deleted");
+    wait_for("the TAP to be attached again", SOON, || {
+        (world.attached() == world.taps()).then_some(())
+    });
+    a.soon("ping -c 1 -W 2 192.168.100.1");
+
+    world.in_host("nft flush ruleset");
+    wait_event(&daemon, "network.healed", "the firewall tables");
+    let rules = world.in_host("nft list table bridge vman-br-t");
+    assert!(rules.contains("52:56:"), "{rules}");
+    a.soon("ping -c 1 -W 2 192.168.100.1");
+
+    let kept = daemon.folder().join("run/network/dnsmasq.json");
+    let pid = || -> u32 {
+        let kept: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap();
+        kept["identity"]["pid"]
+            .as_u64()
+            .unwrap()
+            .try_into()
+            .unwrap()
+    };
+    let before = pid();
+    host::signal(before, rustix::process::Signal::KILL);
+    wait_event(&daemon, "network.healed", "dnsmasq had ended");
+    assert_ne!(pid(), before);
+    a.soon("udhcpc -n -q -f -i eth0 -s /bin/address -t 3 -T 1");
+    assert_eq!(daemon.get("/health")["status"], "ok");
+}
+
+#[test]
+fn a_tap_that_was_deleted_is_replaced_and_the_guest_is_on_the_network_again() {
+    if !can_make_networks(
+        "a_tap_that_was_deleted_is_replaced_and_the_guest_is_on_the_network_again",
+    ) {
+        return;
+    }
+    let world = World::new();
+    let daemon = world.daemon(&[]);
+    daemon.guest_template("");
+    let address = guests(&daemon, &["a"]).remove(0);
+    daemon.wait_console("a", "VMAN-GUEST address eth0 ");
+    let mut a = Shell::open(&daemon, "a");
+    a.ok("ping -c 1 -W 5 192.168.100.1");
+    let pid = daemon.pid_of("a");
+    let tap = world.taps().remove(0);
+    world.in_host(&format!("ip link del {tap}"));
+    wait_event(
+        &daemon,
+        "network.healed",
+        "was deleted by somebody: its network card",
+    );
+    wait_for("the new TAP to be attached", SOON, || {
+        (world.attached() == [tap.clone()]).then_some(())
+    });
+    a.soon("ip addr show dev eth0 | grep 192.168.100");
+    assert!(a.ok("ip addr show dev eth0").contains(&address));
+    a.soon("ping -c 1 -W 2 192.168.100.1");
+    assert_eq!(daemon.pid_of("a"), pid, "the same QEMU");
+}
+
+#[test]
+fn another_firewall_that_drops_what_is_forwarded_is_named() {
+    if !can_make_networks("another_firewall_that_drops_what_is_forwarded_is_named") {
+        return;
+    }
+    let world = World::new();
+    let daemon = world.daemon(&[]);
+    let network = || {
+        let health = daemon
+            .call("GET", "/health", &serde_json::Value::Null)
+            .json();
+        health["checks"]["network"].as_str().unwrap().to_owned()
+    };
+    wait_for("a healthy network", SOON, || {
+        (network() == "ok").then_some(())
+    });
+    world.in_host("nft add table ip filter");
+    world.in_host(
+        "nft add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }",
+    );
+    let said = wait_for("health to name it", SOON, || {
+        Some(network()).filter(|said| said != "ok")
+    });
+    assert!(
+        said.contains("the chain FORWARD of the table ip filter"),
+        "{said}"
+    );
+    world.in_host("nft add rule ip filter FORWARD iifname br-t accept");
+    wait_for("a healthy network again", SOON, || {
+        (network() == "ok").then_some(())
+    });
+}

@@ -1,0 +1,292 @@
+//! A guest that lies gets nothing through; its honest traffic flows.
+
+use crate::{
+    console::Shell,
+    support::{daemon::Daemon, skip, wait_for},
+    world::{BEYOND, SOON, World, can_make_networks, guests, run, within},
+};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
+use std::{
+    io::Write,
+    net::{Ipv4Addr, TcpListener},
+    num::NonZeroU32,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Builds the program that sends raw frames; it needs nothing of the guest's.
+fn forger(folder: &Path) -> Option<PathBuf> {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/net/forger/forger.rs");
+    let program = folder.join("forger");
+    let flags = [
+        "--edition=2024",
+        "-O",
+        "-Ctarget-feature=+crt-static",
+        "-Cpanic=abort",
+    ];
+    let built = Command::new("rustc")
+        .args(flags)
+        .args(["-Cstrip=symbols", "-o"])
+        .arg(&program)
+        .arg(source)
+        .output();
+    built
+        .is_ok_and(|built| built.status.success())
+        .then_some(program)
+}
+
+/// Gives the program to the guest, over its network.
+fn hand_over(world: &World, shell: &mut Shell, program: &Path) {
+    let bytes = std::fs::read(program).unwrap();
+    let listener = within(&world.beyond, || TcpListener::bind((BEYOND, 81)).unwrap());
+    let size = bytes.len();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _ = stream.unwrap().write_all(&bytes);
+        }
+    });
+    shell.soon(&format!(
+        "nc {BEYOND} 81 </dev/null >/tmp/forger; [ $(wc -c </tmp/forger) = {size} ]"
+    ));
+    shell.ok("chmod +x /tmp/forger");
+}
+
+/// Hears every frame that comes out of the bridge's port `spy`, or of the host.
+struct Spy(OwnedFd);
+
+impl Spy {
+    fn new(world: &World) -> Self {
+        let (host, beyond) = (&world.host, &world.beyond);
+        for line in [
+            format!("ip -n {host} link add spy0 type veth peer name spy1 netns {beyond}"),
+            format!("ip -n {host} link set spy0 master br-t up"),
+            format!("ip -n {beyond} link set spy1 up"),
+        ] {
+            run(&line);
+        }
+        within(&world.beyond, || {
+            // All protocols, in network order.
+            let all = Protocol::from_raw(NonZeroU32::new(u32::from(3_u16.to_be())).unwrap());
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            Self(socket_with(AddressFamily::PACKET, SocketType::RAW, flags, Some(all)).unwrap())
+        })
+    }
+
+    fn frames(&self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut frame = [0_u8; 2048];
+        while let Ok((size, _)) = recv(&self.0, &mut frame, RecvFlags::empty()) {
+            frames.push(frame[..size].to_vec());
+        }
+        frames
+    }
+}
+
+fn holds(frame: &[u8], mark: &str) -> bool {
+    frame
+        .windows(mark.len())
+        .any(|part| part == mark.as_bytes())
+}
+
+const EVERYBODY: [u8; 6] = [0xff; 6];
+
+struct Frames {
+    mac: [u8; 6],
+    address: Ipv4Addr,
+}
+
+impl Frames {
+    fn ethernet(&self, kind: u16, payload: &[u8]) -> Vec<u8> {
+        framed(self.mac, kind, payload)
+    }
+
+    /// An IPv4 packet with a UDP datagram to everybody.
+    fn udp(from: Ipv4Addr, ports: (u16, u16), mark: &str) -> Vec<u8> {
+        let length = |extra: usize| u16::try_from(mark.len() + extra).unwrap().to_be_bytes();
+        let mut ip = vec![0x45, 0];
+        ip.extend(length(28));
+        ip.extend([0, 1, 0, 0, 64, 17, 0, 0]);
+        ip.extend(from.octets());
+        ip.extend([255; 4]);
+        let sum: u32 = ip
+            .chunks(2)
+            .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+            .sum();
+        let folded = (sum & 0xffff) + (sum >> 16);
+        let check = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap();
+        ip[10..12].copy_from_slice(&check.to_be_bytes());
+        ip.extend(ports.0.to_be_bytes());
+        ip.extend(ports.1.to_be_bytes());
+        ip.extend(length(8));
+        ip.extend([0, 0]);
+        ip.extend(mark.as_bytes());
+        ip
+    }
+
+    /// An ARP answer that says that `address` is at `mac`, to everybody.
+    fn arp(mac: [u8; 6], address: Ipv4Addr, mark: &str) -> Vec<u8> {
+        let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 2];
+        arp.extend(mac);
+        arp.extend(address.octets());
+        arp.extend(EVERYBODY);
+        arp.extend(address.octets());
+        arp.extend(mark.as_bytes());
+        arp
+    }
+
+    fn router_advertisement(mark: &str) -> Vec<u8> {
+        let size = u16::try_from(16 + mark.len()).unwrap();
+        let mut packet = vec![0x60, 0, 0, 0];
+        packet.extend(size.to_be_bytes());
+        packet.extend([58, 255, 0xfe, 0x80]);
+        packet.extend([0; 13]);
+        packet.extend([9, 0xff, 2]);
+        packet.extend([0; 12]);
+        packet.extend([0, 1, 134, 0, 0, 0, 64, 0, 7, 8]);
+        packet.extend([0; 8]);
+        packet.extend(mark.as_bytes());
+        packet
+    }
+
+    fn tagged(&self, kind: u16, mark: &str) -> Vec<u8> {
+        let mut tag = vec![0, 5, 8, 0];
+        tag.extend(Self::udp(self.address, (9, 9), mark));
+        self.ethernet(kind, &tag)
+    }
+
+    /// What a lying guest sends: what it is, and the frame.
+    fn forgeries(&self) -> Vec<(&'static str, Vec<u8>)> {
+        let gateway = Ipv4Addr::new(192, 168, 100, 1);
+        let other = Ipv4Addr::new(192, 168, 100, 250);
+        let stranger = [0x52, 0x54, 0, 9, 9, 9];
+        let honest = |mark| Self::udp(self.address, (9, 9), mark);
+        vec![
+            ("LIE-MAC", framed(stranger, 0x0800, &honest("LIE-MAC"))),
+            (
+                "LIE-IP",
+                self.ethernet(0x0800, &Self::udp(other, (9, 9), "LIE-IP")),
+            ),
+            (
+                "LIE-GW-IP",
+                self.ethernet(0x0800, &Self::udp(gateway, (9, 9), "LIE-GW-IP")),
+            ),
+            (
+                "LIE-ARP-GW",
+                self.ethernet(0x0806, &Self::arp(self.mac, gateway, "LIE-ARP-GW")),
+            ),
+            (
+                "LIE-ARP-MAC",
+                self.ethernet(0x0806, &Self::arp(stranger, self.address, "LIE-ARP-MAC")),
+            ),
+            (
+                "LIE-DHCP",
+                self.ethernet(0x0800, &Self::udp(self.address, (67, 68), "LIE-DHCP")),
+            ),
+            (
+                "LIE-DHCP-GW",
+                self.ethernet(0x0800, &Self::udp(gateway, (67, 68), "LIE-DHCP-GW")),
+            ),
+            (
+                "LIE-RA",
+                self.ethernet(0x86dd, &Self::router_advertisement("LIE-RA")),
+            ),
+            ("LIE-VLAN", self.tagged(0x8100, "LIE-VLAN")),
+            ("LIE-QINQ", self.tagged(0x88a8, "LIE-QINQ")),
+            (
+                "LIE-OTHER",
+                self.ethernet(0x88b5, b"LIE-OTHER and some more to fill it"),
+            ),
+        ]
+    }
+}
+
+fn framed(mac: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = EVERYBODY.to_vec();
+    frame.extend(mac);
+    frame.extend(kind.to_be_bytes());
+    frame.extend(payload);
+    frame.resize(frame.len().max(60), 0);
+    frame
+}
+
+fn mac_of(daemon: &Daemon, vm: &str) -> [u8; 6] {
+    let vm = daemon.vm(vm);
+    let mac = vm["mac"].as_str().unwrap().split(':');
+    let bytes: Vec<u8> = mac
+        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+        .collect();
+    bytes.try_into().unwrap()
+}
+
+#[test]
+fn a_guest_that_forges_gets_nothing_through_and_its_honest_frames_pass() {
+    const NAME: &str = "a_guest_that_forges_gets_nothing_through_and_its_honest_frames_pass";
+    if !can_make_networks(NAME) {
+        return;
+    }
+    let world = World::new();
+    let daemon = world.daemon(&[]);
+    let Some(program) = forger(daemon.folder()) else {
+        return skip(NAME, "rustc cannot build a static program here");
+    };
+    daemon.guest_template("");
+    let address = guests(&daemon, &["a"]).remove(0);
+    daemon.wait_console("a", "VMAN-GUEST address eth0 ");
+    let mut shell = Shell::open(&daemon, "a");
+    hand_over(&world, &mut shell, &program);
+    let spy = Spy::new(&world);
+    let mut send = |frame: &[u8]| {
+        let hex: Vec<_> = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex.concat();
+        shell.ok(&format!("/tmp/forger eth0 {hex}"));
+    };
+    let frames = Frames {
+        mac: mac_of(&daemon, "a"),
+        address: address.parse().unwrap(),
+    };
+    let honest = |mark| frames.ethernet(0x0800, &Frames::udp(frames.address, (9, 9), mark));
+    let truth = Frames::arp(frames.mac, frames.address, "TRUTH-ARP");
+    let mut seen = Vec::new();
+    send(&honest("TRUTH-FIRST"));
+    send(&frames.ethernet(0x0806, &truth));
+    let forgeries = frames.forgeries();
+    for (_, frame) in &forgeries {
+        send(frame);
+    }
+    // What was sent before it has arrived when this has.
+    send(&honest("TRUTH-LAST"));
+    wait_for("the last honest frame", SOON, || {
+        seen.extend(spy.frames());
+        seen.iter()
+            .any(|frame| holds(frame, "TRUTH-LAST"))
+            .then_some(())
+    });
+    for mark in ["TRUTH-FIRST", "TRUTH-ARP"] {
+        assert!(
+            seen.iter().any(|frame| holds(frame, mark)),
+            "{mark} was lost"
+        );
+    }
+    let through = forgeries.iter().map(|(mark, _)| *mark);
+    let through: Vec<_> = through
+        .filter(|mark| seen.iter().any(|frame| holds(frame, mark)))
+        .collect();
+    assert!(
+        through.is_empty(),
+        "of {} got through: {through:?}",
+        forgeries.len()
+    );
+
+    // Neither do the guest's own tools get further when it takes another address or MAC.
+    shell.ok("ip addr add 192.168.100.251/24 dev eth0");
+    assert_ne!(
+        shell
+            .run("ping -c 1 -W 1 -I 192.168.100.251 192.168.100.1")
+            .0,
+        0
+    );
+    shell.ok("ping -c 1 -W 5 192.168.100.1");
+    // The API of the host is none of its business, wherever it listens.
+    assert_ne!(shell.run("nc -w 2 192.168.100.1 8000 </dev/null").0, 0);
+}

@@ -1,0 +1,13 @@
+//! VMs on a bridge, in network namespaces of the tests' own, with guests that really boot, ask by
+//! DHCP and send packets. Nothing outside these namespaces is touched.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod console;
+mod damage;
+mod forgery;
+mod leases;
+mod traffic;
+mod world;
