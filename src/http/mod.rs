@@ -9,6 +9,7 @@
 //! `docs/life-of-a-request.md` for the whole way.
 
 mod auth;
+mod bearer;
 mod dto;
 mod edge;
 mod error;

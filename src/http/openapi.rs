@@ -28,6 +28,7 @@ const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline';
         (name = "events", description = "What happened, and why"),
         (name = "network", description = "How VMs are connected"),
         (name = "observer", description = "Differences between the records and the host"),
+        (name = "tokens", description = "Who may call over TCP"),
         (name = "health", description = "Whether the daemon lives, is ready, and is well"),
     )
 )]
@@ -36,7 +37,7 @@ struct ApiDoc;
 fn documented() -> OpenApiRouter<HttpState> {
     use routes::{
         actions, console, disks, events, health, images, network, observer, operations, templates,
-        vms,
+        tokens, vms,
     };
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(vms::list_vms, vms::create_vm))
@@ -68,6 +69,8 @@ fn documented() -> OpenApiRouter<HttpState> {
         .routes(routes!(network::list_leases))
         .routes(routes!(observer::get_observer))
         .routes(routes!(observer::check_now))
+        .routes(routes!(tokens::list_tokens, tokens::create_token))
+        .routes(routes!(tokens::revoke_token))
         .routes(routes!(health::health))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
@@ -96,6 +99,7 @@ fn close_requests(api: &mut openapi::OpenApi) {
     for name in [
         "Boot",
         "NewTemplate",
+        "NewToken",
         "NewVm",
         "NewRestart",
         "ActionOptions",
@@ -129,6 +133,8 @@ fn words() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
         ("Image", "kind", vec!["disk", "kernel", "initrd"]),
         ("Image", "format", vec!["raw", "qcow2"]),
         ("Disk", "state", vec!["available", "attached", "error"]),
+        ("Token", "scope", vec!["read", "admin"]),
+        ("NewToken", "scope", vec!["read", "admin"]),
         ("Health", "status", vec!["ok", "degraded"]),
     ]
 }

@@ -1,6 +1,6 @@
 //! What every route has at hand. Made once by the daemon's composition.
 
-use super::{auth::Access, idempotency::KeysInFlight};
+use super::{auth::Access, bearer::TokenUses, idempotency::KeysInFlight};
 use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -80,6 +80,8 @@ pub struct Shared {
     pub(crate) storage_look: Arc<Semaphore>,
     /// Idempotency keys of requests under way.
     pub(crate) keys: KeysInFlight,
+    /// Which tokens' uses were recorded.
+    pub(crate) token_uses: TokenUses,
 }
 
 impl HttpState {
@@ -94,6 +96,7 @@ impl HttpState {
             waiting: Arc::new(Semaphore::new(inflight / 2)),
             storage_look: Arc::new(Semaphore::new(1)),
             keys: KeysInFlight::default(),
+            token_uses: TokenUses::default(),
             settings,
         }))
     }

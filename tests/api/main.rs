@@ -8,6 +8,7 @@ mod connections;
 mod faults;
 mod idempotency;
 mod lists;
+mod matrix;
 mod streams;
 mod support;
 mod workflows;

@@ -4,11 +4,15 @@
 use crate::{
     disk::DiskRecord,
     event::EventDraft,
-    ids::{DiskId, IdempotencyKey, ImageName, OperationId, Revision, TemplateName, VmId},
+    ids::{
+        DiskId, IdempotencyKey, ImageName, OperationId, Revision, TemplateName, TokenId, TokenName,
+        VmId,
+    },
     image::ImageRecord,
     operation::OperationRecord,
     template::TemplateRecord,
     time::UnixMs,
+    token::TokenRecord,
     vm::record::VmRecord,
 };
 use serde::{Deserialize, Serialize};
@@ -39,6 +43,12 @@ pub enum Guard {
     ImageUnused(ImageName),
     /// The idempotency key has not been used.
     KeyUnused(IdempotencyKey),
+    /// No token of that name.
+    TokenAbsent(TokenName),
+    /// The token is there.
+    TokenPresent(TokenId),
+    /// Fewer tokens than this.
+    TokensBelow(usize),
 }
 
 /// One row written or erased.
@@ -64,6 +74,10 @@ pub enum Write {
     PutOperation(OperationRecord),
     /// Remember an idempotency key.
     PutIdempotency(IdempotencyRecord),
+    /// Put a token.
+    PutToken(TokenRecord),
+    /// Erase a token.
+    EraseToken(TokenId),
 }
 
 /// One transaction.

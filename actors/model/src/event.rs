@@ -2,7 +2,10 @@
 //! one event; together they answer "why is this VM in this state".
 
 use crate::{
-    ids::{DiskId, ImageName, Incarnation, OperationId, RequestId, Revision, TemplateName, VmId},
+    ids::{
+        DiskId, ImageName, Incarnation, OperationId, RequestId, Revision, TemplateName, TokenName,
+        VmId,
+    },
     time::UnixMs,
     vm::{phase::Phase, record::Reason},
 };
@@ -21,6 +24,8 @@ pub enum Subject {
     Disk(DiskId),
     /// The daemon itself.
     Daemon,
+    /// A bearer token, by name.
+    Token(TokenName),
 }
 
 /// The class of an event.
@@ -47,6 +52,10 @@ pub enum EventKind {
     DaemonReady,
     /// A record could not be read and was set aside.
     RecordQuarantined,
+    /// A bearer token was made.
+    TokenCreated,
+    /// A bearer token was made useless.
+    TokenRevoked,
 }
 
 impl EventKind {
@@ -63,6 +72,8 @@ impl EventKind {
             EventKind::VmErased => "vm.erased",
             EventKind::DaemonReady => "daemon.ready",
             EventKind::RecordQuarantined => "record.quarantined",
+            EventKind::TokenCreated => "token.created",
+            EventKind::TokenRevoked => "token.revoked",
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod operation;
 pub mod restart;
 pub mod template;
 pub mod time;
+pub mod token;
 pub mod vm;
 
 pub use change::{Change, Guard, IdempotencyRecord, Write};
@@ -24,10 +25,11 @@ pub use disk::{DiskFormat, DiskRecord};
 pub use event::{Cause, Event, EventDraft, EventKind, Origin, Subject};
 pub use ids::{
     BootId, DiskId, IdError, IdempotencyKey, ImageName, Incarnation, OperationId, RequestId,
-    Revision, TemplateName, VmId, VmUuid,
+    Revision, TemplateName, TokenId, TokenName, VmId, VmUuid,
 };
 pub use image::{ImageFormat, ImageKind, ImageRecord};
 pub use operation::{OperationKind, OperationRecord, OperationStatus, Problem};
 pub use restart::{RestartBudget, RestartHistory, RestartMode, RestartPolicy};
 pub use template::TemplateRecord;
 pub use time::UnixMs;
+pub use token::{TokenRecord, TokenScope};

@@ -21,6 +21,8 @@ pub enum Table {
     Events,
     /// Idempotency keys.
     Idempotency,
+    /// Bearer tokens by their public part.
+    Tokens,
     /// The store's own rows (schema, last revision).
     Meta,
     /// Records that could not be read, set aside under `table/key`.
@@ -29,7 +31,7 @@ pub enum Table {
 
 impl Table {
     /// All tables.
-    pub const ALL: [Table; 9] = [
+    pub const ALL: [Table; 10] = [
         Table::Templates,
         Table::Vms,
         Table::Disks,
@@ -37,6 +39,7 @@ impl Table {
         Table::Operations,
         Table::Events,
         Table::Idempotency,
+        Table::Tokens,
         Table::Meta,
         Table::Quarantine,
     ];
@@ -51,6 +54,7 @@ impl Table {
             Table::Operations => "operations",
             Table::Events => "events",
             Table::Idempotency => "idempotency",
+            Table::Tokens => "tokens",
             Table::Meta => "meta",
             Table::Quarantine => "quarantine",
         }

@@ -40,6 +40,8 @@ pub enum Kind {
     Idempotency = 7,
     /// The store's own.
     Meta = 8,
+    /// A bearer token.
+    Token = 24,
 }
 
 /// The schema this build writes, for all kinds.

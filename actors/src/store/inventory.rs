@@ -10,8 +10,8 @@ use serde::Serialize;
 use std::sync::Arc;
 use vman_model::{
     Change, DiskId, DiskRecord, Event, Guard, IdempotencyKey, IdempotencyRecord, ImageName,
-    ImageRecord, OperationId, OperationRecord, Revision, TemplateName, TemplateRecord, UnixMs,
-    VmId, Write, vm::VmRecord,
+    ImageRecord, OperationId, OperationRecord, Revision, TemplateName, TemplateRecord, TokenId,
+    TokenName, TokenRecord, UnixMs, VmId, Write, vm::VmRecord,
 };
 
 /// Finished operations kept; the oldest are forgotten first.
@@ -67,6 +67,8 @@ pub struct Inventory {
     pub images: Rows<ImageName, ImageRecord>,
     /// Operations by id; ids sort by the time they were made.
     pub operations: Rows<OperationId, OperationRecord>,
+    /// Bearer tokens by their public part.
+    pub tokens: Rows<TokenId, TokenRecord>,
     /// Remembered keys.
     pub idempotency: OrdMap<IdempotencyKey, Arc<IdempotencyRecord>>,
     /// The same keys in the order they came, for forgetting.
@@ -98,7 +100,15 @@ impl Inventory {
             Guard::ImagePresent(name) => self.images.contains_key(name),
             Guard::ImageUnused(name) => self.users_of_image(name).is_empty(),
             Guard::KeyUnused(key) => !self.idempotency.contains_key(key),
+            Guard::TokenAbsent(name) => self.token_named(name).is_none(),
+            Guard::TokenPresent(id) => self.tokens.contains_key(id),
+            Guard::TokensBelow(limit) => self.tokens.len() < *limit,
         }
+    }
+
+    /// The token of a name.
+    pub fn token_named(&self, name: &TokenName) -> Option<&Arc<Versioned<TokenRecord>>> {
+        self.tokens.values().find(|row| row.value.name == *name)
     }
 
     /// The VMs made from a template.
@@ -235,6 +245,19 @@ impl Inventory {
                     rows,
                 );
             }
+            Write::PutToken(value) => {
+                let key = value.id.clone();
+                put(
+                    &mut self.tokens,
+                    Table::Tokens,
+                    Kind::Token,
+                    key,
+                    revision,
+                    value,
+                    rows,
+                );
+            }
+            Write::EraseToken(id) => erase(&mut self.tokens, Table::Tokens, &id, rows),
             Write::PutIdempotency(value) => {
                 rows.push(Row {
                     table: Table::Idempotency,

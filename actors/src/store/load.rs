@@ -50,6 +50,7 @@ pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory
         disks: reader.table(Table::Disks, Kind::Disk)?,
         images: reader.table(Table::Images, Kind::Image)?,
         operations: reader.table(Table::Operations, Kind::Operation)?,
+        tokens: reader.table(Table::Tokens, Kind::Token)?,
         ..Inventory::default()
     };
     let mut keys = reader.idempotency()?;

@@ -45,6 +45,9 @@ pub(crate) struct EventBody<'a> {
     /// The disk it is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     disk_id: Option<&'a str>,
+    /// The token it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_name: Option<&'a str>,
     /// The phase left.
     from: Option<&'static str>,
     /// The phase entered.
@@ -67,11 +70,13 @@ impl<'a> EventBody<'a> {
     pub(crate) fn of(event: &'a Event) -> Self {
         let what = &event.what;
         let (mut vm_id, mut template_name, mut image_name, mut disk_id) = (None, None, None, None);
+        let mut token_name = None;
         match &what.subject {
             Subject::Vm(id) => vm_id = Some(id.as_str()),
             Subject::Template(name) => template_name = Some(name.as_str()),
             Subject::Image(name) => image_name = Some(name.as_str()),
             Subject::Disk(id) => disk_id = Some(id.as_str()),
+            Subject::Token(name) => token_name = Some(name.as_str()),
             Subject::Daemon => {}
         }
         let (request_id, principal) = match &what.cause.origin {
@@ -90,6 +95,7 @@ impl<'a> EventBody<'a> {
             template_name,
             image_name,
             disk_id,
+            token_name,
             from: what.from.map(Phase::as_str),
             to: what.to.map(Phase::as_str),
             reason: what.reason.map(Reason::as_str),

@@ -9,6 +9,7 @@ pub(crate) mod image;
 pub(crate) mod operation;
 pub(crate) mod size;
 pub(crate) mod template;
+pub(crate) mod token;
 pub(crate) mod vm;
 
 use serde::{Serialize, Serializer};

@@ -11,6 +11,7 @@ pub(crate) mod network;
 pub(crate) mod observer;
 pub(crate) mod operations;
 pub(crate) mod templates;
+pub(crate) mod tokens;
 pub(crate) mod vms;
 
 use super::{

@@ -1,18 +1,18 @@
 //! Golden bytes, and bytes that are not ours.
 
-use super::given::{disk, event, image, key, operation, template, vm};
+use super::given::{disk, event, image, key, operation, template, token, vm};
 use crate::store::codec::{DecodeError, Kind, decode, encode};
 use proptest::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::{Debug, Write};
 use vman_model::{
     DiskRecord, Event, IdempotencyRecord, ImageRecord, OperationRecord, Revision, TemplateRecord,
-    UnixMs, vm::VmRecord,
+    TokenRecord, UnixMs, vm::VmRecord,
 };
 
 /// The rows of schema 1 as they are on people's disks. They never change: a
 /// change of a record is a new schema, and these are still read.
-const GOLDEN: [(Kind, &str); 8] = [
+const GOLDEN: [(Kind, &str); 9] = [
     (
         Kind::Template,
         "564d010100510000001fc4792e0705736d616c6c02fb0008010964656269616e2d3133010776\
@@ -59,6 +59,12 @@ const GOLDEN: [(Kind, &str); 8] = [
         "564d0701003300000088a60191036b2d31090909090909090909090909090909090909090909\
          090909090909090909090902046f702d31fd0068e5cf8b010000",
     ),
+    (
+        Kind::Token,
+        "564d1801004a000000a2dee4c60b103061316232633364346535663630373102636901050505\
+         0505050505050505050505050505050505050505050505050505050505fd0068e5cf8b010000\
+         01fd00505c18a301000000",
+    ),
     (Kind::Meta, "564d0801000500000041eb808dfc87d61200"),
 ];
 
@@ -91,6 +97,7 @@ fn every_kind_of_row_has_the_bytes_it_always_had() {
     holds(Kind::Event, &event());
     holds(Kind::Idempotency, &key("k-1", UnixMs(1_700_000_000_000)));
     holds(Kind::Meta, &Revision(1_234_567));
+    holds(Kind::Token, &(Revision(11), token()));
 }
 
 fn decode_as_anything(bytes: &[u8]) -> Vec<Option<DecodeError>> {
@@ -103,6 +110,7 @@ fn decode_as_anything(bytes: &[u8]) -> Vec<Option<DecodeError>> {
         decode::<Event>(Kind::Event, bytes).err(),
         decode::<IdempotencyRecord>(Kind::Idempotency, bytes).err(),
         decode::<Revision>(Kind::Meta, bytes).err(),
+        decode::<(Revision, TokenRecord)>(Kind::Token, bytes).err(),
     ]
 }
 

@@ -11,8 +11,8 @@ use vman_model::{
     BootId, Cause, Change, DiskFormat, DiskId, DiskRecord, Event, EventDraft, EventKind, Guard,
     IdempotencyKey, IdempotencyRecord, ImageFormat, ImageKind, ImageName, ImageRecord, Incarnation,
     OperationId, OperationKind, OperationRecord, OperationStatus, Origin, Problem, RequestId,
-    RestartHistory, RestartPolicy, Revision, Subject, TemplateName, TemplateRecord, UnixMs, VmId,
-    VmUuid, Write,
+    RestartHistory, RestartPolicy, Revision, Subject, TemplateName, TemplateRecord, TokenId,
+    TokenName, TokenRecord, TokenScope, UnixMs, VmId, VmUuid, Write,
     change::IdempotentAnswer,
     vm::{
         BootSpec, Claim, Desired, Ending, Firmware, NetworkKind, NicClaim, OpenOperation, Phase,
@@ -259,5 +259,17 @@ pub(super) fn key(name: &str, created_at: UnixMs) -> IdempotencyRecord {
         fingerprint: [9; 32],
         answer: IdempotentAnswer::Operation(OperationId::parse("op-1").unwrap()),
         created_at,
+    }
+}
+
+pub(super) fn token() -> TokenRecord {
+    TokenRecord {
+        id: TokenId::parse("0a1b2c3d4e5f6071").unwrap(),
+        name: TokenName::parse("ci").unwrap(),
+        scope: TokenScope::Admin,
+        hash: [5; 32],
+        created_at: UnixMs(1_700_000_000_000),
+        expires_at: Some(UnixMs(1_800_000_000_000)),
+        last_used_at: None,
     }
 }
