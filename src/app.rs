@@ -240,6 +240,7 @@ fn ports(config: &Config, lock: &StorageLock) -> Result<Ports, AppError> {
             qemu_img: config.qemu.img.clone(),
             accel: config.qemu.accel,
             layout,
+            jail: config.jail,
             deadlines: Deadlines::default(),
         })),
         disks: Arc::new(

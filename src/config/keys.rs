@@ -72,6 +72,21 @@ pub const KEYS: &[Key] = &[
         "The qemu-img that makes and inspects images.",
     ),
     key(
+        "jail",
+        "auto",
+        "How QEMU is confined: `auto` (as far as the host can, told in health), `require` or `off`.",
+    ),
+    key(
+        "jail_first_uid",
+        "70000",
+        "First of the user and group ids that are for QEMUs alone.",
+    ),
+    key(
+        "jail_uids",
+        "20001",
+        "How many such ids there are; each running VM has one, and all share the first as group.",
+    ),
+    key(
         "operator_dry_run",
         "0",
         "`1` runs the whole daemon on a simulated host.",

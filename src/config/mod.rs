@@ -39,6 +39,8 @@ pub struct Config {
     pub storage: StorageConfig,
     /// The listeners.
     pub http: HttpConfig,
+    /// How QEMUs are confined.
+    pub jail: JailConfig,
     /// QEMU and its tools.
     pub qemu: QemuConfig,
     /// The VMs' network.
@@ -70,6 +72,7 @@ impl Config {
         let storage = read_storage(reader, environment);
         let mut http = read_http(reader, &storage.runtime);
         let qemu = read_qemu(reader, environment);
+        let jail = read_jail(reader);
         let observer = read_observer(reader);
         let network = read_network(reader);
         let log = read_log(reader);
@@ -79,6 +82,7 @@ impl Config {
         Self {
             storage,
             http,
+            jail,
             qemu,
             network,
             observer,
@@ -202,6 +206,21 @@ fn read_qemu(reader: &mut Reader, environment: &Environment) -> QemuConfig {
         img,
         dry_run,
         default_boot_disk,
+    }
+}
+
+fn read_jail(reader: &mut Reader) -> JailConfig {
+    let words = [
+        ("auto", JailMode::Auto),
+        ("require", JailMode::Require),
+        ("off", JailMode::Off),
+    ];
+    let default = JailConfig::default();
+    JailConfig {
+        mode: reader.word("jail", default.mode, &words),
+        // Root's and the system's own ids are never QEMU's; 2^31 is beyond what tools take.
+        first_uid: reader.number("jail_first_uid", default.first_uid, 1_000, 2_000_000_000),
+        uids: reader.number("jail_uids", default.uids, 2, 1_000_000),
     }
 }
 

@@ -6,5 +6,6 @@ mod support;
 
 mod bad_hosts;
 mod guests;
+mod jail;
 mod recovery;
 mod workflows;

@@ -19,6 +19,7 @@ use super::cmdline::{Accel, Descriptors, Flash, Machinery, arguments};
 use super::layout::Layout;
 use super::process::{Inherited, Process, Spawn, SpawnError};
 use super::sockets::listen;
+use crate::host::jail::Jail;
 
 /// Where distributions put OVMF: the firmware and the variables it starts with. Debian and Ubuntu,
 /// Fedora, Arch.
@@ -51,6 +52,7 @@ pub(super) fn start(
     binary: &Path,
     accel: Accel,
     layout: &Layout,
+    jail: &Jail,
     plan: &LaunchPlan,
 ) -> Result<Process, LaunchError> {
     make_folder(&layout.sockets(&plan.vm))?;
@@ -61,6 +63,14 @@ pub(super) fn start(
     };
     let mut inherited = Inherited::default();
     let descriptors = open_all(&mut inherited, layout, &plan.vm)?;
+    let mut own = vec![layout.console_log(&plan.vm)];
+    own.extend(flash.as_ref().map(|flash| flash.vars.clone()));
+    let unconfined = |error: io::Error| LaunchError::Preparation {
+        what: "jail".to_owned(),
+        error: error.to_string(),
+    };
+    jail.hand_over(plan, &own).map_err(unconfined)?;
+    let cage = jail.cage(plan).map_err(unconfined)?;
     let arguments =
         arguments(plan, &Machinery { accel, flash }, &descriptors).map_err(|error| {
             LaunchError::Preparation {
@@ -74,6 +84,7 @@ pub(super) fn start(
         program: binary,
         arguments,
         inherited,
+        cage,
         log: &log,
         banner: &banner,
     };

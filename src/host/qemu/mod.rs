@@ -28,7 +28,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,7 +41,7 @@ use vman_actors::ports::{
     AdoptPlan, Adoption, BoxFuture, ConsoleTail, FoundProcess, HostError, HostProbe, Hypervisor,
     LaunchError, LaunchPlan, Machine, NewsSink,
 };
-use vman_model::vm::ProcessIdentity;
+use vman_model::vm::{Confinement, ProcessIdentity};
 use vman_model::{Incarnation, VmId, VmUuid};
 
 use self::adopt::AttachError;
@@ -50,7 +50,8 @@ use self::layout::Layout;
 use self::machine::{QemuMachine, Setting};
 use self::process::Process;
 use super::qmp::Deadlines;
-use crate::config::AccelChoice;
+use crate::config::{AccelChoice, JailConfig};
+use crate::host::jail::Jail;
 
 /// All that is to be known about QEMU on this host.
 #[derive(Debug, Clone)]
@@ -63,6 +64,8 @@ pub struct QemuSettings {
     pub accel: AccelChoice,
     /// Where VMs' files are.
     pub layout: Layout,
+    /// How QEMUs are confined.
+    pub jail: JailConfig,
     /// How long monitors may take.
     pub deadlines: Deadlines,
 }
@@ -76,12 +79,19 @@ pub struct QemuHost {
     watched: Arc<Mutex<HashMap<u32, Process>>>,
     /// Found out once, by the first who needs it.
     accelerator: Arc<OnceCell<(Accel, String)>>,
+    jail: Arc<Jail>,
 }
 
 impl QemuHost {
     /// A host that has nothing running as far as it knows.
     pub fn new(settings: QemuSettings) -> Self {
+        let jail = Jail::new(
+            settings.jail,
+            settings.layout.clone(),
+            settings.binary.clone(),
+        );
         Self {
+            jail: Arc::new(jail),
             settings: Arc::new(settings),
             watched: Arc::default(),
             accelerator: Arc::default(),
@@ -203,6 +213,18 @@ fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
 }
 
 impl Hypervisor for QemuHost {
+    fn confine(
+        &self,
+        vm: &VmId,
+        taken: BTreeSet<u32>,
+    ) -> BoxFuture<'static, Result<Confinement, HostError>> {
+        let (host, vm) = (self.clone(), vm.clone());
+        Box::pin(async move {
+            let (accel, _) = *host.accelerator().await;
+            host.jail.confine(&vm, &taken, accel).await
+        })
+    }
+
     fn launch(
         &self,
         plan: LaunchPlan,
@@ -217,8 +239,9 @@ impl Hypervisor for QemuHost {
             };
             let (settings, vm) = (Arc::clone(&host.settings), plan.vm.clone());
             let (accel, _) = host.accelerator().await.clone();
+            let jail = Arc::clone(&host.jail);
             let started = tokio::task::spawn_blocking(move || {
-                launch::start(&settings.binary, accel, &settings.layout, &plan)
+                launch::start(&settings.binary, accel, &settings.layout, &jail, &plan)
             });
             let process = match started.await {
                 Ok(started) => started?,
@@ -251,7 +274,10 @@ impl Hypervisor for QemuHost {
 
     fn release(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>> {
         let folder = self.settings.layout.sockets(vm);
+        let (jail, vm) = (Arc::clone(&self.jail), vm.clone());
         Box::pin(blocking(move || {
+            jail.take_back(&vm)
+                .map_err(|error| HostError(format!("taking back the files of {vm}: {error}")))?;
             gone_is_fine(std::fs::remove_dir_all(&folder)).map_err(about(&folder))
         }))
     }
@@ -311,11 +337,13 @@ impl Hypervisor for QemuHost {
             let install = "install it or set VMAN_QEMU_IMG";
             let qemu_img = probe::version(&settings.qemu_img, "--version", install);
             let (qemu, qemu_img) = tokio::join!(qemu, qemu_img);
-            let (_, accelerator) = host.accelerator().await.clone();
+            let (accel, accelerator) = host.accelerator().await.clone();
+            let jail = host.jail.describe(accel).await;
             HostProbe {
                 qemu,
                 qemu_img,
                 accelerator,
+                jail,
             }
         })
     }

@@ -101,6 +101,8 @@ pub(crate) struct VmBody<'a> {
     network_mode: Option<&'static str>,
     /// The present or last life of its QEMU; 0 if it was never started.
     incarnation: u64,
+    /// What confines its QEMU (`own_user`, `landlock`); empty while it has none.
+    confinement: Vec<&'static str>,
     /// The process id of its QEMU.
     pid: Option<u32>,
     /// Since when its guest runs.
@@ -153,6 +155,7 @@ impl<'a> VmBody<'a> {
             mac: Shown(Mac(vm.mac)),
             network_mode: nic.map(|nic| nic.kind.as_str()),
             incarnation: vm.incarnation.0,
+            confinement: confinement(vm),
             pid: vm.process.as_ref().map(|process| process.pid),
             started_at: vm.started_at.map(Time),
             created_at: Time(vm.created_at),
@@ -174,6 +177,12 @@ fn disks(vm: &VmRecord) -> Vec<VmDiskBody<'_>> {
         mount_point: "/dev/vda".to_owned(),
     });
     root.collect()
+}
+
+fn confinement(vm: &VmRecord) -> Vec<&'static str> {
+    let claim = vm.claim.iter();
+    let measures = claim.flat_map(|claim| &claim.confinement.measures);
+    measures.map(|measure| measure.as_str()).collect()
 }
 
 fn restart(vm: &VmRecord) -> RestartBody {

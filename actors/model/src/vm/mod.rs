@@ -15,7 +15,8 @@ pub use messages::{
 };
 pub use phase::{ApiState, Desired, Phase};
 pub use record::{
-    Claim, Ending, NicClaim, OpenOperation, ProcessIdentity, Reason, StopIntent, VmRecord,
+    Claim, Confinement, Ending, Measure, NicClaim, OpenOperation, ProcessIdentity, Reason,
+    StopIntent, VmRecord,
 };
 pub use spec::{BootSpec, Firmware, NetworkKind, VmSize, VmSpec};
 pub use step::{Decision, Erasure, step};

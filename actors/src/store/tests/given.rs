@@ -15,8 +15,8 @@ use vman_model::{
     TokenName, TokenRecord, TokenScope, UnixMs, VmId, VmUuid, Write,
     change::IdempotentAnswer,
     vm::{
-        BootSpec, Claim, Desired, Ending, Firmware, NetworkKind, NicClaim, OpenOperation, Phase,
-        ProcessIdentity, Reason, StopIntent, VmRecord, VmSize, VmSpec,
+        BootSpec, Claim, Confinement, Desired, Ending, Firmware, Measure, NetworkKind, NicClaim,
+        OpenOperation, Phase, ProcessIdentity, Reason, StopIntent, VmRecord, VmSize, VmSpec,
     },
 };
 
@@ -161,6 +161,10 @@ pub(super) fn vm() -> VmRecord {
         claim: Some(Claim {
             disks: vec![disk],
             nics: vec![nic],
+            confinement: Confinement {
+                uid: Some(70_001),
+                measures: vec![Measure::OwnUser, Measure::Seccomp],
+            },
         }),
         ending: Some(Ending {
             reason: Reason::User,

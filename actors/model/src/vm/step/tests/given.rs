@@ -12,7 +12,10 @@ use crate::{
             Command, CommandContext, ExitStatus, Fact, Input, Moment, QmpAction, RunState, Timer,
         },
         phase::{Desired, Phase},
-        record::{Claim, Ending, OpenOperation, ProcessIdentity, Reason, StopIntent, VmRecord},
+        record::{
+            Claim, Confinement, Ending, OpenOperation, ProcessIdentity, Reason, StopIntent,
+            VmRecord,
+        },
         spec::{Firmware, VmSize, VmSpec},
     },
 };
@@ -240,6 +243,7 @@ fn claim() -> Claim {
     Claim {
         disks: vec![DiskId::parse("root").expect("letters are a valid id")],
         nics: Vec::new(),
+        confinement: Confinement::default(),
     }
 }
 
