@@ -28,6 +28,8 @@ const STARTS: usize = 40;
 const ADOPTED: usize = 100;
 const ADOPTIONS: usize = 5;
 const DEATHS: usize = 100;
+const HUNG_ROUNDS: usize = 10;
+const HUNG_LISTS: usize = 20;
 
 fn main() {
     // `cargo test --benches` and `cargo bench -- --list` are not asking for figures.
@@ -48,6 +50,7 @@ fn main() {
     starts_and_stops();
     adoption();
     deaths();
+    hung();
 }
 
 /// Measured times of one thing, in milliseconds.
@@ -263,5 +266,47 @@ fn deaths() {
         &seen,
         None,
         &format!("p99 {:.1} ms (aim 50), polled every 5 ms", seen.at(0.99)),
+    );
+}
+
+/// Lists and other VMs' starts, beside the same while one QEMU stands still.
+fn hung() {
+    let daemon = Daemon::start_with(&[("VMAN_LOG_LEVEL", "info")]);
+    daemon.tiny_vms(&["hung", "fine"]);
+    timed(&daemon, "hung", "start");
+    let [mut list, mut bare_list, mut start, mut bare_start]: [Times; 4] = Default::default();
+    let measure = |lists: &mut Times, starts: &mut Times| {
+        for _ in 0..HUNG_LISTS {
+            let began = Instant::now();
+            daemon.get("/vms");
+            lists.add(began.elapsed());
+        }
+        starts.add(timed(&daemon, "fine", "start"));
+        timed(&daemon, "fine", "stop?force=true");
+    };
+    for _ in 0..HUNG_ROUNDS {
+        measure(&mut bare_list, &mut bare_start);
+        let pid = daemon.pid_of("hung");
+        host::signal(pid, rustix::process::Signal::STOP);
+        // A command waits for its answer meanwhile.
+        daemon
+            .post("/vms/hung/actions/pause", &Value::Null)
+            .expect(202);
+        measure(&mut list, &mut start);
+        timed(&daemon, "hung", "stop?force=true");
+        timed(&daemon, "hung", "start");
+    }
+    let ratio = |now: &Times, before: &Times| format!("{:.2} times", now.at(0.5) / before.at(0.5));
+    row(
+        "GET /vms with a hung QEMU / without",
+        &list,
+        Some(&bare_list),
+        &ratio(&list, &bare_list),
+    );
+    row(
+        "start with a hung QEMU / without",
+        &start,
+        Some(&bare_start),
+        &ratio(&start, &bare_start),
     );
 }
