@@ -4,11 +4,13 @@
 //! Must not: decide anything. Look next: `vman_actors::root` for the tree.
 
 mod listeners;
+mod tls;
 
 use crate::{
     config::{Config, NetworkMode},
     host::{
         clock::SystemClock,
+        descriptors,
         dirs::{StorageLock, StorageLockError},
         disks::HostDisks,
         groups,
@@ -18,7 +20,7 @@ use crate::{
         qmp::Deadlines,
         store_redb::RedbStorage,
     },
-    http::{self, Access, HttpSettings, HttpState, LocalCallers, Readiness},
+    http::{self, Access, HttpSettings, HttpState, Listeners, LocalCallers, Readiness},
 };
 use futures_util::StreamExt;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -52,6 +54,9 @@ pub enum AppError {
     /// A listener could not be had.
     #[error(transparent)]
     Listen(#[from] listeners::ListenError),
+    /// TLS was asked for and cannot be had.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
     /// The tree did not start.
     #[error(transparent)]
     Tree(#[from] StartError),
@@ -79,8 +84,14 @@ fn start_error(what: &'static str) -> impl FnOnce(io::Error) -> AppError {
 pub async fn run(config: Config) -> Result<(), AppError> {
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(start_error("hear signals"))?;
+    let descriptors = descriptors::raise_limit();
+    tracing::debug!(?descriptors, "the limit of descriptors is raised");
     let lock = StorageLock::acquire(&config.storage.path)?;
-    let listeners = listeners::bind(&config)?;
+    let tls = config.http.tls.as_ref().map(tls::acceptor).transpose()?;
+    let listeners = Listeners {
+        tls,
+        ..listeners::bind(&config)?
+    };
     let ports = ports(&config, &lock)?;
     let hypervisor = ports.hypervisor.clone();
     let settings = settings(&config);

@@ -11,6 +11,10 @@ use std::{
 };
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
+/// Connections that may wait to be accepted; the kernel cuts it to `somaxconn`. One that finds no
+/// place tries again only after a second.
+const BACKLOG: u32 = 4_096;
+
 /// The group that may use the socket, where it exists.
 pub(super) const GROUP: &str = "vman";
 
@@ -50,6 +54,7 @@ pub(super) fn bind(config: &Config) -> Result<Listeners, ListenError> {
     Ok(Listeners {
         tcp,
         unix: Some(unix),
+        tls: None,
     })
 }
 
@@ -62,7 +67,7 @@ fn bind_tcp(address: std::net::SocketAddr) -> io::Result<TcpListener> {
     // A restarted daemon takes its address again at once.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(1024)
+    socket.listen(BACKLOG)
 }
 
 fn bind_unix(runtime: &Path, path: &Path) -> Result<UnixListener, ListenError> {

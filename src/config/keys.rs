@@ -57,6 +57,21 @@ pub const KEYS: &[Key] = &[
         "Who may call over TCP: `token`, or `none` on a loopback address.",
     ),
     key(
+        "tls_certificate",
+        "",
+        "Certificate chain in PEM with which the TCP listener speaks TLS; needs tls_key.",
+    ),
+    key(
+        "tls_key",
+        "",
+        "Private key of that certificate in PEM, not readable by every user.",
+    ),
+    key(
+        "tls_client_ca",
+        "",
+        "Certificates in PEM of which one must have issued each TCP client's; a token is needed all the same.",
+    ),
+    key(
         "accel",
         "auto",
         "`auto` (KVM if usable, else TCG), `kvm` or `tcg`.",

@@ -157,13 +157,14 @@ fn read_http(reader: &mut Reader, runtime: &Path) -> HttpConfig {
     }
     let words = [("token", AuthMode::Token), ("none", AuthMode::None)];
     let auth = reader.word("auth", AuthMode::Token, &words);
+    let tls = read_tls(reader);
     let open = listen.filter(|listen| !listen.ip().is_loopback());
-    if let Some(listen) = open {
+    if let Some(listen) = open.filter(|_| tls.is_none() || auth == AuthMode::None) {
         let what = if auth == AuthMode::None {
             format!("{listen} is reachable from outside, and auth = none is for loopback only")
         } else {
             format!(
-                "{listen} is reachable from outside without TLS, so tokens could be read on the way: listen on 127.0.0.1 and put a TLS proxy or an SSH tunnel before it"
+                "{listen} is reachable from outside without TLS, so tokens could be read on the way: set tls_certificate and tls_key, or listen on 127.0.0.1"
             )
         };
         reader.fault("listen", what);
@@ -172,7 +173,38 @@ fn read_http(reader: &mut Reader, runtime: &Path) -> HttpConfig {
         listen,
         socket,
         auth,
+        tls,
         max_inflight: 1024,
+    }
+}
+
+fn read_tls(reader: &mut Reader) -> Option<TlsConfig> {
+    let certificate = reader.optional_path("tls_certificate");
+    let key = reader.optional_path("tls_key");
+    let client_ca = reader.optional_path("tls_client_ca");
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(TlsConfig {
+            certificate,
+            key,
+            client_ca,
+        }),
+        (Some(_), None) => {
+            reader.fault("tls_certificate", "needs tls_key beside it");
+            None
+        }
+        (None, Some(_)) => {
+            reader.fault("tls_key", "needs tls_certificate beside it");
+            None
+        }
+        (None, None) => {
+            if client_ca.is_some() {
+                reader.fault(
+                    "tls_client_ca",
+                    "needs tls_certificate and tls_key beside it",
+                );
+            }
+            None
+        }
     }
 }
 

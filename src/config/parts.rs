@@ -36,8 +36,21 @@ pub struct HttpConfig {
     pub socket: PathBuf,
     /// Who may call over TCP.
     pub auth: AuthMode,
+    /// TLS over TCP, if it is configured.
+    pub tls: Option<TlsConfig>,
     /// Requests worked on at once, at least 1.
     pub max_inflight: u32,
+}
+
+/// TLS over TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The server's certificate and those above it, in PEM.
+    pub certificate: PathBuf,
+    /// Its private key, in PEM.
+    pub key: PathBuf,
+    /// Who must have issued the clients' certificates; none are asked for without it.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// Who may call over TCP.

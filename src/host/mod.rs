@@ -6,6 +6,7 @@
 //! and [`disks`] for the files in it, [`jail`] for what confines a QEMU.
 
 pub mod clock;
+pub mod descriptors;
 pub mod dirs;
 pub mod disks;
 pub mod folder;

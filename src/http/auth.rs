@@ -36,6 +36,16 @@ pub enum Peer {
     },
 }
 
+impl Peer {
+    /// The address at the other end, over TCP.
+    pub(crate) fn address(&self) -> Option<std::net::IpAddr> {
+        match self {
+            Peer::Local { .. } => None,
+            Peer::Tcp { remote, .. } => Some(remote.ip()),
+        }
+    }
+}
+
 /// Who may call over the UNIX socket besides root.
 #[derive(Clone, Debug, Default)]
 pub struct LocalCallers {

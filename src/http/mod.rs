@@ -20,6 +20,7 @@ mod openapi;
 mod paging;
 mod refusal;
 mod routes;
+mod seats;
 mod serve;
 mod state;
 mod waiting;

@@ -6,6 +6,7 @@ mod access;
 mod bad_input;
 mod connections;
 mod faults;
+mod flood;
 mod idempotency;
 mod lists;
 mod matrix;
