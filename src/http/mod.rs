@@ -18,6 +18,7 @@ mod fields;
 mod idempotency;
 mod openapi;
 mod paging;
+mod parameters;
 mod refusal;
 mod routes;
 mod seats;

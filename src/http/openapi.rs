@@ -86,6 +86,7 @@ fn document(mut api: openapi::OpenApi) -> openapi::OpenApi {
     api.info.description = Some(text);
     close_requests(&mut api);
     name_words(&mut api);
+    super::parameters::bound(&mut api);
     api
 }
 

@@ -22,6 +22,18 @@ pub(crate) struct CauseBody<'a> {
     led_by: Option<u64>,
 }
 
+/// A recorded change as server-sent events have it.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "its fields are the document")]
+pub(crate) struct StreamedEvent {
+    /// The revision of the change.
+    id: String,
+    /// Its class (`vm.phase_changed`).
+    event: String,
+    /// The change itself as JSON: an `Event`.
+    data: String,
+}
+
 /// A recorded change.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Event)]
