@@ -64,6 +64,14 @@ step clippy cargo clippy --workspace --all-targets -- -D warnings
 step nextest nextest "$@"
 step disk-steps cargo nextest run --features failpoints --test disk_steps
 step doc cargo test --doc --workspace
+# Only with the long tests: it takes a minute, and a tool from the Python registry.
+if [[ " $* " == *" --run-ignored all "* ]]; then
+    if command -v schemathesis >/dev/null; then
+        step schemathesis contrib/schemathesis/run.sh
+    else
+        left_out schemathesis "schemathesis is not installed (pipx install schemathesis)"
+    fi
+fi
 if cargo deny --version >/dev/null 2>&1; then
     step deny cargo deny --log-level error check licenses bans sources
 else

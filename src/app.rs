@@ -7,6 +7,7 @@ mod figures;
 mod listeners;
 mod reload;
 mod systemd;
+mod tls;
 
 pub use reload::Reread;
 
@@ -14,6 +15,7 @@ use crate::{
     config::{Config, NetworkMode, ObserverPolicy},
     host::{
         clock::SystemClock,
+        descriptors,
         dirs::{StorageLock, StorageLockError},
         disks::HostDisks,
         folders::HostFolders,
@@ -24,7 +26,7 @@ use crate::{
         qmp::{CommandTimes, Deadlines},
         store_redb::RedbStorage,
     },
-    http::{self, Access, HttpSettings, HttpState, LocalCallers, Readiness},
+    http::{self, Access, HttpSettings, HttpState, Listeners, LocalCallers, Readiness},
     telemetry::LogControl,
 };
 use futures_util::StreamExt;
@@ -76,6 +78,9 @@ pub enum AppError {
     /// A bridge was asked for and cannot be had.
     #[error("no bridge for the VMs: {0}; VMAN_NETWORK_MODE=auto falls back to user mode")]
     Network(String),
+    /// TLS was asked for and cannot be had.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
     /// The tree did not start.
     #[error(transparent)]
     Tree(#[from] StartError),
@@ -104,8 +109,14 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
     let began = Instant::now();
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(start_error("hear signals"))?;
+    let descriptors = descriptors::raise_limit();
+    tracing::debug!(?descriptors, "the limit of descriptors is raised");
     let lock = StorageLock::acquire(&config.storage.path)?;
-    let listeners = listeners::bind(&config)?;
+    let tls = config.http.tls.as_ref().map(tls::acceptor).transpose()?;
+    let listeners = Listeners {
+        tls,
+        ..listeners::bind(&config)?
+    };
     let times = Arc::new(CommandTimes::default());
     let metrics = figures::sources(outer.log.clone(), times.clone(), config.qemu.dry_run);
     let ports = ports(&config, &lock, times).await?;
@@ -292,6 +303,7 @@ async fn ports(
                 qemu_img: config.qemu.img.clone(),
                 accel: config.qemu.accel,
                 layout,
+                jail: config.jail,
                 deadlines: Deadlines::default(),
                 taps,
             })

@@ -16,6 +16,7 @@ pub mod root;
 pub mod slot;
 pub mod store;
 pub mod templates;
+pub mod tokens;
 pub mod vm;
 
 pub use root::{Handles, Ports, Pulse, StartError, Tree, TreeSettings};

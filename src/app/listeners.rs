@@ -13,6 +13,10 @@ use std::{
 };
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
+/// Connections that may wait to be accepted; the kernel cuts it to `somaxconn`. One that finds no
+/// place tries again only after a second.
+const BACKLOG: u32 = 4_096;
+
 /// The group that may use the socket, where it exists.
 pub(super) const GROUP: &str = "vman";
 
@@ -50,7 +54,8 @@ pub enum ListenError {
 
 /// Takes what systemd hands over, and binds what else is configured.
 pub(super) fn bind(config: &Config) -> Result<Listeners, ListenError> {
-    let Listeners { tcp, unix } = handed_over(&mut ListenFd::from_env())?;
+    // TLS is put around by whoever composes the daemon.
+    let Listeners { tcp, unix, tls: _ } = handed_over(&mut ListenFd::from_env())?;
     let tcp = match (tcp, config.http.listen) {
         (None, Some(address)) => {
             Some(bind_tcp(address).map_err(|error| ListenError::Tcp { address, error })?)
@@ -70,6 +75,7 @@ pub(super) fn bind(config: &Config) -> Result<Listeners, ListenError> {
     Ok(Listeners {
         tcp,
         unix: Some(unix),
+        tls: None,
     })
 }
 
@@ -123,7 +129,7 @@ fn bind_tcp(address: std::net::SocketAddr) -> io::Result<TcpListener> {
     // A restarted daemon takes its address again at once.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(1024)
+    socket.listen(BACKLOG)
 }
 
 fn bind_unix(runtime: &Path, path: &Path) -> Result<UnixListener, ListenError> {

@@ -57,6 +57,21 @@ pub const KEYS: &[Key] = &[
         "Who may call over TCP: `token`, or `none` on a loopback address.",
     ),
     key(
+        "tls_certificate",
+        "",
+        "Certificate chain in PEM with which the TCP listener speaks TLS; needs tls_key.",
+    ),
+    key(
+        "tls_key",
+        "",
+        "Private key of that certificate in PEM, not readable by every user.",
+    ),
+    key(
+        "tls_client_ca",
+        "",
+        "Certificates in PEM of which one must have issued each TCP client's; a token is needed all the same.",
+    ),
+    key(
         "accel",
         "auto",
         "`auto` (KVM if usable, else TCG), `kvm` or `tcg`.",
@@ -70,6 +85,21 @@ pub const KEYS: &[Key] = &[
         "qemu_img",
         "(qemu-img on PATH)",
         "The qemu-img that makes and inspects images.",
+    ),
+    key(
+        "jail",
+        "auto",
+        "How QEMU is confined: `auto` (as far as the host can, told in health), `require` or `off`.",
+    ),
+    key(
+        "jail_first_uid",
+        "70000",
+        "First of the user and group ids that are for QEMUs alone.",
+    ),
+    key(
+        "jail_uids",
+        "20001",
+        "How many such ids there are; each running VM has one, and all share the first as group.",
     ),
     key(
         "operator_dry_run",

@@ -39,6 +39,8 @@ pub struct Config {
     pub storage: StorageConfig,
     /// The listeners.
     pub http: HttpConfig,
+    /// How QEMUs are confined.
+    pub jail: JailConfig,
     /// QEMU and its tools.
     pub qemu: QemuConfig,
     /// The VMs' network.
@@ -70,6 +72,7 @@ impl Config {
         let storage = read_storage(reader, environment);
         let mut http = read_http(reader, &storage.runtime);
         let qemu = read_qemu(reader, environment);
+        let jail = read_jail(reader);
         let observer = read_observer(reader);
         let network = read_network(reader, environment);
         let log = read_log(reader);
@@ -79,6 +82,7 @@ impl Config {
         Self {
             storage,
             http,
+            jail,
             qemu,
             network,
             observer,
@@ -153,13 +157,14 @@ fn read_http(reader: &mut Reader, runtime: &Path) -> HttpConfig {
     }
     let words = [("token", AuthMode::Token), ("none", AuthMode::None)];
     let auth = reader.word("auth", AuthMode::Token, &words);
+    let tls = read_tls(reader);
     let open = listen.filter(|listen| !listen.ip().is_loopback());
-    if let Some(listen) = open {
+    if let Some(listen) = open.filter(|_| tls.is_none() || auth == AuthMode::None) {
         let what = if auth == AuthMode::None {
             format!("{listen} is reachable from outside, and auth = none is for loopback only")
         } else {
             format!(
-                "{listen} is reachable from outside without TLS, so tokens could be read on the way: listen on 127.0.0.1 and put a TLS proxy or an SSH tunnel before it"
+                "{listen} is reachable from outside without TLS, so tokens could be read on the way: set tls_certificate and tls_key, or listen on 127.0.0.1"
             )
         };
         reader.fault("listen", what);
@@ -168,7 +173,38 @@ fn read_http(reader: &mut Reader, runtime: &Path) -> HttpConfig {
         listen,
         socket,
         auth,
+        tls,
         max_inflight: 1024,
+    }
+}
+
+fn read_tls(reader: &mut Reader) -> Option<TlsConfig> {
+    let certificate = reader.optional_path("tls_certificate");
+    let key = reader.optional_path("tls_key");
+    let client_ca = reader.optional_path("tls_client_ca");
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(TlsConfig {
+            certificate,
+            key,
+            client_ca,
+        }),
+        (Some(_), None) => {
+            reader.fault("tls_certificate", "needs tls_key beside it");
+            None
+        }
+        (None, Some(_)) => {
+            reader.fault("tls_key", "needs tls_certificate beside it");
+            None
+        }
+        (None, None) => {
+            if client_ca.is_some() {
+                reader.fault(
+                    "tls_client_ca",
+                    "needs tls_certificate and tls_key beside it",
+                );
+            }
+            None
+        }
     }
 }
 
@@ -202,6 +238,21 @@ fn read_qemu(reader: &mut Reader, environment: &Environment) -> QemuConfig {
         img,
         dry_run,
         default_boot_disk,
+    }
+}
+
+fn read_jail(reader: &mut Reader) -> JailConfig {
+    let words = [
+        ("auto", JailMode::Auto),
+        ("require", JailMode::Require),
+        ("off", JailMode::Off),
+    ];
+    let default = JailConfig::default();
+    JailConfig {
+        mode: reader.word("jail", default.mode, &words),
+        // Root's and the system's own ids are never QEMU's; 2^31 is beyond what tools take.
+        first_uid: reader.number("jail_first_uid", default.first_uid, 1_000, 2_000_000_000),
+        uids: reader.number("jail_uids", default.uids, 2, 1_000_000),
     }
 }
 

@@ -36,8 +36,21 @@ pub struct HttpConfig {
     pub socket: PathBuf,
     /// Who may call over TCP.
     pub auth: AuthMode,
+    /// TLS over TCP, if it is configured.
+    pub tls: Option<TlsConfig>,
     /// Requests worked on at once, at least 1.
     pub max_inflight: u32,
+}
+
+/// TLS over TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The server's certificate and those above it, in PEM.
+    pub certificate: PathBuf,
+    /// Its private key, in PEM.
+    pub key: PathBuf,
+    /// Who must have issued the clients' certificates; none are asked for without it.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// Who may call over TCP.
@@ -73,6 +86,40 @@ pub enum AccelChoice {
     Kvm,
     /// QEMU's own emulation.
     Tcg,
+}
+
+/// How QEMUs are confined.
+#[derive(Clone, Copy, Debug)]
+pub struct JailConfig {
+    /// How much of it there must be.
+    pub mode: JailMode,
+    /// The first of the user and group ids that are for QEMUs alone; the group of all of them.
+    pub first_uid: u32,
+    /// How many ids there are, at least 2.
+    pub uids: u32,
+}
+
+impl Default for JailConfig {
+    /// Ids that no distribution gives to anybody: above the system's and systemd's own, below those
+    /// that users get for containers.
+    fn default() -> Self {
+        Self {
+            mode: JailMode::Auto,
+            first_uid: 70_000,
+            uids: 20_001,
+        }
+    }
+}
+
+/// How much of the jail there must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JailMode {
+    /// As much as the host has; what lacks is told.
+    Auto,
+    /// All of it, or no VM starts.
+    Require,
+    /// QEMU's own seccomp filters only.
+    Off,
 }
 
 /// The VMs' network.

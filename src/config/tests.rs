@@ -184,6 +184,15 @@ fn each_wrong_value_is_answered_with_one_message_that_names_it_and_its_source() 
         ("LISTEN", "0.0.0.0:8000", "reachable from outside"),
         ("SOCKET", long.as_str(), "a UNIX socket takes 107"),
         ("AUTH", "maybe", "must be one of token, none"),
+        ("TLS_CERTIFICATE", "/a.pem", "needs tls_key"),
+        ("TLS_KEY", "/a.key", "needs tls_certificate"),
+        (
+            "TLS_CLIENT_CA",
+            "/ca.pem",
+            "needs tls_certificate and tls_key",
+        ),
+        ("JAIL", "yes", "must be one of auto, require, off"),
+        ("JAIL_FIRST_UID", "0", "from 1000"),
         ("ACCEL", "hvf", "must be one of auto, kvm, tcg"),
         ("QEMU_BINARY", "bin/qemu", "absolute path or a name on PATH"),
         ("OPERATOR_DRY_RUN", "yes please", "must be one of 0, 1"),
@@ -231,6 +240,25 @@ fn each_wrong_value_is_answered_with_one_message_that_names_it_and_its_source() 
         assert!(message.starts_with(&start), "{message}");
         assert!(message.contains(what), "{message} lacks {what}");
     }
+}
+
+#[test]
+fn beyond_loopback_takes_both_tls_and_tokens() {
+    let with_tls = || {
+        place()
+            .with("VMAN_LISTEN", "0.0.0.0:8000")
+            .with("VMAN_TLS_CERTIFICATE", "/a.pem")
+            .with("VMAN_TLS_KEY", "/a.key")
+    };
+    let config = with_tls().load(&[]).unwrap();
+    assert_eq!(config.http.tls.unwrap().certificate, Path::new("/a.pem"));
+    let message = with_tls().with("VMAN_AUTH", "none").fault();
+    assert!(message.contains("for loopback only"), "{message}");
+    let message = place().with("VMAN_LISTEN", "[::]:8000").fault();
+    assert!(
+        message.contains("set tls_certificate and tls_key"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -3,9 +3,10 @@
 //! Must not: decide what a VM does next (the model does), know of actors or of HTTP. Look next:
 //! [`qemu`] for a VM's process and its command line, [`qmp`] for the protocol spoken with it,
 //! [`store_redb`] for the durable rows, [`dirs`] for the layout of the storage path, [`images`]
-//! and [`disks`] for the files in it.
+//! and [`disks`] for the files in it, [`jail`] for what confines a QEMU.
 
 pub mod clock;
+pub mod descriptors;
 pub mod dirs;
 pub mod disks;
 pub mod folder;
@@ -13,6 +14,7 @@ pub mod folders;
 pub mod groups;
 pub mod images;
 pub mod inspect;
+pub mod jail;
 pub mod net;
 pub mod proc;
 pub mod qemu;

@@ -2,14 +2,20 @@
 //!
 //! Over the UNIX socket the kernel says who calls: root, the daemon's own user
 //! and the group `vman` may. Over TCP a loopback listener may be open to all
-//! (`VMAN_AUTH=none`); otherwise nobody is let in beyond the open paths until
-//! tokens are there. `Host` and `Origin` are checked so that a web page in the
+//! (`VMAN_AUTH=none`); otherwise a bearer token is asked for beyond the open
+//! paths, and its scope says what it lets in. `Host` and `Origin` are checked so that a web page in the
 //! operator's browser can drive nothing (DNS rebinding, cross-site requests).
+//! Look next: `bearer.rs` for tokens; `docs/security.md` has the table of
+//! callers and answers, which `tests/api/matrix.rs` goes through.
 
-use super::error::{ApiError, Code};
+use super::{
+    bearer::Holder,
+    error::{ApiError, Code},
+};
 use crate::config::AuthMode;
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, Method, Uri, header};
 use std::{collections::BTreeSet, net::SocketAddr};
+use vman_model::TokenScope;
 
 /// Who is at the other end of a connection; set by `serve.rs`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +34,16 @@ pub enum Peer {
         /// To which of our addresses.
         local: SocketAddr,
     },
+}
+
+impl Peer {
+    /// The address at the other end, over TCP.
+    pub(crate) fn address(&self) -> Option<std::net::IpAddr> {
+        match self {
+            Peer::Local { .. } => None,
+            Peer::Tcp { remote, .. } => Some(remote.ip()),
+        }
+    }
 }
 
 /// Who may call over the UNIX socket besides root.
@@ -52,6 +68,43 @@ pub struct Access {
     /// Names besides `localhost` and the loopback addresses by which a loopback
     /// listener may be called (without port).
     pub hosts: Vec<String>,
+}
+
+/// What is known of a request before it is read.
+pub(crate) struct Call<'a> {
+    /// Who is at the other end.
+    pub(crate) peer: Option<&'a Peer>,
+    /// What it asks to do.
+    pub(crate) method: &'a Method,
+    /// With what.
+    pub(crate) uri: &'a Uri,
+    /// Its headers.
+    pub(crate) headers: &'a HeaderMap,
+}
+
+/// Who was let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Admitted {
+    /// The name under which the caller's changes are recorded.
+    pub(crate) principal: String,
+    /// The token that let it in.
+    pub(crate) token: Option<Holder>,
+}
+
+impl Admitted {
+    fn as_named(principal: impl Into<String>) -> Self {
+        Self {
+            principal: principal.into(),
+            token: None,
+        }
+    }
+}
+
+/// What a token of scope `read` may do: look at everything but the tokens.
+fn reads(call: &Call<'_>) -> bool {
+    let path = call.uri.path();
+    let of_tokens = path == "/tokens" || path.starts_with("/tokens/");
+    matches!(*call.method, Method::GET | Method::HEAD | Method::OPTIONS) && !of_tokens
 }
 
 /// What anybody may read.
@@ -79,30 +132,33 @@ impl Access {
         self
     }
 
-    /// The name under which the caller's changes are recorded.
+    /// Who calls, if it may do this. `holder` judges the token that is shown.
     pub(crate) fn admit(
         &self,
-        peer: Option<&Peer>,
-        uri: &Uri,
-        headers: &HeaderMap,
-    ) -> Result<String, ApiError> {
-        self.check_site(peer, uri, headers)?;
-        let name = self.principal(peer);
-        if name.is_err() && is_open(uri.path()) {
-            return Ok("anonymous".to_owned());
+        call: &Call<'_>,
+        holder: impl FnOnce() -> Result<Holder, ApiError>,
+    ) -> Result<Admitted, ApiError> {
+        self.check_site(call.peer, call.uri, call.headers)?;
+        let admitted = self.principal(call, holder);
+        if admitted.is_err() && is_open(call.uri.path()) {
+            return Ok(Admitted::as_named("anonymous"));
         }
-        name
+        admitted
     }
 
-    fn principal(&self, peer: Option<&Peer>) -> Result<String, ApiError> {
-        match peer {
+    fn principal(
+        &self,
+        call: &Call<'_>,
+        holder: impl FnOnce() -> Result<Holder, ApiError>,
+    ) -> Result<Admitted, ApiError> {
+        match call.peer {
             Some(Peer::Local { uid, gid })
                 if self
                     .local
                     .as_ref()
                     .is_none_or(|local| local.may_call(*uid, *gid)) =>
             {
-                Ok(format!("local:{uid}"))
+                Ok(Admitted::as_named(format!("local:{uid}")))
             }
             Some(Peer::Local { uid, .. }) => Err(ApiError::new(
                 Code::Forbidden,
@@ -110,11 +166,28 @@ impl Access {
                     "user {uid} may not call VMAN: use root, the daemon's own user, or a member of the group vman"
                 ),
             )),
-            Some(Peer::Tcp { .. }) if self.mode == AuthMode::None => Ok("anonymous".to_owned()),
-            Some(Peer::Tcp { .. }) | None => Err(ApiError::new(
+            Some(Peer::Tcp { .. }) if self.mode == AuthMode::None => {
+                Ok(Admitted::as_named("anonymous"))
+            }
+            Some(Peer::Tcp { .. }) => {
+                let holder = holder()?;
+                if holder.scope == TokenScope::Read && !reads(call) {
+                    return Err(ApiError::new(
+                        Code::InsufficientScope,
+                        format!(
+                            "{} may only look: this takes a token of scope admin",
+                            holder.principal
+                        ),
+                    ));
+                }
+                Ok(Admitted {
+                    principal: holder.principal.clone(),
+                    token: Some(holder),
+                })
+            }
+            None => Err(ApiError::new(
                 Code::Unauthorized,
-                "the caller is not known: call over the UNIX socket, \
-                 or set VMAN_AUTH=none for a loopback listener",
+                "the caller is not known: call over the UNIX socket or TCP",
             )),
         }
     }
@@ -206,8 +279,15 @@ mod tests {
             map.insert(name, value.parse().unwrap());
         }
         let uri: Uri = path.parse().unwrap();
+        let call = Call {
+            peer: Some(peer),
+            method: &Method::GET,
+            uri: &uri,
+            headers: &map,
+        };
         access
-            .admit(Some(peer), &uri, &map)
+            .admit(&call, || Err(ApiError::new(Code::Unauthorized, "no token")))
+            .map(|admitted| admitted.principal)
             .map_err(|error| error.code)
     }
 

@@ -4,7 +4,8 @@
 //! Must not: know any route, except that `/live` needs no permit.
 
 use super::{
-    auth::Peer,
+    auth::{Call, Peer},
+    bearer,
     error::{ApiError, Code},
     extract::Caller,
     state::HttpState,
@@ -41,11 +42,16 @@ pub(crate) async fn edge(
         .get::<MatchedPath>()
         .map_or("(none)", MatchedPath::as_str)
         .to_owned();
+    // The record of a change has all that an audit asks: who, from where, what, the request, and
+    // in its last line the result.
     let span = if is_read(&method) {
-        tracing::debug_span!("request", request_id = %id, %method, route = %route, principal = field::Empty)
+        tracing::debug_span!("request", request_id = %id, %method, route = %route, principal = field::Empty, remote = field::Empty)
     } else {
-        tracing::info_span!("request", request_id = %id, %method, route = %route, principal = field::Empty)
+        tracing::info_span!("request", request_id = %id, %method, route = %route, principal = field::Empty, remote = field::Empty)
     };
+    if let Some(Peer::Tcp { remote, .. }) = request.extensions().get::<Peer>() {
+        span.record("remote", field::display(remote));
+    }
     let answered = async {
         match admit(&state, &mut request, &id) {
             Ok(_permit) => AssertUnwindSafe(next.run(request))
@@ -86,9 +92,29 @@ fn admit(
     id: &RequestId,
 ) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
     let peer = request.extensions().get::<Peer>();
+    let now = state.handles().clock.now();
+    let call = Call {
+        peer,
+        method: request.method(),
+        uri: request.uri(),
+        headers: request.headers(),
+    };
     let access = &state.settings.access;
-    let principal = access.admit(peer, request.uri(), request.headers())?;
+    let admitted = access.admit(&call, || {
+        bearer::holder(&state.inventory(), request.headers(), now)
+    })?;
+    let principal = admitted.principal;
     Span::current().record("principal", &principal);
+    if let Some(holder) = admitted.token
+        && state.token_uses.is_due(&holder, now)
+    {
+        let store = state.handles().store.clone();
+        tokio::spawn(async move {
+            if let Err(error) = vman_actors::tokens::used(&store, &holder.id, now).await {
+                tracing::debug!(%error, "cannot record that a token was used");
+            }
+        });
+    }
     request.extensions_mut().insert(Caller {
         request_id: id.clone(),
         principal,

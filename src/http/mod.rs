@@ -9,6 +9,7 @@
 //! `docs/life-of-a-request.md` for the whole way.
 
 mod auth;
+mod bearer;
 mod dto;
 mod edge;
 mod error;
@@ -18,8 +19,10 @@ mod idempotency;
 mod metrics;
 mod openapi;
 mod paging;
+mod parameters;
 mod refusal;
 mod routes;
+mod seats;
 mod serve;
 mod state;
 mod waiting;

@@ -28,6 +28,7 @@ const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline';
         (name = "events", description = "What happened, and why"),
         (name = "network", description = "How VMs are connected"),
         (name = "observer", description = "Differences between the records and the host"),
+        (name = "tokens", description = "Who may call over TCP"),
         (name = "health", description = "Whether the daemon lives, is ready, and is well"),
     )
 )]
@@ -36,7 +37,7 @@ struct ApiDoc;
 fn documented() -> OpenApiRouter<HttpState> {
     use routes::{
         actions, console, disk_work, disks, events, health, images, network, nics, observer,
-        operations, templates, vms,
+        operations, templates, tokens, vms,
     };
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(vms::list_vms, vms::create_vm))
@@ -78,6 +79,8 @@ fn documented() -> OpenApiRouter<HttpState> {
         .routes(routes!(network::get_forward, network::delete_forward))
         .routes(routes!(observer::get_observer))
         .routes(routes!(observer::check_now))
+        .routes(routes!(tokens::list_tokens, tokens::create_token))
+        .routes(routes!(tokens::revoke_token))
         .routes(routes!(health::health))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
@@ -94,6 +97,7 @@ fn document(mut api: openapi::OpenApi) -> openapi::OpenApi {
     api.info.description = Some(text);
     close_requests(&mut api);
     name_words(&mut api);
+    super::parameters::bound(&mut api);
     api
 }
 
@@ -107,6 +111,7 @@ fn close_requests(api: &mut openapi::OpenApi) {
     for name in [
         "Boot",
         "NewTemplate",
+        "NewToken",
         "NewVm",
         "NewRestart",
         "ActionOptions",
@@ -144,6 +149,8 @@ fn words() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
         ("Image", "kind", vec!["disk", "kernel", "initrd"]),
         ("Image", "format", vec!["raw", "qcow2"]),
         ("Disk", "state", vec!["available", "attached", "error"]),
+        ("Token", "scope", vec!["read", "admin"]),
+        ("NewToken", "scope", vec!["read", "admin"]),
         ("Health", "status", vec!["ok", "degraded"]),
     ]
 }

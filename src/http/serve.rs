@@ -2,9 +2,13 @@
 //!
 //! Each listener has its own bound, so that a flood over TCP does not lock out
 //! the operator on the socket. A client that sends no headers, or does not read
-//! what it asked for, is cut.
+//! what it asked for, is cut; where there is no room, the one longest idle is.
 
-use super::{auth::Peer, state::HttpState};
+use super::{
+    auth::Peer,
+    seats::{Seat, Seats},
+    state::HttpState,
+};
 use axum::{Router, extract::Request};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -25,6 +29,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, Sleep},
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
@@ -38,10 +43,12 @@ pub struct Listeners {
     pub tcp: Option<TcpListener>,
     /// Over the UNIX socket.
     pub unix: Option<UnixListener>,
+    /// TLS for what comes in over TCP.
+    pub tls: Option<TlsAcceptor>,
 }
 
 enum Listener {
-    Tcp(TcpListener),
+    Tcp(TcpListener, Option<TlsAcceptor>),
     Unix(UnixListener),
 }
 
@@ -50,6 +57,8 @@ enum Listener {
 pub struct Bounds {
     /// Connections at once, for each listener.
     pub max_connections: usize,
+    /// Of these, from one address that is not loopback.
+    pub max_per_peer: usize,
     /// How long a client may take to send its request's headers, and how long a
     /// connection may lie idle.
     pub header_timeout: Duration,
@@ -63,6 +72,7 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             max_connections: 4_096,
+            max_per_peer: 256,
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
             drain: Duration::from_secs(5),
@@ -92,7 +102,8 @@ pub async fn serve_within(
     shutdown: CancellationToken,
     bounds: Bounds,
 ) {
-    let tcp = listeners.tcp.map(Listener::Tcp);
+    let tls = listeners.tls;
+    let tcp = listeners.tcp.map(|tcp| Listener::Tcp(tcp, tls));
     let unix = listeners.unix.map(Listener::Unix);
     let mut accepting = JoinSet::new();
     for listener in tcp.into_iter().chain(unix) {
@@ -103,8 +114,12 @@ pub async fn serve_within(
 
 async fn accept(listener: Listener, router: Router, shutdown: CancellationToken, bounds: Bounds) {
     let permits = Arc::new(Semaphore::new(bounds.max_connections));
+    let seats = Seats::default();
     let mut connections = JoinSet::new();
     loop {
+        if permits.available_permits() == 0 {
+            seats.cut_one();
+        }
         let next = async {
             let permit = permits.clone().acquire_owned().await;
             (listener.accept().await, permit)
@@ -116,7 +131,13 @@ async fn accept(listener: Listener, router: Router, shutdown: CancellationToken,
         };
         match accepted {
             Ok((stream, peer)) => {
-                let connection = connection(stream, peer, router.clone(), shutdown.clone(), bounds);
+                seats.sweep(bounds.max_connections * 2);
+                let Some(seat) = seats.take(peer.address(), bounds.max_per_peer) else {
+                    tracing::debug!(?peer, "too many connections from one address");
+                    continue;
+                };
+                let connection =
+                    connection(stream, peer, seat, router.clone(), shutdown.clone(), bounds);
                 connections.spawn(async move {
                     connection.await;
                     drop(permit);
@@ -140,34 +161,55 @@ async fn accept(listener: Listener, router: Router, shutdown: CancellationToken,
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<(Stream, Peer)> {
+    async fn accept(&self) -> io::Result<(Arrived, Peer)> {
         match self {
-            Listener::Tcp(listener) => {
+            Listener::Tcp(listener, tls) => {
                 let (stream, remote) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 let local = stream.local_addr()?;
-                Ok((Stream::Tcp(stream), Peer::Tcp { remote, local }))
+                let stream = match tls {
+                    None => Arrived::Plain(Stream::Tcp(stream)),
+                    Some(tls) => Arrived::Tls(tls.clone(), stream),
+                };
+                Ok((stream, Peer::Tcp { remote, local }))
             }
             Listener::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 let who = stream.peer_cred()?;
                 let (uid, gid) = (who.uid(), who.gid());
-                Ok((Stream::Unix(stream), Peer::Local { uid, gid }))
+                let stream = Arrived::Plain(Stream::Unix(stream));
+                Ok((stream, Peer::Local { uid, gid }))
             }
         }
     }
 }
 
 async fn connection(
-    stream: Stream,
+    arrived: Arrived,
     peer: Peer,
+    seat: Arc<Seat>,
     router: Router,
     shutdown: CancellationToken,
     bounds: Bounds,
 ) {
+    let greeted = tokio::select! {
+        greeted = arrived.greet(bounds.header_timeout) => greeted,
+        () = seat.cut.cancelled() => None,
+        () = shutdown.cancelled() => None,
+    };
+    let Some(stream) = greeted else {
+        return;
+    };
+    let asked = Arc::clone(&seat);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        router.clone().call(request)
+        let busy = asked.request();
+        let answering = router.clone().call(request);
+        async move {
+            let answer = answering.await;
+            drop(busy);
+            answer
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
     builder
@@ -179,6 +221,7 @@ async fn connection(
     let mut serving = pin!(builder.serve_connection(io, service));
     let served = tokio::select! {
         served = serving.as_mut() => served,
+        () = seat.cut.cancelled() => return,
         () = shutdown.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await
@@ -189,7 +232,33 @@ async fn connection(
     }
 }
 
+/// A connection that was accepted, before anything was said.
+enum Arrived {
+    Plain(Stream),
+    Tls(TlsAcceptor, TcpStream),
+}
+
+impl Arrived {
+    /// With TLS agreed on where it is to be; none if the client did not, or took too long.
+    async fn greet(self, patience: Duration) -> Option<Stream> {
+        match self {
+            Arrived::Plain(stream) => Some(stream),
+            Arrived::Tls(tls, stream) => {
+                match tokio::time::timeout(patience, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => Some(Stream::Tls(Box::new(stream))),
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "no TLS was agreed on");
+                        None
+                    }
+                    Err(_) => None,
+                }
+            }
+        }
+    }
+}
+
 enum Stream {
+    Tls(Box<TlsStream<TcpStream>>),
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -201,6 +270,7 @@ impl AsyncRead for Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
@@ -214,6 +284,7 @@ impl AsyncWrite for Stream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Stream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
@@ -221,6 +292,7 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
@@ -228,6 +300,7 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }

@@ -2,6 +2,7 @@
 
 use super::{
     auth::Access,
+    bearer::TokenUses,
     idempotency::KeysInFlight,
     metrics::{HttpMeters, MetricsSources},
 };
@@ -88,6 +89,8 @@ pub struct Shared {
     pub(crate) keys: KeysInFlight,
     /// What is counted here.
     pub(crate) meters: HttpMeters,
+    /// Which tokens' uses were recorded.
+    pub(crate) token_uses: TokenUses,
 }
 
 impl HttpState {
@@ -103,6 +106,7 @@ impl HttpState {
             storage_look: Arc::new(Semaphore::new(1)),
             keys: KeysInFlight::default(),
             meters: HttpMeters::default(),
+            token_uses: TokenUses::default(),
             settings,
         }))
     }

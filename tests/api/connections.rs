@@ -25,6 +25,7 @@ async fn served(bounds: Bounds) -> Served {
     let listeners = Listeners {
         tcp: Some(listener),
         unix: Some(unix),
+        tls: None,
     };
     let server = tokio::spawn(serve_within(
         listeners,

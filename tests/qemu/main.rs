@@ -9,6 +9,7 @@ mod disks;
 mod evil_images;
 mod full_disk;
 mod guests;
+mod jail;
 mod observed;
 mod recovery;
 mod storage_full;

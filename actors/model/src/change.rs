@@ -6,13 +6,14 @@ use crate::{
     event::EventDraft,
     ids::{
         DiskId, ForwardId, IdempotencyKey, ImageName, LeaseId, OperationId, Revision, TemplateName,
-        VmId,
+        TokenId, TokenName, VmId,
     },
     image::ImageRecord,
     network::{ForwardRecord, LeaseRecord},
     operation::OperationRecord,
     template::TemplateRecord,
     time::UnixMs,
+    token::TokenRecord,
     vm::record::VmRecord,
 };
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,12 @@ pub enum Guard {
     ForwardPresent(ForwardId),
     /// The idempotency key has not been used.
     KeyUnused(IdempotencyKey),
+    /// No token of that name.
+    TokenAbsent(TokenName),
+    /// The token is there.
+    TokenPresent(TokenId),
+    /// Fewer tokens than this.
+    TokensBelow(usize),
 }
 
 /// One row written or erased.
@@ -95,6 +102,10 @@ pub enum Write {
     PutOperation(OperationRecord),
     /// Remember an idempotency key.
     PutIdempotency(IdempotencyRecord),
+    /// Put a token.
+    PutToken(TokenRecord),
+    /// Erase a token.
+    EraseToken(TokenId),
 }
 
 /// One transaction.

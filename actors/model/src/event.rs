@@ -2,7 +2,10 @@
 //! one event; together they answer "why is this VM in this state".
 
 use crate::{
-    ids::{DiskId, ImageName, Incarnation, OperationId, RequestId, Revision, TemplateName, VmId},
+    ids::{
+        DiskId, ImageName, Incarnation, OperationId, RequestId, Revision, TemplateName, TokenName,
+        VmId,
+    },
     time::UnixMs,
     vm::{phase::Phase, record::Reason},
 };
@@ -23,6 +26,8 @@ pub enum Subject {
     Daemon,
     /// A network, by name.
     Network(String),
+    /// A bearer token, by name.
+    Token(TokenName),
 }
 
 /// The class of an event.
@@ -75,6 +80,10 @@ pub enum EventKind {
     NetworkHealed,
     /// A network does not work.
     NetworkFailed,
+    /// A bearer token was made.
+    TokenCreated,
+    /// A bearer token was made useless.
+    TokenRevoked,
 }
 
 impl EventKind {
@@ -104,6 +113,8 @@ impl EventKind {
             EventKind::LeaseGiven => "lease.given",
             EventKind::NetworkHealed => "network.healed",
             EventKind::NetworkFailed => "network.failed",
+            EventKind::TokenCreated => "token.created",
+            EventKind::TokenRevoked => "token.revoked",
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod operation;
 pub mod restart;
 pub mod template;
 pub mod time;
+pub mod token;
 pub mod vm;
 
 pub use change::{Change, Guard, IdempotencyRecord, Write};
@@ -27,7 +28,7 @@ pub use disk::{DiskCache, DiskFile, DiskFormat, DiskLimits, DiskOptions, DiskRec
 pub use event::{Cause, Event, EventDraft, EventKind, Origin, Subject};
 pub use ids::{
     BootId, DiskId, ForwardId, IdError, IdempotencyKey, ImageName, Incarnation, LeaseId,
-    OperationId, RequestId, Revision, TemplateName, VmId, VmUuid,
+    OperationId, RequestId, Revision, TemplateName, TokenId, TokenName, VmId, VmUuid,
 };
 pub use image::{ImageFormat, ImageKind, ImageRecord};
 pub use network::{ForwardRecord, LeaseRecord, NetworkPlan, Pool, Protocol, TapName};
@@ -35,3 +36,4 @@ pub use operation::{OperationKind, OperationRecord, OperationStatus, Problem};
 pub use restart::{RestartBudget, RestartHistory, RestartMode, RestartPolicy};
 pub use template::TemplateRecord;
 pub use time::UnixMs;
+pub use token::{TokenRecord, TokenScope};

@@ -11,10 +11,10 @@ use crate::ports::{
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::BoxStream};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use vman_model::{
     VmId,
-    vm::{ExitStatus, ProcessIdentity, RunState, SeenDisk},
+    vm::{Confinement, ExitStatus, ProcessIdentity, RunState, SeenDisk},
 };
 
 /// How often a followed console is looked at.
@@ -42,6 +42,14 @@ impl Drop for Starting {
 }
 
 impl Hypervisor for FakeHypervisor {
+    fn confine(
+        &self,
+        _: &VmId,
+        _: BTreeSet<u32>,
+    ) -> BoxFuture<'static, Result<Confinement, HostError>> {
+        Box::pin(async { Ok(Confinement::default()) })
+    }
+
     fn launch(
         &self,
         plan: LaunchPlan,
@@ -204,6 +212,7 @@ impl Hypervisor for FakeHypervisor {
                 qemu: Ok("7.2.0 (simulated)".to_owned()),
                 qemu_img: Ok("7.2.0 (simulated)".to_owned()),
                 accelerator: "simulated: no QEMU is started".to_owned(),
+                jail: "simulated: there is nothing to confine".to_owned(),
             }
         })
     }

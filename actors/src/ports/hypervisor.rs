@@ -3,10 +3,10 @@
 use super::BoxFuture;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 use vman_model::{
     DiskFormat, DiskId, DiskLimits, DiskOptions, Incarnation, TapName, VmId, VmUuid,
-    vm::{ExitStatus, Firmware, NetworkKind, ProcessIdentity, RunState, SeenDisk},
+    vm::{Confinement, ExitStatus, Firmware, NetworkKind, ProcessIdentity, RunState, SeenDisk},
 };
 
 /// Files of a direct kernel boot.
@@ -129,6 +129,8 @@ pub struct LaunchPlan {
     pub disks: Vec<DiskPlan>,
     /// Network cards.
     pub nics: Vec<NicPlan>,
+    /// How it is confined, as its claim says.
+    pub confinement: Confinement,
 }
 
 /// Whom to look for.
@@ -308,6 +310,8 @@ pub struct HostProbe {
     pub qemu_img: Result<String, String>,
     /// The accelerator in use (`kvm`, `tcg`) and why, in a sentence.
     pub accelerator: String,
+    /// How QEMUs are confined, and what lacks and why, in a sentence.
+    pub jail: String,
 }
 
 /// Why something on the host failed, in a sentence with the object named.
@@ -317,6 +321,14 @@ pub struct HostError(pub String);
 
 /// Starts, finds and cleans up after QEMUs.
 pub trait Hypervisor: Send + Sync + 'static {
+    /// How the VM's next QEMU will be confined. `taken` are the user ids that
+    /// other VMs' claims hold. `Err` where less can be had than is required.
+    fn confine(
+        &self,
+        vm: &VmId,
+        taken: BTreeSet<u32>,
+    ) -> BoxFuture<'static, Result<Confinement, HostError>>;
+
     /// Starts QEMU and answers as soon as the process is there. `Ready` or
     /// `Exited` follow as news: the guest is let run (`cont`) by the adapter as
     /// soon as QMP takes it.

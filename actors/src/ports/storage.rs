@@ -25,6 +25,8 @@ pub enum Table {
     Leases,
     /// Forwarded ports by id.
     Forwards,
+    /// Bearer tokens by their public part.
+    Tokens,
     /// The store's own rows (schema, last revision).
     Meta,
     /// Records that could not be read, set aside under `table/key`.
@@ -33,7 +35,7 @@ pub enum Table {
 
 impl Table {
     /// All tables.
-    pub const ALL: [Table; 11] = [
+    pub const ALL: [Table; 12] = [
         Table::Templates,
         Table::Vms,
         Table::Disks,
@@ -43,6 +45,7 @@ impl Table {
         Table::Idempotency,
         Table::Leases,
         Table::Forwards,
+        Table::Tokens,
         Table::Meta,
         Table::Quarantine,
     ];
@@ -59,6 +62,7 @@ impl Table {
             Table::Idempotency => "idempotency",
             Table::Leases => "leases",
             Table::Forwards => "forwards",
+            Table::Tokens => "tokens",
             Table::Meta => "meta",
             Table::Quarantine => "quarantine",
         }

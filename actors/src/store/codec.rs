@@ -44,6 +44,8 @@ pub enum Kind {
     Lease = 16,
     /// A forwarded port.
     Forward = 17,
+    /// A bearer token.
+    Token = 24,
 }
 
 /// The schema this build writes, for all kinds.

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use vman_model::{
     Change, DiskId, DiskRecord, Event, ForwardId, ForwardRecord, Guard, IdempotencyKey,
     IdempotencyRecord, ImageName, ImageRecord, LeaseId, LeaseRecord, OperationId, OperationRecord,
-    Revision, TemplateName, TemplateRecord, UnixMs, VmId, Write, vm::VmRecord,
+    Revision, TemplateName, TemplateRecord, TokenId, TokenName, TokenRecord, UnixMs, VmId, Write,
+    vm::VmRecord,
 };
 
 /// Finished operations kept; the oldest are forgotten first.
@@ -73,6 +74,8 @@ pub struct Inventory {
     pub(super) leases_of: OrdMap<(VmId, u8), LeaseId>,
     /// Forwarded ports by id.
     pub forwards: Rows<ForwardId, ForwardRecord>,
+    /// Bearer tokens by their public part.
+    pub tokens: Rows<TokenId, TokenRecord>,
     /// Remembered keys.
     pub idempotency: OrdMap<IdempotencyKey, Arc<IdempotencyRecord>>,
     /// The same keys in the order they came, for forgetting.
@@ -114,7 +117,15 @@ impl Inventory {
             Guard::ForwardAbsent(id) => !self.forwards.contains_key(id),
             Guard::ForwardPresent(id) => self.forwards.contains_key(id),
             Guard::KeyUnused(key) => !self.idempotency.contains_key(key),
+            Guard::TokenAbsent(name) => self.token_named(name).is_none(),
+            Guard::TokenPresent(id) => self.tokens.contains_key(id),
+            Guard::TokensBelow(limit) => self.tokens.len() < *limit,
         }
+    }
+
+    /// The token of a name.
+    pub fn token_named(&self, name: &TokenName) -> Option<&Arc<Versioned<TokenRecord>>> {
+        self.tokens.values().find(|row| row.value.name == *name)
     }
 
     /// The VMs made from a template.
@@ -300,6 +311,19 @@ impl Inventory {
                     rows,
                 );
             }
+            Write::PutToken(value) => {
+                let key = value.id.clone();
+                put(
+                    &mut self.tokens,
+                    Table::Tokens,
+                    Kind::Token,
+                    key,
+                    revision,
+                    value,
+                    rows,
+                );
+            }
+            Write::EraseToken(id) => erase(&mut self.tokens, Table::Tokens, &id, rows),
             Write::PutIdempotency(value) => {
                 rows.push(Row {
                     table: Table::Idempotency,

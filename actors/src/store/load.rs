@@ -52,6 +52,7 @@ pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory
         operations: reader.table(Table::Operations, Kind::Operation)?,
         leases: reader.table(Table::Leases, Kind::Lease)?,
         forwards: reader.table(Table::Forwards, Kind::Forward)?,
+        tokens: reader.table(Table::Tokens, Kind::Token)?,
         ..Inventory::default()
     };
     inventory.leases_of = inventory

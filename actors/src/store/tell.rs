@@ -15,7 +15,9 @@ pub(super) fn tell(event: &Event) {
         Subject::Disk(id) => (None, Some(id.as_str()), None),
         Subject::Template(name) => (None, None, Some(name.as_str())),
         Subject::Image(name) => (None, None, Some(name.as_str())),
-        _ => (None, None, None),
+        Subject::Token(name) => (None, None, Some(name.as_str())),
+        Subject::Network(name) => (None, None, Some(name.as_str())),
+        Subject::Daemon => (None, None, None),
     };
     let (request_id, principal) = match &what.cause.origin {
         Origin::Request {

@@ -20,7 +20,7 @@ use std::{
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use vman_model::{
     DiskFormat, DiskRecord, TapName,
-    vm::{Claim, Effect, ExitStatus, Fact, NetworkKind, VmRecord},
+    vm::{Claim, Confinement, Effect, ExitStatus, Fact, NetworkKind, VmRecord},
 };
 
 /// The first network card's slot on the pcie-root-ports (see `vman_model::disk`).
@@ -145,6 +145,10 @@ impl Job {
                 };
             }
         };
+        let confinement = match self.confine().await {
+            Ok(confinement) => confinement,
+            Err(detail) => return Fact::ClaimDenied { detail },
+        };
         // Waited for here and not in the launch, whose deadline runs already.
         let permit = tokio::select! {
             permit = self.deps.launches.clone().acquire_owned() => permit.ok(),
@@ -156,7 +160,24 @@ impl Job {
             return given_up();
         }
         *self.permit.lock().unwrap_or_else(PoisonError::into_inner) = permit;
-        Fact::Claimed(Claim { disks: held, nics })
+        Fact::Claimed(Claim {
+            disks: held,
+            nics,
+            confinement,
+        })
+    }
+
+    /// How this life is confined; no user id that another VM's claim holds.
+    async fn confine(&self) -> Result<Confinement, String> {
+        let inventory = self.deps.store.inventory();
+        let others = inventory
+            .vms
+            .iter()
+            .filter(|(id, _)| **id != self.record.id);
+        let claims = others.filter_map(|(_, vm)| vm.value.claim.as_ref());
+        let taken = claims.filter_map(|claim| claim.confinement.uid).collect();
+        let confined = self.deps.hypervisor.confine(&self.record.id, taken).await;
+        confined.map_err(|error| error.to_string())
     }
 
     /// The VM's disks, the root disk first.
@@ -249,6 +270,7 @@ impl Job {
             }),
             disks: plans,
             nics: nics.collect(),
+            confinement: claim.confinement.clone(),
         })
     }
 

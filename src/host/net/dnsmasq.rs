@@ -141,6 +141,7 @@ impl Dnsmasq {
             inherited: Inherited::default(),
             log: &folder.join("dnsmasq.log"),
             banner: "== dnsmasq ==",
+            cage: None,
         })
         .map_err(|error| io::Error::other(format!("dnsmasq: {error}")))?;
         let kept = Kept {

@@ -22,6 +22,7 @@ fn plan() -> LaunchPlan {
     LaunchPlan {
         vm: VmId::parse("web-1").expect("an id"),
         uuid: VmUuid([7; 16]),
+        confinement: vman_model::vm::Confinement::default(),
         incarnation: Incarnation(7),
         cpu_count: 2,
         ram_mib: 512,

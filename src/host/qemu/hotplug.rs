@@ -15,7 +15,7 @@
 //! that stands still or does not listen keeps it, and may let go long after nobody waits any more.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ use vman_model::{DiskId, DiskLimits};
 
 use super::cmdline::{disk_device, disk_node, file_node};
 use super::machine::Nudge;
+use crate::host::jail;
 use crate::host::qmp::{Client, Event, QmpError};
 
 /// How long a guest may take to let go of a disk. A guest that listens needs 90 ms (7.2, TCG).
@@ -84,15 +85,54 @@ pub(super) struct Hotplug {
     events: broadcast::Sender<DeviceEvent>,
     turns: Turns,
     within: Duration,
+    owner: Owner,
 }
+
+/// Whose the files of disks are while they are plugged in.
+#[derive(Clone)]
+pub(super) struct Owner {
+    /// The QEMU.
+    pub(super) pid: u32,
+    /// Where disks' files are.
+    pub(super) disks: PathBuf,
+}
+
+impl Owner {
+    /// The QEMU may run under a user of its own, which has to own what it opens.
+    async fn hand(&self, path: PathBuf) -> Result<(), DiskError> {
+        let pid = self.pid;
+        let handed = tokio::task::spawn_blocking(move || jail::hand_disk(pid, &path)).await;
+        let handed = handed.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        handed.map_err(|error| {
+            DiskError::Refused(format!("its file cannot be handed to QEMU: {error}"))
+        })
+    }
+
+    /// A QEMU that has let go of a disk shall not be able to open it again.
+    async fn take(&self, disk: &DiskId) {
+        let files = DISK_SUFFIXES.map(|suffix| self.disks.join(format!("{disk}.{suffix}")));
+        let taken = tokio::task::spawn_blocking(move || {
+            let mut there = files.iter().filter(|file| file.exists());
+            there.try_for_each(|file| jail::take_disk(file))
+        });
+        if let Ok(Err(error)) = taken.await {
+            tracing::warn!(disk_id = %disk, %error, "a disk's file cannot be taken back from QEMU's user");
+        }
+    }
+}
+
+/// How disks' files end.
+const DISK_SUFFIXES: [&str; 2] = ["qcow2", "raw"];
 
 impl Hotplug {
     pub(super) fn new(
         client: watch::Receiver<Option<Client>>,
         nudges: mpsc::Sender<Nudge>,
         within: Duration,
+        owner: Owner,
     ) -> Self {
         Self {
+            owner,
             client,
             nudges,
             events: broadcast::channel(EVENTS).0,
@@ -126,11 +166,13 @@ impl Hotplug {
         let (mut connection, within) = (self.client.clone(), self.within);
         let client = connection.borrow_and_update().clone();
         let (nudges, heard) = (self.nudges.clone(), self.events.subscribe());
+        let owner = self.owner.clone();
         Box::pin(async move {
             let Some(client) = client else {
                 return Err(refused("there is no QMP connection"));
             };
             let work = Work {
+                owner,
                 client,
                 within,
                 disk,
@@ -189,6 +231,7 @@ pub(super) fn throttle(device: &str, limits: &DiskLimits) -> Value {
 
 /// One piece of work.
 struct Work {
+    owner: Owner,
     client: Client,
     within: Duration,
     disk: DiskId,
@@ -243,6 +286,7 @@ impl Work {
             |error: super::cmdline::CmdlineError| DiskError::Refused(error.to_string());
         let node = disk_node(plan).map_err(impossible)?;
         let device = disk_device(plan).map_err(impossible)?;
+        self.owner.hand(plan.path.clone()).await?;
         // Both at once, in this order: a device whose node was refused is refused as well.
         let (opened, added) = tokio::join!(
             self.ask("blockdev-add", node),
@@ -283,6 +327,7 @@ impl Work {
         }
         failpoint::hit("detach.released");
         self.close().await?;
+        self.owner.take(&self.disk).await;
         failpoint::hit("detach.closed");
         Ok(())
     }

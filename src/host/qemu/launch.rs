@@ -19,6 +19,7 @@ use super::cmdline::{Accel, Descriptors, Flash, Machinery, TapNumbers, arguments
 use super::layout::Layout;
 use super::process::{Inherited, Process, Spawn, SpawnError};
 use super::sockets::listen;
+use crate::host::jail::Jail;
 use crate::host::net::tap::Taps;
 
 /// Where distributions put OVMF: the firmware and the variables it starts with. Debian and Ubuntu,
@@ -53,6 +54,7 @@ pub(super) fn start(
     accel: Accel,
     layout: &Layout,
     taps: &Taps,
+    jail: &Jail,
     plan: &LaunchPlan,
 ) -> Result<Process, LaunchError> {
     make_folder(&layout.sockets(&plan.vm))?;
@@ -64,6 +66,14 @@ pub(super) fn start(
     let mut inherited = Inherited::default();
     let mut descriptors = open_all(&mut inherited, layout, &plan.vm)?;
     descriptors.taps = hand_over(&mut inherited, taps, plan)?;
+    let mut own = vec![layout.console_log(&plan.vm)];
+    own.extend(flash.as_ref().map(|flash| flash.vars.clone()));
+    let unconfined = |error: io::Error| LaunchError::Preparation {
+        what: "jail".to_owned(),
+        error: error.to_string(),
+    };
+    jail.hand_over(plan, &own).map_err(unconfined)?;
+    let cage = jail.cage(plan).map_err(unconfined)?;
     let arguments =
         arguments(plan, &Machinery { accel, flash }, &descriptors).map_err(|error| {
             LaunchError::Preparation {
@@ -77,6 +87,7 @@ pub(super) fn start(
         program: binary,
         arguments,
         inherited,
+        cage,
         log: &log,
         banner: &banner,
     };

@@ -32,7 +32,7 @@ use vman_model::vm::{ExitStatus, ProcessIdentity, RunState, SeenDisk};
 use vman_model::{DiskLimits, VmUuid};
 
 use super::console::last_words;
-use super::hotplug::{self, DeviceEvent, Hotplug};
+use super::hotplug::{self, DeviceEvent, Hotplug, Owner};
 use super::process::{Exit, Process};
 use crate::host::qmp::{
     Client, CommandTimes, Connected, Deadlines, Event, Events, Incoming, QmpError, Request,
@@ -81,6 +81,8 @@ pub(super) struct Setting {
     pub(super) banner: String,
     pub(super) deadlines: Deadlines,
     pub(super) times: Arc<CommandTimes>,
+    /// The folder of disks' files.
+    pub(super) disks: PathBuf,
 }
 
 pub(super) enum Nudge {
@@ -110,7 +112,11 @@ impl QemuMachine {
         let (client, published) = watch::channel(None);
         let (nudges, nudged) = mpsc::channel(NUDGES);
         let within = setting.deadlines.command;
-        let hotplug = Hotplug::new(published.clone(), nudges.clone(), within);
+        let owner = Owner {
+            pid: process.identity().pid,
+            disks: setting.disks.clone(),
+        };
+        let hotplug = Hotplug::new(published.clone(), nudges.clone(), within, owner);
         let link = Link {
             setting,
             news,

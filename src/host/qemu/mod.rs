@@ -32,7 +32,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -45,7 +45,7 @@ use vman_actors::ports::{
     AdoptPlan, Adoption, BoxFuture, ConsoleTail, FoundProcess, HostError, HostProbe, Hypervisor,
     LaunchError, LaunchPlan, Machine, NewsSink, NicPlan,
 };
-use vman_model::vm::ProcessIdentity;
+use vman_model::vm::{Confinement, ProcessIdentity};
 use vman_model::{DiskLimits, Incarnation, VmId, VmUuid};
 
 use self::adopt::AttachError;
@@ -55,7 +55,8 @@ use self::machine::{QemuMachine, Setting};
 use self::process::Process;
 use super::net::tap::Taps;
 use super::qmp::{CommandTimes, Deadlines};
-use crate::config::AccelChoice;
+use crate::config::{AccelChoice, JailConfig};
+use crate::host::jail::Jail;
 
 /// All that is to be known about QEMU on this host.
 #[derive(Debug, Clone)]
@@ -68,6 +69,8 @@ pub struct QemuSettings {
     pub accel: AccelChoice,
     /// Where VMs' files are.
     pub layout: Layout,
+    /// How QEMUs are confined.
+    pub jail: JailConfig,
     /// How long monitors may take.
     pub deadlines: Deadlines,
     /// The TAPs that the network has made for VMs that are to be started.
@@ -89,12 +92,19 @@ pub struct QemuHost {
     /// Found out once, by the first who needs it.
     accelerator: Arc<OnceCell<(Accel, String)>>,
     times: Arc<CommandTimes>,
+    jail: Arc<Jail>,
 }
 
 impl QemuHost {
     /// A host that has nothing running as far as it knows.
     pub fn new(settings: QemuSettings) -> Self {
+        let jail = Jail::new(
+            settings.jail,
+            settings.layout.clone(),
+            settings.binary.clone(),
+        );
         Self {
+            jail: Arc::new(jail),
             settings: Arc::new(settings),
             watched: Arc::default(),
             machines: Arc::default(),
@@ -188,6 +198,7 @@ impl QemuHost {
             banner: launch::banner(opening.incarnation),
             deadlines: self.settings.deadlines,
             times: Arc::clone(&self.times),
+            disks: layout.storage.join("disks"),
         };
         let machine = QemuMachine::begin(process, setting, news);
         let known = (opening.incarnation, Arc::downgrade(&machine));
@@ -242,6 +253,18 @@ fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
 }
 
 impl Hypervisor for QemuHost {
+    fn confine(
+        &self,
+        vm: &VmId,
+        taken: BTreeSet<u32>,
+    ) -> BoxFuture<'static, Result<Confinement, HostError>> {
+        let (host, vm) = (self.clone(), vm.clone());
+        Box::pin(async move {
+            let (accel, _) = *host.accelerator().await;
+            host.jail.confine(&vm, &taken, accel).await
+        })
+    }
+
     fn launch(
         &self,
         plan: LaunchPlan,
@@ -257,9 +280,10 @@ impl Hypervisor for QemuHost {
             };
             let (settings, vm) = (Arc::clone(&host.settings), plan.vm.clone());
             let (accel, _) = host.accelerator().await.clone();
+            let jail = Arc::clone(&host.jail);
             let started = tokio::task::spawn_blocking(move || {
                 let (layout, taps) = (&settings.layout, &settings.taps);
-                launch::start(&settings.binary, accel, layout, taps, &plan)
+                launch::start(&settings.binary, accel, layout, taps, &jail, &plan)
             });
             let process = match started.await {
                 Ok(started) => started?,
@@ -320,7 +344,10 @@ impl Hypervisor for QemuHost {
     fn release(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>> {
         let folder = self.settings.layout.sockets(vm);
         self.machines().remove(vm);
+        let (jail, vm) = (Arc::clone(&self.jail), vm.clone());
         Box::pin(blocking(move || {
+            jail.take_back(&vm)
+                .map_err(|error| HostError(format!("taking back the files of {vm}: {error}")))?;
             gone_is_fine(std::fs::remove_dir_all(&folder)).map_err(about(&folder))
         }))
     }
@@ -380,11 +407,13 @@ impl Hypervisor for QemuHost {
             let install = "install it or set VMAN_QEMU_IMG";
             let qemu_img = probe::version(&settings.qemu_img, "--version", install);
             let (qemu, qemu_img) = tokio::join!(qemu, qemu_img);
-            let (_, accelerator) = host.accelerator().await.clone();
+            let (accel, accelerator) = host.accelerator().await.clone();
+            let jail = host.jail.describe(accel).await;
             HostProbe {
                 qemu,
                 qemu_img,
                 accelerator,
+                jail,
             }
         })
     }

@@ -30,7 +30,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use vman_model::vm::ProcessIdentity;
 
-use crate::host::proc;
+use crate::host::{jail::Cage, proc};
 
 /// A log longer than this, in bytes, is put aside as `.1` when a QEMU is started, so that a VM's
 /// logs take at most about twice as much plus what one QEMU says in its life.
@@ -105,6 +105,8 @@ pub struct Spawn<'a> {
     pub arguments: Vec<OsString>,
     /// What it inherits beside stdin, stdout and stderr.
     pub inherited: Inherited,
+    /// What it is confined by.
+    pub cage: Option<Cage>,
     /// Where its output goes.
     pub log: &'a Path,
     /// The line that the log gets before it, which tells one life's words from the next one's.
@@ -139,7 +141,7 @@ impl Process {
             .env("LC_ALL", "C");
         command.current_dir("/").stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(start)?).stderr(log);
-        detach(&mut command, spawn.inherited);
+        detach(&mut command, spawn.inherited, spawn.cage);
         let child = command.spawn().map_err(start)?;
         // The closure owns the inherited descriptors: our copies go now, so that a peer sees the
         // end of QEMU and not of us.
@@ -286,7 +288,7 @@ fn open_log(path: &Path, banner: &str) -> io::Result<File> {
 
 /// Makes the child independent of this daemon, between fork and exec.
 #[allow(unsafe_code)]
-fn detach(command: &mut Command, inherited: Inherited) {
+fn detach(command: &mut Command, inherited: Inherited, cage: Option<Cage>) {
     let daemon = getpid();
     let between_fork_and_exec = move || {
         // The next daemon may have looked for this QEMU and found none: then there shall be none.
@@ -310,7 +312,10 @@ fn detach(command: &mut Command, inherited: Inherited) {
         for descriptor in &inherited.descriptors {
             fcntl_setfd(descriptor, FdFlags::empty())?;
         }
-        Ok(())
+        match &cage {
+            Some(cage) => cage.enter(),
+            None => Ok(()),
+        }
     };
     // SAFETY: the closure runs in a forked child of a threaded process, where only what is
     // async-signal-safe may be done: it makes system calls and allocates nothing.

@@ -14,6 +14,7 @@ fn shell(directory: &Path, inherited: Inherited, script: &str) -> Process {
         program: Path::new("/bin/sh"),
         arguments: vec!["-c".into(), script.into()],
         inherited,
+        cage: None,
         log: &directory.join("qemu.log"),
         banner: "banner",
     };
@@ -115,6 +116,7 @@ async fn a_binary_that_is_not_there_is_told_at_once() {
         program: Path::new("/no/such/qemu"),
         arguments: Vec::new(),
         inherited: Inherited::default(),
+        cage: None,
         log: &directory.path().join("qemu.log"),
         banner: "banner",
     };
@@ -134,6 +136,7 @@ async fn a_log_that_grew_is_put_aside_and_the_new_one_is_appended_to() {
             program: Path::new("/bin/sh"),
             arguments: vec!["-c".into(), "echo said >&2".into()],
             inherited: Inherited::default(),
+            cage: None,
             log: &log,
             banner,
         };

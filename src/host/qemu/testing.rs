@@ -12,7 +12,7 @@ use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use vman_actors::ports::{DiskPlan, LaunchPlan, Machine, MachineNews, NewsSink, NicPlan};
-use vman_model::vm::{Firmware, NetworkKind};
+use vman_model::vm::{Confinement, Firmware, NetworkKind};
 use vman_model::{DiskFormat, Incarnation, VmId, VmUuid};
 
 use super::layout::Layout;
@@ -114,6 +114,7 @@ impl Bench {
             accel,
             layout,
             deadlines,
+            jail: crate::config::JailConfig::default(),
         })
     }
 
@@ -156,6 +157,7 @@ impl Bench {
                 slot: 1,
                 tap: None,
             }],
+            confinement: Confinement::default(),
         }
     }
 }

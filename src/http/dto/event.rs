@@ -35,6 +35,18 @@ pub(crate) struct ExplanationBody<'a> {
     pub(crate) events: Vec<EventBody<'a>>,
 }
 
+/// A recorded change as server-sent events have it.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "its fields are the document")]
+pub(crate) struct StreamedEvent {
+    /// The revision of the change.
+    id: String,
+    /// Its class (`vm.phase_changed`).
+    event: String,
+    /// The change itself as JSON: an `Event`.
+    data: String,
+}
+
 /// A recorded change.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Event)]
@@ -58,6 +70,9 @@ pub(crate) struct EventBody<'a> {
     /// The disk it is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     disk_id: Option<&'a str>,
+    /// The token it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_name: Option<&'a str>,
     /// The phase left.
     from: Option<&'static str>,
     /// The phase entered.
@@ -80,11 +95,13 @@ impl<'a> EventBody<'a> {
     pub(crate) fn of(event: &'a Event) -> Self {
         let what = &event.what;
         let (mut vm_id, mut template_name, mut image_name, mut disk_id) = (None, None, None, None);
+        let mut token_name = None;
         match &what.subject {
             Subject::Vm(id) => vm_id = Some(id.as_str()),
             Subject::Template(name) => template_name = Some(name.as_str()),
             Subject::Image(name) => image_name = Some(name.as_str()),
             Subject::Disk(id) => disk_id = Some(id.as_str()),
+            Subject::Token(name) => token_name = Some(name.as_str()),
             Subject::Daemon | Subject::Network(_) => {}
         }
         let (request_id, principal) = match &what.cause.origin {
@@ -103,6 +120,7 @@ impl<'a> EventBody<'a> {
             template_name,
             image_name,
             disk_id,
+            token_name,
             from: what.from.map(Phase::as_str),
             to: what.to.map(Phase::as_str),
             reason: what.reason.map(Reason::as_str),

@@ -11,6 +11,7 @@ pub(crate) mod network;
 pub(crate) mod operation;
 pub(crate) mod size;
 pub(crate) mod template;
+pub(crate) mod token;
 pub(crate) mod vm;
 
 use serde::{Serialize, Serializer};

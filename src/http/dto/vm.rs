@@ -107,6 +107,8 @@ pub(crate) struct VmBody<'a> {
     network_reason: Option<&'a str>,
     /// The present or last life of its QEMU; 0 if it was never started.
     incarnation: u64,
+    /// What confines its QEMU (`own_user`, `landlock`); empty while it has none.
+    confinement: Vec<&'static str>,
     /// The process id of its QEMU.
     pid: Option<u32>,
     /// Since when its guest runs.
@@ -166,6 +168,7 @@ impl<'a> VmBody<'a> {
             network_mode: nic.map(|nic| nic.kind.as_str()),
             network_reason: nic.and_then(|nic| network_reason(nic.kind, facts)),
             incarnation: vm.incarnation.0,
+            confinement: confinement(vm),
             pid: vm.process.as_ref().map(|process| process.pid),
             started_at: vm.started_at.map(Time),
             created_at: Time(vm.created_at),
@@ -204,6 +207,12 @@ fn disks(vm: &VmRecord) -> Vec<VmDiskBody<'_>> {
         mount_point: super::disk::name_of(held),
     });
     root.chain(data).collect()
+}
+
+fn confinement(vm: &VmRecord) -> Vec<&'static str> {
+    let claim = vm.claim.iter();
+    let measures = claim.flat_map(|claim| &claim.confinement.measures);
+    measures.map(|measure| measure.as_str()).collect()
 }
 
 fn restart(vm: &VmRecord) -> RestartBody {

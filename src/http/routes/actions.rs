@@ -26,7 +26,7 @@ use vman_model::{
 /// How long a guest may take to power off if nothing is said, in milliseconds.
 const STOP_TIMEOUT_MS: u64 = 30_000;
 /// The longest it may be given, in seconds.
-const MAX_STOP_TIMEOUT_S: f64 = 3_600.0;
+pub(crate) const MAX_STOP_TIMEOUT_S: f64 = 3_600.0;
 
 /// The actions of the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 //! back with `Last-Event-ID` and has missed nothing.
 
 use crate::http::{
-    dto::event::EventBody,
+    dto::event::{EventBody, StreamedEvent},
     error::{ApiError, Code, ProblemBody},
     extract::Query,
     paging::{json, next_link},
@@ -89,7 +89,7 @@ impl Wanted {
     ),
     responses(
         (status = 200, description = "Oldest first", content(
-            (String = "text/event-stream"), (Vec<EventBody<'static>> = "application/json"),
+            (StreamedEvent = "text/event-stream"), (Vec<EventBody<'static>> = "application/json"),
         )),
         (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
     )

@@ -76,6 +76,7 @@ pub(crate) async fn health(State(state): State<HttpState>) -> Response {
             ("qemu", version(&probe.qemu)),
             ("qemu_img", version(&probe.qemu_img)),
             ("accelerator", probe.accelerator.clone()),
+            ("jail", probe.jail.clone()),
         ]),
     };
     let status = if well {

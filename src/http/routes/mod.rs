@@ -13,6 +13,7 @@ pub(crate) mod nics;
 pub(crate) mod observer;
 pub(crate) mod operations;
 pub(crate) mod templates;
+pub(crate) mod tokens;
 pub(crate) mod vms;
 
 use super::{

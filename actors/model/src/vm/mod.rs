@@ -15,8 +15,8 @@ pub use messages::{
 };
 pub use phase::{ApiState, Desired, Phase};
 pub use record::{
-    AttachState, Attachment, Claim, Ending, NicClaim, OpenOperation, ProcessIdentity, Reason,
-    StopIntent, VmRecord,
+    AttachState, Attachment, Claim, Confinement, Ending, Measure, NicClaim, OpenOperation,
+    ProcessIdentity, Reason, StopIntent, VmRecord,
 };
 pub use spec::{BootSpec, Firmware, IoErrorPolicy, NetworkKind, VmSize, VmSpec};
 pub use step::{Decision, DiskChange, Erasure, step};

@@ -107,6 +107,52 @@ pub struct NicClaim {
     pub address: Option<String>,
 }
 
+/// One thing that keeps a QEMU from what is not its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Measure {
+    /// A user and group of its own.
+    OwnUser,
+    /// No capabilities, and none to be had.
+    NoCapabilities,
+    /// No new privileges by whatever it executes.
+    NoNewPrivileges,
+    /// QEMU's seccomp filters.
+    Seccomp,
+    /// Landlock: only the files it needs.
+    Landlock,
+    /// An IPC namespace of its own.
+    IpcNamespace,
+    /// Limits on descriptors, threads and core dumps.
+    ResourceLimits,
+    /// It goes before the daemon when memory is short.
+    OomScore,
+}
+
+impl Measure {
+    /// The word the API uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Measure::OwnUser => "own_user",
+            Measure::NoCapabilities => "no_capabilities",
+            Measure::NoNewPrivileges => "no_new_privileges",
+            Measure::Seccomp => "seccomp",
+            Measure::Landlock => "landlock",
+            Measure::IpcNamespace => "ipc_namespace",
+            Measure::ResourceLimits => "resource_limits",
+            Measure::OomScore => "oom_score",
+        }
+    }
+}
+
+/// How a life of a VM's QEMU is confined.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confinement {
+    /// The user and group id that is its alone while it lives.
+    pub uid: Option<u32>,
+    /// What is in force.
+    pub measures: Vec<Measure>,
+}
+
 /// What a VM holds on the host while it runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
@@ -114,6 +160,8 @@ pub struct Claim {
     pub disks: Vec<DiskId>,
     /// Its network cards.
     pub nics: Vec<NicClaim>,
+    /// How its QEMU is confined.
+    pub confinement: Confinement,
 }
 
 /// Why the present life is ending; set when the end begins and kept until

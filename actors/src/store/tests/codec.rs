@@ -1,18 +1,18 @@
 //! Golden bytes, and bytes that are not ours.
 
-use super::given::{disk, event, forward, image, key, lease, operation, template, vm};
+use super::given::{disk, event, forward, image, key, lease, operation, template, token, vm};
 use crate::store::codec::{DecodeError, Kind, decode, encode};
 use proptest::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::{Debug, Write};
 use vman_model::{
     DiskRecord, Event, ForwardRecord, IdempotencyRecord, ImageRecord, LeaseRecord, OperationRecord,
-    Revision, TemplateRecord, UnixMs, vm::VmRecord,
+    Revision, TemplateRecord, TokenRecord, UnixMs, vm::VmRecord,
 };
 
 /// The rows of schema 1 as they are on people's disks. They never change: a
 /// change of a record is a new schema, and these are still read.
-const GOLDEN: [(Kind, &str); 10] = [
+const GOLDEN: [(Kind, &str); 11] = [
     (
         Kind::Template,
         "564d010100510000001fc4792e0705736d616c6c02fb0008010964656269616e2d3133010776\
@@ -21,16 +21,16 @@ const GOLDEN: [(Kind, &str); 10] = [
     ),
     (
         Kind::Vm,
-        "564d0201004b010000d32e222bfb2c01057765622d3107070707070707070707070707070707\
+        "564d02010054010000c1d1aeb6fb2c01057765622d3107070707070707070707070707070707\
          05736d616c6c02fb0008010964656269616e2d31330107766d6c696e757a010a696e69747264\
          2e696d670d636f6e736f6c653d74747953300101fb0028010474696572037765620005fb5802\
          fbe803fb60ea01525601020304010a7765622d312d726f6f74fd0068e5cf8b010000020106fd\
          f469e5cf8b010000011464656c657465207761732061736b656420666f72030106626f6f742d\
          3101fb6712fc40e2010006626f6f742d3101fd6468e5cf8b01000001010a7765622d312d726f\
-         6f740100525601020304010931302e302e322e313501011464656c657465207761732061736b\
-         656420666f720101fb3075000102050609fa01046f702d3106fd9069e5cf8b0100000103722d\
-         310106646174612d3101fb000401290106646174612d31046202046f702d310106646174612d\
-         3101",
+         6f740100525601020304010931302e302e322e313501fc7111010002000301011464656c6574\
+         65207761732061736b656420666f720101fb3075000102050609fa01046f702d3106fd9069e5\
+         cf8b0100000103722d310106646174612d3101fb000401290106646174612d31046202046f70\
+         2d310106646174612d3101",
     ),
     (
         Kind::Disk,
@@ -59,6 +59,12 @@ const GOLDEN: [(Kind, &str); 10] = [
         Kind::Idempotency,
         "564d0701003300000088a60191036b2d31090909090909090909090909090909090909090909\
          090909090909090909090902046f702d31fd0068e5cf8b010000",
+    ),
+    (
+        Kind::Token,
+        "564d1801004a000000a2dee4c60b103061316232633364346535663630373102636901050505\
+         0505050505050505050505050505050505050505050505050505050505fd0068e5cf8b010000\
+         01fd00505c18a301000000",
     ),
     (Kind::Meta, "564d0801000500000041eb808dfc87d61200"),
     (
@@ -102,6 +108,7 @@ fn every_kind_of_row_has_the_bytes_it_always_had() {
     holds(Kind::Meta, &Revision(1_234_567));
     holds(Kind::Lease, &(Revision(11), lease()));
     holds(Kind::Forward, &(Revision(12), forward()));
+    holds(Kind::Token, &(Revision(11), token()));
 }
 
 fn decode_as_anything(bytes: &[u8]) -> Vec<Option<DecodeError>> {
@@ -116,6 +123,7 @@ fn decode_as_anything(bytes: &[u8]) -> Vec<Option<DecodeError>> {
         decode::<Revision>(Kind::Meta, bytes).err(),
         decode::<(Revision, LeaseRecord)>(Kind::Lease, bytes).err(),
         decode::<(Revision, ForwardRecord)>(Kind::Forward, bytes).err(),
+        decode::<(Revision, TokenRecord)>(Kind::Token, bytes).err(),
     ]
 }
 

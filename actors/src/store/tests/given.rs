@@ -13,12 +13,12 @@ use vman_model::{
     IdempotencyRecord, ImageFormat, ImageKind, ImageName, ImageRecord, Incarnation, LeaseId,
     LeaseRecord, OperationId, OperationKind, OperationRecord, OperationStatus, Origin, Problem,
     Protocol, RequestId, RestartHistory, RestartPolicy, Revision, Subject, TemplateName,
-    TemplateRecord, UnixMs, VmId, VmUuid, Write,
+    TemplateRecord, TokenId, TokenName, TokenRecord, TokenScope, UnixMs, VmId, VmUuid, Write,
     change::IdempotentAnswer,
     vm::{
-        AttachState, Attachment, BootSpec, Claim, Desired, Ending, Firmware, IoErrorPolicy,
-        NetworkKind, NicClaim, OpenOperation, Phase, ProcessIdentity, Reason, StopIntent, VmRecord,
-        VmSize, VmSpec,
+        AttachState, Attachment, BootSpec, Claim, Confinement, Desired, Ending, Firmware,
+        IoErrorPolicy, Measure, NetworkKind, NicClaim, OpenOperation, Phase, ProcessIdentity,
+        Reason, StopIntent, VmRecord, VmSize, VmSpec,
     },
 };
 
@@ -164,6 +164,10 @@ pub(super) fn vm() -> VmRecord {
         claim: Some(Claim {
             disks: vec![disk],
             nics: vec![nic],
+            confinement: Confinement {
+                uid: Some(70_001),
+                measures: vec![Measure::OwnUser, Measure::Seccomp],
+            },
         }),
         ending: Some(Ending {
             reason: Reason::User,
@@ -309,5 +313,17 @@ pub(super) fn key(name: &str, created_at: UnixMs) -> IdempotencyRecord {
         fingerprint: [9; 32],
         answer: IdempotentAnswer::Operation(OperationId::parse("op-1").unwrap()),
         created_at,
+    }
+}
+
+pub(super) fn token() -> TokenRecord {
+    TokenRecord {
+        id: TokenId::parse("0a1b2c3d4e5f6071").unwrap(),
+        name: TokenName::parse("ci").unwrap(),
+        scope: TokenScope::Admin,
+        hash: [5; 32],
+        created_at: UnixMs(1_700_000_000_000),
+        expires_at: Some(UnixMs(1_800_000_000_000)),
+        last_used_at: None,
     }
 }

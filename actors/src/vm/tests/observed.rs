@@ -94,6 +94,7 @@ async fn launch(daemon: &Daemon, id: &VmId, incarnation: Incarnation) {
         boot: None,
         disks: Vec::new(),
         nics: Vec::new(),
+        confinement: vman_model::vm::Confinement::default(),
     };
     let hypervisor = daemon.on().hypervisor.clone();
     let started = tokio::spawn(async move {

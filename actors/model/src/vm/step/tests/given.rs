@@ -13,7 +13,10 @@ use crate::{
             RunState, SeenDisk, Timer,
         },
         phase::{Desired, Phase},
-        record::{Claim, Ending, OpenOperation, ProcessIdentity, Reason, StopIntent, VmRecord},
+        record::{
+            Claim, Confinement, Ending, OpenOperation, ProcessIdentity, Reason, StopIntent,
+            VmRecord,
+        },
         spec::{Firmware, IoErrorPolicy, VmSize, VmSpec},
     },
 };
@@ -307,6 +310,7 @@ fn claim() -> Claim {
     Claim {
         disks: vec![DiskId::parse("root").expect("letters are a valid id")],
         nics: Vec::new(),
+        confinement: Confinement::default(),
     }
 }
 

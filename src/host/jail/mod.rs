@@ -1,0 +1,424 @@
+//! What keeps a QEMU that a guest has taken over from what is not its own.
+//!
+//! Owns: finding out once what this host lets be done (by doing it, not by reading versions), a user
+//! id for each life, and whose the files are. Must not: decide that a VM starts with less; the mode
+//! does, and what lacks is told. Measures are independent: each is tried alone, so that one that
+//! lacks takes no other with it. Look next: `cage.rs` for what the child does, `landlock.rs` for the
+//! files, `docs/security.md` for what each measure is worth.
+//!
+//! Files and users: the storage path, its `disks`, `images` and `vms` are entered by the group
+//! `first_uid`, which all QEMUs have and nobody else; a VM's disks and console belong to the id of
+//! its present life with mode 0600, images can be read by the group. Folders stay root's, so that no
+//! QEMU can put a link where the daemon will look. A released VM's files go back to root.
+
+mod cage;
+mod landlock;
+mod sys;
+#[cfg(test)]
+mod tests;
+
+pub use cage::Cage;
+
+use self::cage::User;
+use crate::config::{JailConfig, JailMode};
+use crate::host::qemu::{cmdline::Accel, layout::Layout};
+use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+use tokio::{process::Command, sync::OnceCell, time::timeout};
+use vman_actors::ports::{HostError, LaunchPlan};
+use vman_model::{
+    VmId,
+    vm::{Confinement, Measure},
+};
+
+/// How long a trial may take.
+const TRIAL_DEADLINE: Duration = Duration::from_secs(5);
+/// A folder changed this recently may change again within the same tick of its clock.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// What this host lets be done.
+#[derive(Debug, Default)]
+struct Abilities {
+    measures: Vec<Measure>,
+    lacking: Vec<String>,
+    /// Beside the one that enters the folders.
+    groups: Vec<u32>,
+}
+
+/// User ids on their way into claims.
+#[derive(Debug, Default)]
+struct Pending {
+    by_vm: BTreeMap<VmId, u32>,
+    /// Where to look first: an id is used again as late as can be.
+    next: u32,
+}
+
+/// The jail of this host's QEMUs.
+#[derive(Debug)]
+pub struct Jail {
+    config: JailConfig,
+    layout: Layout,
+    binary: PathBuf,
+    abilities: OnceCell<Abilities>,
+    pending: Mutex<Pending>,
+    /// The images folder's time when all in it could be read by the group.
+    images_shared: Mutex<Option<SystemTime>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Jail {
+    /// Nothing is tried yet.
+    pub fn new(config: JailConfig, layout: Layout, binary: PathBuf) -> Self {
+        Self {
+            config,
+            layout,
+            binary,
+            abilities: OnceCell::new(),
+            pending: Mutex::default(),
+            images_shared: Mutex::default(),
+        }
+    }
+
+    async fn abilities(&self, accel: Accel) -> &Abilities {
+        self.abilities.get_or_init(|| self.find_out(accel)).await
+    }
+
+    /// In a sentence, for health.
+    pub async fn describe(&self, accel: Accel) -> String {
+        let found = self.abilities(accel).await;
+        let words: Vec<_> = found
+            .measures
+            .iter()
+            .map(|measure| measure.as_str())
+            .collect();
+        let mut text = words.join(", ");
+        for lacking in &found.lacking {
+            text += "; without ";
+            text += lacking;
+        }
+        text
+    }
+
+    /// How the VM's next QEMU is confined.
+    pub async fn confine(
+        &self,
+        vm: &VmId,
+        taken: &BTreeSet<u32>,
+        accel: Accel,
+    ) -> Result<Confinement, HostError> {
+        let found = self.abilities(accel).await;
+        if self.config.mode == JailMode::Require && !found.lacking.is_empty() {
+            return Err(HostError(format!(
+                "VMAN_JAIL=require, and this host starts a QEMU without {}",
+                found.lacking.join("; without ")
+            )));
+        }
+        let uid = if found.measures.contains(&Measure::OwnUser) {
+            Some(self.take_uid(vm, taken)?)
+        } else {
+            None
+        };
+        Ok(Confinement {
+            uid,
+            measures: found.measures.clone(),
+        })
+    }
+
+    /// An id that neither a claim holds nor another VM is about to.
+    fn take_uid(&self, vm: &VmId, taken: &BTreeSet<u32>) -> Result<u32, HostError> {
+        // The first is the group's.
+        let (first, count) = (self.config.first_uid + 1, self.config.uids - 1);
+        let mut pending = lock(&self.pending);
+        pending.by_vm.remove(vm);
+        let start = pending.next;
+        let ids = (0..count).map(|n| first + (start + n) % count);
+        let held = |id: &u32| taken.contains(id) || pending.by_vm.values().any(|other| other == id);
+        let Some(uid) = ids.into_iter().find(|id| !held(id)) else {
+            return Err(HostError(format!(
+                "all {count} user ids for QEMUs are in use: raise VMAN_JAIL_UIDS"
+            )));
+        };
+        pending.next = (uid - first + 1) % count;
+        pending.by_vm.insert(vm.clone(), uid);
+        Ok(uid)
+    }
+
+    /// Prepares what the child of this plan needs; none where nothing is confined. Blocks.
+    pub fn cage(&self, plan: &LaunchPlan) -> io::Result<Option<Cage>> {
+        let has = |measure| plan.confinement.measures.contains(&measure);
+        if !has(Measure::NoNewPrivileges) {
+            return Ok(None);
+        }
+        let user = plan.confinement.uid.map(|uid| self.user(uid));
+        let landlock = has(Measure::Landlock).then(|| landlock::rules(&self.own(&plan.vm)));
+        Ok(Some(Cage {
+            user,
+            landlock: landlock.transpose()?,
+            ipc: has(Measure::IpcNamespace),
+            bounding: is_root(),
+        }))
+    }
+
+    fn user(&self, uid: u32) -> User {
+        let mut groups = vec![self.config.first_uid];
+        if let Some(found) = self.abilities.get() {
+            groups.extend(&found.groups);
+        }
+        User { uid, groups }
+    }
+
+    fn own(&self, vm: &VmId) -> landlock::Own {
+        landlock::Own {
+            program: self.program_folder(),
+            read: vec![self.layout.storage.join("images")],
+            write: vec![self.layout.storage.join("disks"), self.layout.files(vm)],
+        }
+    }
+
+    /// Where the binary is, if it is not where the system's are.
+    fn program_folder(&self) -> Option<PathBuf> {
+        let found = self.binary.canonicalize().ok()?;
+        let folder = found.parent().filter(|folder| *folder != Path::new("/"))?;
+        (!folder.starts_with("/usr")).then(|| folder.to_owned())
+    }
+
+    /// Gives the VM's files to the user of this life. `files` are those in its own folder. Blocks.
+    pub fn hand_over(&self, plan: &LaunchPlan, files: &[PathBuf]) -> io::Result<()> {
+        let Some(uid) = plan.confinement.uid else {
+            return Ok(());
+        };
+        let folder = self.layout.files(&plan.vm);
+        give(&folder, None, Some(uid))?;
+        fs::set_permissions(&folder, Permissions::from_mode(0o710))?;
+        let disks = plan.disks.iter().map(|disk| &disk.path);
+        for file in files.iter().chain(disks) {
+            give(file, Some(uid), None)?;
+        }
+        self.share_images()
+    }
+
+    fn is_ours(&self, uid: u32) -> bool {
+        (self.config.first_uid..self.config.first_uid + self.config.uids).contains(&uid)
+    }
+
+    /// Lets the group read every image. An upload changes the folder's time, so that nothing is
+    /// looked at again while nothing is new.
+    fn share_images(&self) -> io::Result<()> {
+        let folder = self.layout.storage.join("images");
+        let changed = fs::metadata(&folder)?.modified()?;
+        let mut shared = lock(&self.images_shared);
+        if *shared == Some(changed) {
+            return Ok(());
+        }
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                give(&entry.path(), None, Some(self.config.first_uid))?;
+                fs::set_permissions(entry.path(), Permissions::from_mode(0o640))?;
+            }
+        }
+        let settled = changed.elapsed().is_ok_and(|age| age > SETTLED);
+        *shared = settled.then_some(changed);
+        Ok(())
+    }
+
+    /// Takes a VM's disks back and forgets its id; the VM has no QEMU. Blocks.
+    pub fn take_back(&self, vm: &VmId) -> io::Result<()> {
+        let folder = self.layout.files(vm);
+        // Where the id is found also by a daemon that did not hand it out.
+        let uid = match fs::symlink_metadata(&folder) {
+            Ok(found) => found.gid(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+        if self.is_ours(uid) {
+            for entry in fs::read_dir(self.layout.storage.join("disks"))? {
+                let entry = entry?;
+                if entry.metadata().is_ok_and(|found| found.uid() == uid) {
+                    give(&entry.path(), Some(0), None)?;
+                }
+            }
+            give(&folder, None, Some(0))?;
+            fs::set_permissions(&folder, Permissions::from_mode(0o700))?;
+        }
+        lock(&self.pending).by_vm.remove(vm);
+        Ok(())
+    }
+
+    async fn find_out(&self, accel: Accel) -> Abilities {
+        // It is on QEMU's command line in every case.
+        let mut found = Abilities {
+            measures: vec![Measure::Seccomp],
+            ..Abilities::default()
+        };
+        if self.config.mode == JailMode::Off {
+            found
+                .lacking
+                .push("anything else: VMAN_JAIL=off".to_owned());
+            return found;
+        }
+        let bounding = is_root();
+        let bare = || Cage {
+            bounding,
+            ..Cage::default()
+        };
+        if let Err(why) = self.try_out(bare()).await {
+            found.lacking.push(format!("anything else: {why}"));
+            return found;
+        }
+        found.measures.extend([
+            Measure::NoCapabilities,
+            Measure::NoNewPrivileges,
+            Measure::ResourceLimits,
+            Measure::OomScore,
+        ]);
+        let ipc = Cage {
+            ipc: true,
+            ..bare()
+        };
+        let landlock = async {
+            let vm = VmId::parse("trial").expect("letters are an id");
+            let rules = landlock::rules(&self.own(&vm)).map_err(|error| error.to_string())?;
+            let landlock = Some(rules);
+            self.try_out(Cage { landlock, ..bare() }).await
+        };
+        let (ipc, landlock, user) =
+            tokio::join!(self.try_out(ipc), landlock, self.try_user(accel, bare()));
+        match user {
+            Ok(groups) => {
+                found.measures.push(Measure::OwnUser);
+                found.groups = groups;
+            }
+            Err(why) => found.lacking.push(format!("own_user: {why}")),
+        }
+        for (measure, tried) in [(Measure::Landlock, landlock), (Measure::IpcNamespace, ipc)] {
+            match tried {
+                Ok(()) => found.measures.push(measure),
+                Err(why) => found.lacking.push(format!("{}: {why}", measure.as_str())),
+            }
+        }
+        found
+    }
+
+    /// Whether a QEMU can have a user of its own, and which further groups it then needs.
+    async fn try_user(&self, accel: Accel, bare: Cage) -> Result<Vec<u32>, String> {
+        if !is_root() {
+            return Err("the daemon does not run as root".to_owned());
+        }
+        passable(&self.layout.storage)?;
+        let groups = match accel {
+            Accel::Kvm => kvm_groups()?,
+            Accel::Tcg => Vec::new(),
+        };
+        let shared = self.config.first_uid;
+        let user = Some(User {
+            uid: shared,
+            groups: groups.clone(),
+        });
+        self.try_out(Cage { user, ..bare }).await?;
+        let storage = &self.layout.storage;
+        for folder in ["", "disks", "images", "vms"] {
+            let folder = storage.join(folder);
+            give(&folder, None, Some(shared))
+                .and_then(|()| fs::set_permissions(&folder, Permissions::from_mode(0o710)))
+                .map_err(|error| format!("{}: {error}", folder.display()))?;
+        }
+        Ok(groups)
+    }
+
+    /// Runs the binary in `cage`, to tell its version.
+    async fn try_out(&self, cage: Cage) -> Result<(), String> {
+        let mut command = Command::new(&self.binary);
+        command
+            .arg("-version")
+            .env_clear()
+            .current_dir("/")
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .kill_on_drop(true);
+        enter_before_exec(&mut command, cage);
+        match timeout(TRIAL_DEADLINE, command.status()).await {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => Err(format!("QEMU does not start: {status}")),
+            Ok(Err(error)) => Err(format!("QEMU does not start: {error}")),
+            Err(_) => Err("QEMU did not start within 5 s".to_owned()),
+        }
+    }
+}
+
+/// Gives a disk to the user of a QEMU that runs already: called before it is plugged into it.
+/// Repeatable; blocks for a system call or two.
+pub fn hand_disk(pid: u32, disk: &Path) -> io::Result<()> {
+    let uid = fs::metadata(format!("/proc/{pid}"))?.uid();
+    if fs::symlink_metadata(disk)?.uid() == uid {
+        return Ok(());
+    }
+    give(disk, Some(uid), None)
+}
+
+/// Takes a disk back from a QEMU that has let go of it. Repeatable; blocks as [`hand_disk`] does.
+pub fn take_disk(disk: &Path) -> io::Result<()> {
+    let own = rustix::process::geteuid().as_raw();
+    if fs::symlink_metadata(disk)?.uid() == own {
+        return Ok(());
+    }
+    give(disk, Some(own), None)
+}
+
+#[allow(unsafe_code)]
+fn enter_before_exec(command: &mut Command, cage: Cage) {
+    // SAFETY: entering makes system calls on what was prepared before the fork; it allocates
+    // nothing and takes no lock.
+    unsafe { command.pre_exec(move || cage.enter()) };
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Changes whose a file is; a link itself and not what it points to.
+fn give(path: &Path, owner: Option<u32>, group: Option<u32>) -> io::Result<()> {
+    let (owner, group) = (owner.map(Uid::from_raw), group.map(Gid::from_raw));
+    Ok(chownat(CWD, path, owner, group, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// Whether any user may pass through all folders above `path`.
+fn passable(path: &Path) -> Result<(), String> {
+    let whole = path
+        .canonicalize()
+        .map_err(|error| format!("{}: {error}", path.display()))?;
+    for folder in whole.ancestors().skip(1) {
+        let mode = fs::metadata(folder)
+            .map_err(|error| format!("{}: {error}", folder.display()))?
+            .mode();
+        if mode & 0o001 == 0 {
+            return Err(format!(
+                "{} lets no other user pass: chmod o+x it, or choose another VMAN_STORAGE_PATH",
+                folder.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The groups with which another user may use /dev/kvm.
+fn kvm_groups() -> Result<Vec<u32>, String> {
+    let found = fs::metadata("/dev/kvm").map_err(|error| format!("/dev/kvm: {error}"))?;
+    match found.mode() & 0o066 {
+        mode if mode & 0o006 == 0o006 => Ok(Vec::new()),
+        mode if mode & 0o060 == 0o060 => Ok(vec![found.gid()]),
+        _ => Err("/dev/kvm is for its owner alone".to_owned()),
+    }
+}
