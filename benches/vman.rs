@@ -57,6 +57,10 @@ fn main() {
         "{:<44} {:>8} {:>8} {:>8}   {:>8} {:>8} {:>8}   against the floor",
         "", "median", "p10", "p99", "floor", "p10", "p99"
     );
+    if std::env::args().any(|arg| arg == "disks") {
+        // `cargo bench -- disks`: these rows alone.
+        return disks::measure();
+    }
     if std::env::args().any(|arg| arg == "network") {
         // `cargo bench -- network`: these rows alone.
         return net::bridge();
