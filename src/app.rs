@@ -120,6 +120,11 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
     let times = Arc::new(CommandTimes::default());
     let metrics = figures::sources(outer.log.clone(), times.clone(), config.qemu.dry_run);
     let ports = ports(&config, &lock, times).await?;
+    #[cfg(feature = "failpoints")]
+    let ports = {
+        use vman_actors::failpoint::{process, watched};
+        watched(ports, process(None, None))
+    };
     let hypervisor = ports.hypervisor.clone();
     let settings = settings(&config);
     let (tree, probe) = tokio::join!(Tree::start(ports, &settings), hypervisor.probe());

@@ -27,9 +27,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     #[cfg(feature = "failpoints")]
-    if let Ok(step) = std::env::var("FAILPOINT") {
-        vman_actors::failpoint::arm(step, std::process::abort);
-    }
+    watch_steps();
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
     let (overrides, log) = (flags.overrides(&args.global), log.control());
     let outer = app::Outer {
@@ -43,6 +41,19 @@ fn main() -> ExitCode {
             fail(&error, error.exit_code())
         }
     }
+}
+
+/// Has this process die at a step, or write down which it passes.
+#[cfg(feature = "failpoints")]
+fn watch_steps() {
+    let log = std::env::var_os("FAILPOINT_LOG").map(|path| {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(path);
+        log.expect("a test names a file that can be written")
+    });
+    vman_actors::failpoint::process(std::env::var("FAILPOINT").ok(), log);
 }
 
 fn runtime(threads: usize) -> tokio::runtime::Runtime {

@@ -11,6 +11,8 @@ pub mod fakes;
 pub mod meters;
 pub mod network;
 pub mod observer;
+#[cfg(any(test, feature = "fakes"))]
+pub mod oracle;
 pub mod ports;
 pub mod root;
 pub mod slot;

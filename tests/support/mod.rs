@@ -5,6 +5,7 @@
 pub mod daemon;
 pub mod host;
 pub mod http;
+pub mod sight;
 
 use std::{
     path::PathBuf,

@@ -9,7 +9,6 @@
 
 use super::{DisksHandle, SeenFiles};
 use crate::{
-    failpoint,
     ports::{Clock, DiskFiles, FileError, NewDiskFile},
     store::{StoreError, StoreHandle, Versioned},
 };
@@ -159,10 +158,8 @@ impl DisksHandle {
             event: None,
         };
         self.store.commit(begun).await?;
-        failpoint::hit("create.row");
         let made = match self.ensure(file).await {
             Ok(_) => {
-                failpoint::hit("create.file");
                 disk.file = DiskFile::Made;
                 self.commit_made(&disk, key, new.origin, clock).await
             }
@@ -175,7 +172,6 @@ impl DisksHandle {
             }
             return Err(error);
         }
-        failpoint::hit("create.committed");
         tracing::info!(disk_id = %disk.id, size_mib = disk.size_mib, "disk made");
         self.look_now(&disk).await;
         Ok(disk.id)
@@ -309,9 +305,7 @@ impl DisksHandle {
         origin: Origin,
         now: UnixMs,
     ) -> Result<(), DiskFault> {
-        failpoint::hit("delete.row");
         self.remove(disk.id.clone(), disk.format).await?;
-        failpoint::hit("delete.file");
         let told = format!("disk {} was deleted", disk.id);
         let erase = Change {
             guards: Vec::new(),
@@ -345,7 +339,6 @@ impl DisksHandle {
             event: Some(event(id, EventKind::DiskChanged, told, origin, now)),
         };
         self.store.commit(change).await?;
-        failpoint::hit("resize.row");
         self.grow_file(id, before).await
     }
 
@@ -376,7 +369,6 @@ impl DisksHandle {
             }
             return Err(error.into());
         }
-        failpoint::hit("resize.done");
         self.look_now(disk).await;
         Ok(())
     }

@@ -41,6 +41,10 @@ impl Storage for FencedStorage {
         self.inner.commit(batch)
     }
 
+    fn blocks(&self) -> bool {
+        self.world.storage_blocks()
+    }
+
     fn size(&self) -> u64 {
         self.inner.size()
     }

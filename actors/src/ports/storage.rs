@@ -147,6 +147,11 @@ pub trait Storage: Send + Sync + 'static {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, LoadError>;
     /// Makes the batch durable.
     fn commit(&self, batch: &[Row]) -> Result<(), CommitError>;
+    /// Whether a commit takes its time: then a thread of the store's own makes
+    /// them, otherwise a task, in step with all others.
+    fn blocks(&self) -> bool {
+        true
+    }
     /// Bytes of the file, for metrics.
     fn size(&self) -> u64;
 }

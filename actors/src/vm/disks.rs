@@ -6,7 +6,6 @@
 //! QEMU when it answers again.
 
 use super::{VmDeps, VmMsg, VmState};
-use crate::failpoint;
 use crate::ports::{
     BoxFuture, DiskAction, DiskError, DiskPlan, Machine, NewDiskFile, device_name, node_name,
 };
@@ -119,7 +118,6 @@ impl VmState {
         slot: u8,
     ) {
         let report = report(myself, incarnation, Some(operation), disk.clone());
-        failpoint::hit("attach.intent");
         let (machine, deps) = (self.machine_now(), self.deps.clone());
         tokio::spawn(async move {
             report.tell(plug(machine, &deps, &disk, slot).await);
@@ -133,7 +131,6 @@ impl VmState {
         operation: Option<OperationId>,
         disk: DiskId,
     ) {
-        failpoint::hit("detach.intent");
         let report = report(myself, incarnation, operation, disk.clone());
         let machine = self.machine_now();
         tokio::spawn(async move {
@@ -149,7 +146,6 @@ impl VmState {
         disk: DiskId,
     ) {
         let report = report(myself, incarnation, Some(operation), disk.clone());
-        failpoint::hit("resize.row");
         let (machine, size) = (self.machine_now(), row(&self.deps, &disk));
         tokio::spawn(async move {
             let done = match (machine, size) {

@@ -22,7 +22,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex as Turn, broadcast, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
-use vman_actors::failpoint;
 use vman_actors::ports::{BoxFuture, DiskAction, DiskError, DiskPlan, device_name, node_name};
 use vman_model::vm::SeenDisk;
 use vman_model::{DiskId, DiskLimits};
@@ -306,7 +305,6 @@ impl Work {
                 return Err(DiskError::Refused(why));
             }
         }
-        failpoint::hit("attach.device");
         if plan.options.limits.any() {
             self.limit(&plan.options.limits).await?;
         }
@@ -322,13 +320,10 @@ impl Work {
                 self.wait_for_guest(heard, &device).await?;
             }
         } else {
-            failpoint::hit("detach.asked");
             self.wait_for_guest(heard, &device).await?;
         }
-        failpoint::hit("detach.released");
         self.close().await?;
         self.owner.take(&self.disk).await;
-        failpoint::hit("detach.closed");
         Ok(())
     }
 
@@ -392,10 +387,7 @@ impl Work {
             "size": size_mib.saturating_mul(MIB),
         });
         match self.ask("block_resize", arguments).await? {
-            Answer::Done => {
-                failpoint::hit("resize.done");
-                Ok(())
-            }
+            Answer::Done => Ok(()),
             Answer::No(why) => Err(DiskError::Refused(why)),
         }
     }

@@ -1,8 +1,9 @@
 //! Random commands, faults and deaths, told apart by a seed. Whatever happens,
 //! the oracle holds in the end.
 
-use super::daemon::{
-    DELETE, Daemon, RESTART, STOP, STOP_BY_FORCE, alone, on_threads, origin, spec, vm,
+use super::{
+    daemon::{DELETE, Daemon, RESTART, STOP, STOP_BY_FORCE, alone, on_threads, origin, spec, vm},
+    trial::Dice,
 };
 use crate::{
     fakes::{Act, FakeHost, Launch, NextCommit, Powerdown},
@@ -26,22 +27,6 @@ const VMS: u64 = 5;
 const STEPS: u64 = 60;
 /// Lives at once: most of a life is waiting.
 const WORKERS: usize = 4;
-
-/// A small generator (xorshift64*).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % sides
-    }
-
-    fn ms(&mut self, below: u64) -> Duration {
-        Duration::from_millis(self.roll(below))
-    }
-}
 
 /// What was promised about each VM: made, and perhaps asked to be gone.
 #[derive(Default)]
@@ -251,7 +236,7 @@ async fn live_through(seed: u64, real: bool) {
     };
     let mut chaos = Chaos {
         daemon,
-        dice: Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+        dice: Dice::new(seed),
         promises: Promises::default(),
         real,
     };

@@ -1,9 +1,10 @@
 //! Flows of the whole tree on a simulated host.
 //!
-//! `daemon.rs` is the daemon under test and its oracle; the tests are grouped
-//! by what they try: `commands`, `faults` (hangs, failures), `network` (addresses, the bridge),
-//! `deaths` (of actors, of the daemon, of the host), `doc` (the page), `observed` (the observer),
-//! `chaos` (random commands and deaths).
+//! `daemon.rs` is the daemon under test, `sight.rs` what the oracle sees of it; the tests are
+//! grouped by what they try: `commands`, `faults` (hangs, failures), `network` (addresses, the
+//! bridge), `deaths` (of actors, of the daemon, of the host), `doc` (the page), `observed` (the
+//! observer), `chaos` (random commands and deaths), `matrix` (each of the `operations` cut at each
+//! step).
 
 mod chaos;
 mod commands;
@@ -11,5 +12,9 @@ mod daemon;
 mod deaths;
 mod doc;
 mod faults;
+mod matrix;
 mod network;
 mod observed;
+mod operations;
+mod sight;
+mod trial;
