@@ -155,6 +155,20 @@ pub enum VmCommand {
         #[arg(long)]
         raw: bool,
     },
+    /// Print what the daemon's log holds about a VM
+    Logs {
+        /// The VM
+        id: String,
+        /// Go on printing what comes
+        #[arg(short, long)]
+        follow: bool,
+        /// The last so many records
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 200)]
+        lines: u32,
+        /// None before this: a time (2026-11-21T08:00:00Z) or how long ago (90s, 10m, 2h, 7d)
+        #[arg(long, value_name = "WHEN")]
+        since: Option<String>,
+    },
     /// Tell why a VM is in the state it is in
     Explain {
         /// The VM

@@ -63,6 +63,12 @@ pub(in crate::cli) async fn run(
             keep_root_disk,
         } => delete(&targets, keep_root_disk, session).await,
         VmCommand::Console { id, follow, raw } => console(&id, follow, raw, session).await,
+        VmCommand::Logs {
+            id,
+            follow,
+            lines,
+            since,
+        } => super::logs::run(&id, follow, lines, since.as_deref(), session).await,
         VmCommand::Explain { id } => explain(&id, session).await,
     }
 }

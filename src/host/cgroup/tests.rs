@@ -203,7 +203,7 @@ fn in_version_2_the_controllers_are_handed_down_and_one_group_has_them_all() {
         .make("vm", &TRIAL, &bench.measures, &bench.note());
     assert_eq!(doors.unwrap().len(), 1);
     let group = root.path().join("vman/vm");
-    assert_eq!(noted(&bench.note()).unwrap(), [group.clone()]);
+    assert_eq!(noted(&bench.note()).unwrap(), std::slice::from_ref(&group));
     let read = |file: &str| fs::read_to_string(group.join(file)).unwrap();
     assert_eq!(read("memory.max"), (1_u64 << 30).to_string());
     assert_eq!(
