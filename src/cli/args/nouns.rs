@@ -72,6 +72,15 @@ pub struct NewVm {
     /// How often it is started again within the policy's window before it is given up
     #[arg(long, value_name = "N", requires = "restart")]
     pub max_restarts: Option<u32>,
+    /// Its share of the processors where they are short, 1 to 10000; 100 for each of its CPUs if not given
+    #[arg(long, value_name = "N")]
+    pub cpu_weight: Option<u16>,
+    /// Processor time at most, in percent of one processor
+    #[arg(long, value_name = "PERCENT")]
+    pub cpu_quota: Option<u32>,
+    /// Its share of the disks where they are short, 1 to 10000
+    #[arg(long, value_name = "N")]
+    pub io_weight: Option<u16>,
 }
 
 /// Commands about VMs.
