@@ -10,8 +10,8 @@ use crate::{
         AdoptPlan, Adoption, BoxFuture, CommitError, ConsoleTail, DiskAction, DiskError, DiskFiles,
         FileError, Folders, FoundProcess, HostError, HostProbe, Hypervisor, ImageFiles,
         LaunchError, LaunchPlan, LoadError, Machine, MachineAction, MachineError, Network,
-        NetworkError, NetworkFacts, NewDiskFile, NewsSink, NicPlan, NicRequest, Row, SeenFile,
-        Settled, StagedImage, Storage, Table, Traffic, Upload, storage::KeyValue,
+        NetworkError, NetworkFacts, NetworkSurvey, NewDiskFile, NewsSink, NicPlan, NicRequest, Row,
+        SeenFile, Settled, StagedImage, Storage, Table, Traffic, Upload, storage::KeyValue,
     },
     root::Ports,
     store::codec::{self, Kind},
@@ -157,6 +157,11 @@ impl Storage for Watched<dyn Storage> {
         result
     }
 
+    /// At an upgrade, before anything is changed: it has tests of its own.
+    fn backup(&self, suffix: &str) -> Result<String, CommitError> {
+        self.inner.backup(suffix)
+    }
+
     fn blocks(&self) -> bool {
         self.inner.blocks()
     }
@@ -249,6 +254,10 @@ impl Hypervisor for Watched<dyn Hypervisor> {
         let (inner, door) = self.parts();
         let effect = async move || inner.trim_logs(vms).await;
         Box::pin(door.through("hypervisor.trim-logs", effect))
+    }
+
+    fn oom_kills(&self, vm: &VmId) -> BoxFuture<'static, Result<Option<u64>, HostError>> {
+        self.inner.oom_kills(vm)
     }
 
     fn probe(&self) -> BoxFuture<'static, HostProbe> {
@@ -455,6 +464,10 @@ impl Network for Watched<dyn Network> {
         let (inner, door) = self.parts();
         let effect = async move || inner.release(vm).await;
         Box::pin(door.through("network.release", effect))
+    }
+
+    fn survey(&self) -> BoxFuture<'static, Result<NetworkSurvey, NetworkError>> {
+        self.inner.survey()
     }
 
     fn traffic(&self, vm: VmId) -> BoxFuture<'static, Option<Traffic>> {

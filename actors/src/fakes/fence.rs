@@ -45,6 +45,10 @@ impl Storage for FencedStorage {
         self.world.storage_blocks()
     }
 
+    fn backup(&self, suffix: &str) -> Result<String, CommitError> {
+        self.inner.backup(suffix)
+    }
+
     fn size(&self) -> u64 {
         self.inner.size()
     }
