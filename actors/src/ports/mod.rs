@@ -23,5 +23,8 @@ pub use hypervisor::{
     HostError, HostProbe, Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction,
     MachineError, MachineNews, NewsSink, NicPlan, device_name, node_name,
 };
-pub use network::{BridgeFacts, Network, NetworkError, NetworkFacts, NicRequest, Settled, Traffic};
+pub use network::{
+    BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest, SeenBridge,
+    SeenTap, Settled, Traffic,
+};
 pub use storage::{CommitError, LoadError, Row, RowBatch, Storage, Table};
