@@ -122,9 +122,9 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
     let metrics = figures::sources(outer.log.clone(), times.clone(), config.qemu.dry_run);
     let ports = ports(&config, &lock, times).await?;
     #[cfg(feature = "failpoints")]
-    let ports = {
-        use vman_actors::failpoint::{process, watched};
-        watched(ports, process(None, None))
+    let ports = match vman_actors::failpoint::process() {
+        Some(process) => vman_actors::failpoint::watched(ports, process),
+        None => ports,
     };
     let hypervisor = ports.hypervisor.clone();
     let settings = settings(&config);

@@ -54,14 +54,13 @@ fn main() -> ExitCode {
 /// Has this process die at a step, or write down which it passes.
 #[cfg(feature = "failpoints")]
 fn watch_steps() {
+    use vman_actors::failpoint;
     let log = std::env::var_os("FAILPOINT_LOG").map(|path| {
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(path);
-        log.expect("a test names a file that can be written")
+        let mut log = std::fs::File::options();
+        let log = log.create(true).append(true).open(path);
+        Box::new(log.expect("a test names a file that can be written")) as failpoint::Log
     });
-    vman_actors::failpoint::process(std::env::var("FAILPOINT").ok(), log);
+    failpoint::arm(std::env::var("FAILPOINT").ok(), std::process::abort, log);
 }
 
 fn upgrade_check(flags: &ConfigFlags, global: &Global, environment: &Environment) -> ExitCode {

@@ -20,7 +20,7 @@ mod process;
 #[cfg(any(test, feature = "failpoints"))]
 pub use ports::watched;
 #[cfg(feature = "failpoints")]
-pub use process::{Process, process};
+pub use process::{Log, Process, arm, process};
 
 use std::time::Duration;
 

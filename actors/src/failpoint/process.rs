@@ -7,7 +7,6 @@
 use super::{Fate, HOST_POINTS, Side, Step, Watch};
 use std::{
     collections::HashMap,
-    fs::File,
     io::Write,
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
@@ -18,20 +17,27 @@ static PROCESS: OnceLock<Arc<Process>> = OnceLock::new();
 pub struct Process {
     /// The step and the how manyeth time.
     armed: Option<String>,
-    log: Option<File>,
-    passed: Mutex<HashMap<Step, u32>>,
+    die: fn() -> !,
+    passed: Mutex<(HashMap<Step, u32>, Option<Log>)>,
 }
 
-/// Sets up the watch of this process. The first call says how.
-pub fn process(armed: Option<String>, log: Option<File>) -> Arc<Process> {
-    let make = || {
-        Arc::new(Process {
-            armed,
-            log,
-            passed: Mutex::default(),
-        })
+/// Where steps are written down.
+pub type Log = Box<dyn Write + Send>;
+
+/// Sets up the watch of this process, once: the step at which it is to die, how
+/// it dies, and where it writes down its steps.
+pub fn arm(armed: Option<String>, die: fn() -> !, log: Option<Log>) {
+    let process = Process {
+        armed,
+        die,
+        passed: Mutex::new((HashMap::new(), log)),
     };
-    PROCESS.get_or_init(make).clone()
+    let _ = PROCESS.set(Arc::new(process));
+}
+
+/// The watch of this process, if it was set up.
+pub fn process() -> Option<Arc<Process>> {
+    PROCESS.get().cloned()
 }
 
 pub(super) fn hit(room: &str, what: &str, side: Side) {
@@ -45,15 +51,16 @@ pub(super) fn hit(room: &str, what: &str, side: Side) {
 impl Watch for Process {
     fn pass(&self, step: Step) -> Fate {
         let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (passed, log) = &mut *passed;
         let times = passed.entry(step).or_default();
         *times += 1;
         let name = format!("{step}#{times}");
-        if let Some(mut log) = self.log.as_ref() {
+        if let Some(log) = log {
             let _ = log.write_all(format!("{name}\n").as_bytes());
         }
         if self.armed.as_ref() == Some(&name) {
             // No destructor runs and no other thread gets further than it is.
-            std::process::abort();
+            (self.die)();
         }
         Fate::Go
     }
