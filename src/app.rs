@@ -8,6 +8,7 @@ mod listeners;
 mod reload;
 mod systemd;
 mod tls;
+pub mod upgrade;
 
 pub use reload::Reread;
 
