@@ -46,7 +46,8 @@ use vman_actors::observer::DriftSettings;
 use vman_actors::ports::{Clock, Network};
 use vman_actors::{Handles, Ports, StartError, Tree, TreeSettings};
 use vman_model::{
-    Allowance, Cause, Change, EventDraft, EventKind, ImageName, Origin, Pool, Subject, vm::NetworkKind,
+    Allowance, Cause, Change, EventDraft, EventKind, ImageName, Origin, Pool, Subject,
+    vm::NetworkKind,
 };
 
 /// How long the tree may take to stop after the last request was answered.

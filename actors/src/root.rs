@@ -31,6 +31,7 @@ use tokio::{
     sync::{Semaphore, oneshot, watch},
     time::Instant,
 };
+use vman_model::Allowance;
 
 /// The root's budget: more restarts than this within [`WINDOW`] and it gives up.
 const MAX_RESTARTS: usize = 3;

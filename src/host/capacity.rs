@@ -19,7 +19,9 @@ pub fn look() -> io::Result<Capacity> {
 
 /// `MemTotal:  N kB` (proc(5)), in bytes.
 fn memory_total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -32,7 +34,12 @@ mod tests {
     fn the_hosts_memory_is_read_as_the_kernel_tells_it() {
         let told = "MemTotal:       24683672 kB\nMemFree: 1 kB\n";
         assert_eq!(memory_total(told), Some(24_683_672 * 1024));
-        for odd in ["", "MemTotal: many kB", "MemTotal: 1", "MemTotal: 99999999999999999999 kB"] {
+        for odd in [
+            "",
+            "MemTotal: many kB",
+            "MemTotal: 1",
+            "MemTotal: 99999999999999999999 kB",
+        ] {
             assert_eq!(memory_total(odd), None, "{odd}");
         }
         let here = look().unwrap();

@@ -36,8 +36,8 @@ struct ApiDoc;
 
 fn documented() -> OpenApiRouter<HttpState> {
     use routes::{
-        actions, console, disk_work, disks, events, health, host, images, logs, network, nics, observer,
-        operations, templates, tokens, vms,
+        actions, console, disk_work, disks, events, health, host, images, logs, network, nics,
+        observer, operations, templates, tokens, vms,
     };
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(vms::list_vms, vms::create_vm))

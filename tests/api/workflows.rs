@@ -438,7 +438,8 @@ async fn a_host_without_room_refuses_a_start_with_the_sum_and_tells_what_is_left
         ..Setup::default()
     })
     .await;
-    api.template("small").await;
+    let small = json!({"name": "small", "cpu_count": 1, "ram_amount": 1});
+    api.post("/templates", &small).await.expect(201);
     for name in ["a", "b"] {
         let vm = json!({"template_name": "small", "name": name, "ram_mib": 3000, "cpu_count": 2});
         api.post("/vms", &vm).await.expect(201);

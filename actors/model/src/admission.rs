@@ -179,7 +179,10 @@ mod tests {
         };
         let allowance = Allowance::of(HOST, all);
         let told = allowance.shortage(promise(8_000, 4), promise(500, 1));
-        assert!(told.contains("500 MiB") && told.contains("1 virtual CPUs"), "{told}");
+        assert!(
+            told.contains("500 MiB") && told.contains("1 virtual CPUs"),
+            "{told}"
+        );
         assert!(allowance.admits(promise(9_000, 2), promise(0, 2)));
     }
 

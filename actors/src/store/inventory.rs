@@ -9,10 +9,10 @@ use imbl::{OrdMap, Vector};
 use serde::Serialize;
 use std::sync::Arc;
 use vman_model::{
-    Change, Promise, DiskId, DiskRecord, Event, ForwardId, ForwardRecord, Guard, IdempotencyKey,
+    Change, DiskId, DiskRecord, Event, ForwardId, ForwardRecord, Guard, IdempotencyKey,
     IdempotencyRecord, ImageName, ImageRecord, LeaseId, LeaseRecord, OperationId, OperationRecord,
-    Revision, TemplateName, TemplateRecord, TokenId, TokenName, TokenRecord, UnixMs, VmId, Write,
-    vm::VmRecord,
+    Promise, Revision, TemplateName, TemplateRecord, TokenId, TokenName, TokenRecord, UnixMs, VmId,
+    Write, vm::VmRecord,
 };
 
 /// Finished operations kept; the oldest are forgotten first.

@@ -114,7 +114,10 @@ impl Hierarchies {
     /// The daemon's own group of version 2 and all above it that are seen from here, up to the
     /// mount.
     pub(super) fn own_two(&self) -> Vec<PathBuf> {
-        let two = self.mounts.iter().find(|(_, _, version, _)| *version == Version::Two);
+        let two = self
+            .mounts
+            .iter()
+            .find(|(_, _, version, _)| *version == Version::Two);
         let own = self.own.iter().find(|(names, _)| names.is_empty());
         let (Some((point, root, ..)), Some((_, own))) = (two, own) else {
             return Vec::new();
