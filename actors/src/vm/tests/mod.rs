@@ -3,10 +3,9 @@
 //! `daemon.rs` is the daemon under test, `sight.rs` what the oracle sees of it; the tests are
 //! grouped by what they try: `commands`, `faults` (hangs, failures), `network` (addresses, the
 //! bridge), `deaths` (of actors, of the daemon, of the host), `doc` (the page), `observed` (the
-//! observer), `chaos` (random commands and deaths), `matrix` (each of the `operations` cut at each
-//! step).
+//! observer), `matrix` (each of the `operations` cut at each step), `simulation` (random deeds,
+//! faults and deaths by seed).
 
-mod chaos;
 mod commands;
 mod daemon;
 mod deaths;
@@ -17,4 +16,5 @@ mod network;
 mod observed;
 mod operations;
 mod sight;
+mod simulation;
 mod trial;

@@ -45,7 +45,10 @@ operations! {
 
 /// A host with a bridge, where everything that can be held is held.
 pub(super) fn host() -> FakeHost {
-    let host = FakeHost::in_step(1);
+    bridged(FakeHost::in_step(1))
+}
+
+pub(super) fn bridged(host: FakeHost) -> FakeHost {
     let at = |last| Ipv4Addr::new(10, 0, 0, last);
     host.bridge(BridgeFacts {
         name: "br-x".to_owned(),
@@ -56,11 +59,11 @@ pub(super) fn host() -> FakeHost {
     host
 }
 
-fn disk(id: &str) -> DiskId {
+pub(super) fn disk(id: &str) -> DiskId {
     DiskId::parse(id).unwrap()
 }
 
-fn image(name: &str) -> ImageName {
+pub(super) fn image(name: &str) -> ImageName {
     ImageName::parse(name).unwrap()
 }
 
@@ -68,7 +71,7 @@ fn token(name: &str) -> TokenName {
     TokenName::parse(name).unwrap()
 }
 
-fn new_disk(id: &str, from: Option<&str>) -> NewDisk {
+pub(super) fn new_disk(id: &str, from: Option<&str>) -> NewDisk {
     NewDisk {
         id: Some(disk(id)),
         size_mib: from.is_none().then_some(16),
@@ -81,7 +84,7 @@ fn new_disk(id: &str, from: Option<&str>) -> NewDisk {
     }
 }
 
-async fn command(on: &Handles, id: &str, command: Command) -> bool {
+pub(super) async fn command(on: &Handles, id: &str, command: Command) -> bool {
     let context = CommandContext {
         operation: on.vms.new_operation_id(),
         origin: origin(),
@@ -95,7 +98,7 @@ async fn command(on: &Handles, id: &str, command: Command) -> bool {
     on.vms.command(&vm(id), request).await.is_ok()
 }
 
-async fn put_image(on: &Handles, name: &str) -> bool {
+pub(super) async fn put_image(on: &Handles, name: &str) -> bool {
     let Ok(mut upload) = on.disks.begin_upload(image(name), ImageKind::Disk).await else {
         return false;
     };
@@ -103,7 +106,7 @@ async fn put_image(on: &Handles, name: &str) -> bool {
     upload.write(bytes).await.is_ok() && upload.finish(None, origin(), on.clock.now()).await.is_ok()
 }
 
-async fn make_token(on: &Handles) -> bool {
+pub(super) async fn make_token(on: &Handles) -> bool {
     let record = TokenRecord {
         id: TokenId::parse("abcdefghijkl").unwrap(),
         name: token("t"),
@@ -116,7 +119,7 @@ async fn make_token(on: &Handles) -> bool {
     tokens::create(&on.store, record, origin()).await.is_ok()
 }
 
-async fn make_template(on: &Handles) -> bool {
+pub(super) async fn make_template(on: &Handles) -> bool {
     let record = TemplateRecord {
         name: TemplateName::parse("other").unwrap(),
         size: size(),
@@ -127,9 +130,9 @@ async fn make_template(on: &Handles) -> bool {
         .is_ok()
 }
 
-async fn forward(on: &Handles) -> bool {
+pub(super) async fn forward(on: &Handles, to: &str) -> bool {
     let new = NewForward {
-        vm: vm("a"),
+        vm: vm(to),
         protocol: Protocol::Tcp,
         host_port: 2222,
         guest_port: 22,
@@ -139,7 +142,7 @@ async fn forward(on: &Handles) -> bool {
     on.network.forward(new).await.is_ok()
 }
 
-async fn create(on: &Handles, id: &str, restart: RestartPolicy) -> bool {
+pub(super) async fn create(on: &Handles, id: &str, restart: RestartPolicy) -> bool {
     let new = NewVm {
         id: Some(vm(id)),
         spec: spec(restart),
@@ -150,7 +153,7 @@ async fn create(on: &Handles, id: &str, restart: RestartPolicy) -> bool {
     on.vms.create(new).await.is_ok()
 }
 
-fn on_failure() -> RestartPolicy {
+pub(super) fn on_failure() -> RestartPolicy {
     let mut policy = RestartPolicy {
         mode: RestartMode::OnFailure,
         ..RestartPolicy::default()
@@ -234,7 +237,7 @@ impl Operation {
             O::UseToken | O::RevokeToken => assert!(make_token(on).await),
             O::DeleteForward => {
                 daemon.create("a").await;
-                assert!(forward(on).await);
+                assert!(forward(on, "a").await);
             }
             O::FileIsOrphaned => host.stray(
                 Room::Disks,
@@ -327,7 +330,7 @@ impl Operation {
             O::RevokeToken => tokens::revoke(&on.store, token("t"), origin(), now)
                 .await
                 .is_ok(),
-            O::CreateForward => forward(&on).await,
+            O::CreateForward => forward(&on, "a").await,
             O::DeleteForward => {
                 let id = ForwardRecord::id_of(Protocol::Tcp, 2222);
                 on.network.unforward(&id, origin()).await.is_ok()

@@ -76,7 +76,6 @@ impl Trial {
     }
 
     /// A life of delays, that ends at one step in about `odds`.
-    #[expect(dead_code, reason = "for lives by chance")]
     pub(super) fn by_chance(host: &FakeHost, dice: Dice, odds: u64) -> Arc<Self> {
         let deaths = Some((dice, odds));
         Self::of(
