@@ -139,6 +139,11 @@ pub enum Fate {
 pub trait Watch: Send + Sync + 'static {
     /// A daemon comes to this step.
     fn pass(&self, step: Step) -> Fate;
+
+    /// Whether a daemon that was late still lives.
+    fn lives(&self) -> bool {
+        true
+    }
 }
 
 /// A step inside an adapter of the real host: of `room.what`, if that is one of

@@ -67,7 +67,12 @@ impl Door {
     async fn pass(&self, point: &'static str, side: Side) {
         match self.0.pass(Step { point, side }) {
             Fate::Go => {}
-            Fate::Late(time) => tokio::time::sleep(time).await,
+            Fate::Late(time) => {
+                tokio::time::sleep(time).await;
+                if !self.0.lives() {
+                    std::future::pending().await
+                }
+            }
             Fate::Dead => std::future::pending().await,
         }
     }

@@ -124,6 +124,8 @@ pub(super) struct Daemon {
     pub(super) settings: TreeSettings,
     /// Who is told of the steps of the next life.
     pub(super) trial: Option<Arc<Trial>>,
+    /// And of the present one.
+    living: Option<Arc<Trial>>,
     tree: Option<Tree>,
     time: Time,
 }
@@ -161,6 +163,7 @@ impl Daemon {
             host,
             settings,
             trial: None,
+            living: None,
             tree: None,
             time,
         };
@@ -178,6 +181,8 @@ impl Daemon {
 
     /// Starts the tree. False if the daemon died of its trial meanwhile.
     pub(super) async fn boot(&mut self) -> bool {
+        self.late_effects_end();
+        self.living.clone_from(&self.trial);
         let mut ports = self.host.ports();
         if let Some(trial) = &self.trial {
             ports = watched(ports, trial.clone());
@@ -195,6 +200,13 @@ impl Daemon {
         true
     }
 
+    /// What the last life was late with does not come any more.
+    fn late_effects_end(&self) {
+        if let Some(trial) = &self.living {
+            trial.kill();
+        }
+    }
+
     pub(super) fn is_up(&self) -> bool {
         self.tree.is_some()
     }
@@ -210,6 +222,7 @@ impl Daemon {
     /// SIGKILL, and a new start.
     pub(super) async fn kill_and_start(&mut self) {
         self.host.kill_daemon();
+        self.late_effects_end();
         if self.is_up() {
             self.end().await;
         }

@@ -106,6 +106,11 @@ impl Trial {
     pub(super) fn is_dead(&self) -> bool {
         self.state().dead
     }
+
+    /// It is killed, at no step of its own.
+    pub(super) fn kill(&self) {
+        self.state().dead = true;
+    }
 }
 
 impl State {
@@ -128,6 +133,10 @@ impl State {
 }
 
 impl Watch for Trial {
+    fn lives(&self) -> bool {
+        !self.is_dead()
+    }
+
     fn pass(&self, step: Step) -> Fate {
         let mut state = self.state();
         if state.dead {
