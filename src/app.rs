@@ -151,6 +151,7 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
         },
         default_boot_disk: default_boot_disk(&config),
         metrics: metrics.clone(),
+        log: outer.log.reader(),
         shutdown: shutdown.clone(),
     });
     let server = tokio::spawn(http::serve(

@@ -212,6 +212,7 @@ mod tests {
             limits: Limits::default(),
             default_boot_disk: None,
             metrics: MetricsSources::default(),
+            log: crate::telemetry::LogReader::default(),
             shutdown: tokio_util::sync::CancellationToken::new(),
         })
     }

@@ -82,6 +82,7 @@ codes! {
     ImageExists "image_exists" 409 "An image of this name is there",
     ImageBeingUploaded "image_being_uploaded" 409 "Another upload of this image is under way",
     ImageInUse "image_in_use" 409 "The image is used",
+    LogsNotKept "logs_not_kept" 409 "The daemon's log is kept nowhere it could be read from",
     OperationNotCancellable "operation_not_cancellable" 409 "The operation cannot be cancelled",
     OperationFinished "operation_finished" 409 "The operation has ended already",
     OperationFailed "operation_failed" 409 "The operation ended without doing what was asked",

@@ -36,7 +36,7 @@ struct ApiDoc;
 
 fn documented() -> OpenApiRouter<HttpState> {
     use routes::{
-        actions, console, disk_work, disks, events, health, images, network, nics, observer,
+        actions, console, disk_work, disks, events, health, images, logs, network, nics, observer,
         operations, templates, tokens, vms,
     };
     OpenApiRouter::with_openapi(ApiDoc::openapi())
@@ -45,6 +45,7 @@ fn documented() -> OpenApiRouter<HttpState> {
         .routes(routes!(vms::explain_vm))
         .routes(routes!(actions::act_on_vm))
         .routes(routes!(console::get_console))
+        .routes(routes!(logs::get_logs))
         .routes(routes!(nics::list_nics))
         .routes(routes!(
             templates::list_templates,

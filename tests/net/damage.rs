@@ -3,8 +3,9 @@
 use crate::{
     console::Shell,
     support::{host, wait_for},
-    world::{SOON, World, can_make_networks, guests, wait_event},
+    world::{SOON, World, can_make_networks, guests, wait_healed},
 };
+use std::time::SystemTime;
 
 #[test]
 fn a_bridge_a_table_and_a_dnsmasq_that_were_taken_away_are_there_again() {
@@ -19,15 +20,17 @@ fn a_bridge_a_table_and_a_dnsmasq_that_were_taken_away_are_there_again() {
     let mut a = Shell::open(&daemon, "a");
     a.ok("ping -c 1 -W 5 192.168.100.1");
 
+    let broken = SystemTime::now();
     world.in_host("ip link del br-t");
-    wait_event(&daemon, "network.healed", "the bridge br-t was deleted");
+    wait_healed(&daemon, "the bridge br-t was deleted", broken);
     wait_for("the TAP to be attached again", SOON, || {
         (world.attached() == world.taps()).then_some(())
     });
     a.soon("ping -c 1 -W 2 192.168.100.1");
 
+    let broken = SystemTime::now();
     world.in_host("nft flush ruleset");
-    wait_event(&daemon, "network.healed", "the firewall tables");
+    wait_healed(&daemon, "the firewall tables", broken);
     let rules = world.in_host("nft list table bridge vman-br-t");
     assert!(rules.contains("52:56:"), "{rules}");
     a.soon("ping -c 1 -W 2 192.168.100.1");
@@ -43,8 +46,9 @@ fn a_bridge_a_table_and_a_dnsmasq_that_were_taken_away_are_there_again() {
             .unwrap()
     };
     let before = pid();
+    let broken = SystemTime::now();
     host::signal(before, rustix::process::Signal::KILL);
-    wait_event(&daemon, "network.healed", "dnsmasq had ended");
+    wait_healed(&daemon, "dnsmasq had ended", broken);
     assert_ne!(pid(), before);
     a.soon("udhcpc -n -q -f -i eth0 -s /bin/address -t 3 -T 1");
     assert_eq!(daemon.get("/health")["status"], "ok");
@@ -66,12 +70,9 @@ fn a_tap_that_was_deleted_is_replaced_and_the_guest_is_on_the_network_again() {
     a.ok("ping -c 1 -W 5 192.168.100.1");
     let pid = daemon.pid_of("a");
     let tap = world.taps().remove(0);
+    let broken = SystemTime::now();
     world.in_host(&format!("ip link del {tap}"));
-    wait_event(
-        &daemon,
-        "network.healed",
-        "was deleted by somebody: its network card",
-    );
+    wait_healed(&daemon, "was deleted by somebody: its network card", broken);
     wait_for("the new TAP to be attached", SOON, || {
         (world.attached() == [tap.clone()]).then_some(())
     });

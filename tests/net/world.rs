@@ -8,7 +8,7 @@ use std::{
     os::fd::AsFd,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 /// The address of the host in the network between the namespaces, and of the one beyond.
@@ -17,6 +17,9 @@ pub const BEYOND: &str = "203.0.113.2";
 
 /// What heals within a second of being noticed is there again well within this.
 pub const SOON: Duration = Duration::from_secs(10);
+
+/// A notice comes at once; on a busy machine the one who hears it may come late.
+const NOTICED: Duration = Duration::from_secs(1);
 
 /// Both namespaces; they are removed at the end.
 pub struct World {
@@ -178,6 +181,23 @@ pub fn guests(daemon: &Daemon, names: &[&str]) -> Vec<String> {
 pub fn address_of(daemon: &Daemon, name: &str) -> String {
     let vm = daemon.vm(name);
     vm["local_ip"].as_str().expect("an address").to_owned()
+}
+
+/// Waits until it is told that something was healed, and holds it to its second: what the daemon
+/// says of itself, and that the kernel's notice led to it rather than the look every five seconds.
+pub fn wait_healed(daemon: &Daemon, text: &str, broken: SystemTime) {
+    let event = wait_event(daemon, "network.healed", text);
+    let detail = event["detail"].as_str().unwrap();
+    let took = detail.rsplit_once("(healed ").and_then(|(_, rest)| {
+        let ms = rest.strip_suffix(" ms after it was noticed)")?;
+        ms.parse::<u64>().ok()
+    });
+    let took = took.unwrap_or_else(|| panic!("no time in {detail:?}"));
+    assert!(took <= 1_000, "{detail}");
+    let at: jiff::Timestamp = event["at"].as_str().unwrap().parse().unwrap();
+    let all = SystemTime::from(at).duration_since(broken);
+    let all = all.unwrap_or_default();
+    assert!(all < NOTICED + Duration::from_secs(1), "{all:?}: {detail}");
 }
 
 /// Waits until an event of this kind says `text`.

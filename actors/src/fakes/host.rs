@@ -13,7 +13,7 @@ use super::{
     world::{LiveQemu, Signalled, World},
 };
 use crate::{
-    ports::{BridgeFacts, FoundProcess, Hypervisor, MachineNews, Storage},
+    ports::{BridgeFacts, FoundProcess, Hypervisor, MachineNews, NetworkSurvey, Storage},
     root::Ports,
 };
 use std::sync::{Arc, atomic::Ordering};
@@ -157,6 +157,11 @@ impl FakeHost {
     pub fn fail_settlings(&self, times: u32) {
         self.bridge.things().errors = times;
         self.bridge.disturb();
+    }
+
+    /// What a survey of the network tells from now on; none: what is there.
+    pub fn network_seen(&self, seen: Option<NetworkSurvey>) {
+        self.bridge.things().seen = seen;
     }
 
     /// Somebody meddles with the bridge: the next settling repairs this and

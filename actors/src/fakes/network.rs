@@ -3,7 +3,8 @@
 
 use super::world::World;
 use crate::ports::{
-    BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NicRequest, Settled, Traffic,
+    BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest,
+    SeenBridge, SeenTap, Settled, Traffic,
 };
 use futures_util::{StreamExt, stream::BoxStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +30,8 @@ pub(super) struct BridgeThings {
     pub(super) errors: u32,
     pub(super) repairs: Vec<String>,
     pub(super) lost: Vec<TapName>,
+    /// What a survey tells instead of what is there.
+    pub(super) seen: Option<NetworkSurvey>,
 }
 
 impl Bridge {
@@ -45,6 +48,17 @@ pub(super) struct FakeNetwork {
     pub(super) world: Arc<World>,
     pub(super) bridge: Arc<Bridge>,
     pub(super) daemon: u64,
+}
+
+impl FakeNetwork {
+    fn taps(&self) -> Vec<SeenTap> {
+        let held = &self.world.things().networks;
+        let tap = |vm| SeenTap {
+            name: TapName::of(vm, 0).to_string(),
+            attached: true,
+        };
+        held.keys().map(tap).collect()
+    }
 }
 
 impl Network for FakeNetwork {
@@ -125,6 +139,23 @@ impl Network for FakeNetwork {
 
     fn traffic(&self, _: VmId) -> BoxFuture<'static, Option<Traffic>> {
         Box::pin(async { None })
+    }
+
+    fn survey(&self) -> BoxFuture<'static, Result<NetworkSurvey, NetworkError>> {
+        let things = self.bridge.things();
+        let survey = things.seen.clone().unwrap_or_else(|| match &things.facts {
+            None => NetworkSurvey::default(),
+            Some(facts) => NetworkSurvey {
+                bridge: Some(SeenBridge {
+                    name: facts.name.clone(),
+                    ours: true,
+                    up: true,
+                }),
+                taps: self.taps(),
+                foreign: Vec::new(),
+            },
+        });
+        Box::pin(async { Ok(survey) })
     }
 
     fn health(&self) -> BoxFuture<'static, Result<String, String>> {

@@ -93,6 +93,8 @@ pub struct Script {
     pub disk_refused: bool,
     /// The guest lets go of no disk.
     pub guest_holds_disks: bool,
+    /// What the kernel's counter of processes ended for memory says.
+    pub oom_kills: Option<u64>,
 }
 
 impl Default for Script {
@@ -120,6 +122,7 @@ impl Default for Script {
             disk_takes: Duration::ZERO,
             disk_refused: false,
             guest_holds_disks: false,
+            oom_kills: None,
         }
     }
 }

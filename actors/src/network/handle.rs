@@ -2,7 +2,7 @@
 
 use super::{NetworkMsg, forwards};
 use crate::{
-    ports::{Clock, Network, NetworkError, NetworkFacts, NicRequest, Traffic},
+    ports::{Clock, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest, Traffic},
     slot::Slot,
     store::StoreHandle,
 };
@@ -47,6 +47,11 @@ impl NetworkHandle {
     /// What went through a VM's card. Asks the kernel and no actor.
     pub async fn traffic(&self, vm: VmId) -> Option<Traffic> {
         self.network.traffic(vm).await
+    }
+
+    /// What is on the host, ours or not. Asks the kernel and no actor.
+    pub async fn survey(&self) -> Result<NetworkSurvey, NetworkError> {
+        self.network.survey().await
     }
 
     /// The network cards for one life of a VM. Idempotent.

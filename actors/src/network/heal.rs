@@ -4,13 +4,19 @@
 use super::{NetworkArguments, event};
 use crate::{ports::NicPlan, store::Inventory, vm::FIRST_NIC_SLOT};
 use std::collections::BTreeMap;
+use tokio::time::Instant;
 use vman_model::{
     Cause, Change, EventKind, Incarnation, Origin, TapName, VmId,
     vm::{NetworkKind, Phase},
 };
 
 /// Gives one VM another TAP and tells it.
-pub(super) async fn replace(arguments: NetworkArguments, tap: TapName, owner: Owner) {
+pub(super) async fn replace(
+    arguments: NetworkArguments,
+    tap: TapName,
+    owner: Owner,
+    noticed: Instant,
+) {
     let nic = NicPlan {
         kind: NetworkKind::Bridge,
         mac: owner.mac,
@@ -24,6 +30,7 @@ pub(super) async fn replace(arguments: NetworkArguments, tap: TapName, owner: Ow
             let detail = format!(
                 "the TAP {tap} of VM {vm} was deleted by somebody: its network card was plugged anew with another"
             );
+            let detail = healed(&detail, noticed);
             told(&arguments, EventKind::NetworkHealed, detail).await;
         }
         // Its QEMU was on its way out: the TAP went with it.
@@ -32,6 +39,12 @@ pub(super) async fn replace(arguments: NetworkArguments, tap: TapName, owner: Ow
             tracing::warn!(vm_id = %vm, %error, "a lost TAP could not be replaced");
         }
     }
+}
+
+/// What was repaired, and how long that took from the notice of it on.
+pub(super) fn healed(repair: &str, noticed: Instant) -> String {
+    let took = noticed.elapsed().as_millis();
+    format!("{repair} (healed {took} ms after it was noticed)")
 }
 
 pub(super) async fn told(arguments: &NetworkArguments, kind: EventKind, detail: String) {

@@ -6,7 +6,8 @@
 //! Must not: wait inside a handler for the kernel, or start where addresses
 //! are held that its subnet does not have.
 //! Look next: `leases.rs` (giving addresses), `forwards.rs`, `heal.rs` (what
-//! is done about damage), `handle.rs`.
+//! is done about damage), `handle.rs`. What is on the host of ours and of
+//! others' is told by `NetworkHandle::survey` (`NetworkSurvey`), without this actor.
 
 mod forwards;
 mod handle;
@@ -23,7 +24,7 @@ use crate::{
     store::{Inventory, StoreHandle},
 };
 use futures_util::StreamExt;
-use heal::{replace, running, told};
+use heal::{healed, replace, running, told};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::{
     collections::BTreeSet,
@@ -33,7 +34,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use vman_model::{
     Cause, EventDraft, EventKind, NetworkPlan, TapName, VmId,
     network::misplaced,
@@ -58,8 +59,8 @@ pub enum NetworkMsg {
     Release(VmId, oneshot::Sender<Result<(), NetworkError>>),
     /// `ok` or what is degraded.
     Health(oneshot::Sender<Result<String, String>>),
-    /// The store or the host may have changed.
-    Disturbed,
+    /// The store or the host may have changed; since when that is known.
+    Disturbed(Instant),
     /// It is time to look at the host.
     Look,
     /// The host looks as this plan says, or does not.
@@ -89,9 +90,10 @@ pub struct NetworkState {
     bridged: bool,
     /// A `Disturbed` is in the mailbox: more would say the same.
     disturbed: Arc<AtomicBool>,
-    settling: bool,
-    /// Something changed while it settled.
-    again: bool,
+    /// A settling is under way, for what was noticed at this time.
+    settling: Option<Instant>,
+    /// Something was noticed while it settled.
+    again: Option<Instant>,
     /// What the host looks like.
     settled: Option<Arc<NetworkPlan>>,
     /// Why it does not look as it shall.
@@ -123,8 +125,8 @@ impl Actor for NetworkActor {
         let state = NetworkState {
             bridged: facts.kind == NetworkKind::Bridge,
             disturbed: Arc::default(),
-            settling: false,
-            again: false,
+            settling: None,
+            again: None,
             settled: None,
             problem: None,
             waiting: Vec::new(),
@@ -152,13 +154,13 @@ impl Actor for NetworkActor {
                 tokio::spawn(async move { reply.send(release.await) });
             }
             NetworkMsg::Health(reply) => state.health(reply),
-            NetworkMsg::Disturbed => {
+            NetworkMsg::Disturbed(noticed) => {
                 state.disturbed.store(false, Ordering::SeqCst);
-                state.settle(&myself);
+                state.settle(&myself, noticed);
             }
             NetworkMsg::Look => {
                 myself.send_after(LOOK_EVERY, || NetworkMsg::Look);
-                state.settle(&myself);
+                state.settle(&myself, Instant::now());
             }
             NetworkMsg::Settled(plan, result) => state.settled(&myself, plan, result),
             NetworkMsg::Replaced(tap) => {
@@ -259,7 +261,7 @@ impl NetworkState {
             return;
         }
         self.waiting.push((request, reply));
-        self.settle(myself);
+        self.settle(myself, Instant::now());
     }
 
     fn give_address(&self, myself: &ActorRef<NetworkMsg>, request: NicRequest, reply: ClaimReply) {
@@ -289,11 +291,15 @@ impl NetworkState {
 
     /// Makes the host look as the store says, unless that is under way: then
     /// once more when it is done.
-    fn settle(&mut self, myself: &ActorRef<NetworkMsg>) {
-        if !self.bridged || std::mem::replace(&mut self.settling, true) {
-            self.again = self.bridged;
+    fn settle(&mut self, myself: &ActorRef<NetworkMsg>, noticed: Instant) {
+        if !self.bridged {
             return;
         }
+        if self.settling.is_some() {
+            self.again.get_or_insert(noticed);
+            return;
+        }
+        self.settling = Some(noticed);
         let inventory = self.arguments.store.inventory();
         let plan = Arc::new(NetworkPlan::of(
             inventory.leases.values().map(|row| &row.value),
@@ -319,20 +325,18 @@ impl NetworkState {
         plan: Arc<NetworkPlan>,
         result: Result<Settled, NetworkError>,
     ) {
-        self.settling = false;
+        let noticed = self.settling.take().unwrap_or_else(Instant::now);
         match result {
             Ok(settled) => {
                 if let Some(problem) = self.problem.take() {
-                    self.tell(
-                        EventKind::NetworkHealed,
-                        &format!("the network works again; it was: {problem}"),
-                    );
+                    let repair = format!("the network works again; it was: {problem}");
+                    self.tell(EventKind::NetworkHealed, &healed(&repair, noticed));
                 }
                 self.settled = Some(plan);
                 for repair in &settled.repairs {
-                    self.tell(EventKind::NetworkHealed, repair);
+                    self.tell(EventKind::NetworkHealed, &healed(repair, noticed));
                 }
-                self.replace(myself, settled.lost);
+                self.replace(myself, settled.lost, noticed);
                 for (request, reply) in std::mem::take(&mut self.waiting) {
                     // One whose address came too late for this plan waits for the next.
                     self.claim(myself, request, reply);
@@ -346,16 +350,16 @@ impl NetworkState {
                     let _ = reply.send(Err(error.clone()));
                 }
                 self.problem = Some(error);
-                myself.send_after(TRY_AGAIN, || NetworkMsg::Disturbed);
+                myself.send_after(TRY_AGAIN, move || NetworkMsg::Disturbed(noticed));
             }
         }
-        if std::mem::take(&mut self.again) {
-            myself.send_after(PAUSE, || NetworkMsg::Disturbed);
+        if let Some(noticed) = self.again.take() {
+            myself.send_after(PAUSE, move || NetworkMsg::Disturbed(noticed));
         }
     }
 
     /// Gives running VMs other TAPs for those that were deleted under them.
-    fn replace(&mut self, myself: &ActorRef<NetworkMsg>, lost: Vec<TapName>) {
+    fn replace(&mut self, myself: &ActorRef<NetworkMsg>, lost: Vec<TapName>, noticed: Instant) {
         if lost.is_empty() {
             return;
         }
@@ -367,7 +371,7 @@ impl NetworkState {
             if self.replacing.insert(tap.clone()) {
                 let (arguments, actor) = (self.arguments.clone(), myself.clone());
                 tokio::spawn(async move {
-                    let replacing = tokio::spawn(replace(arguments, tap.clone(), owner));
+                    let replacing = tokio::spawn(replace(arguments, tap.clone(), owner, noticed));
                     let _ = replacing.await;
                     let _ = actor.cast(NetworkMsg::Replaced(tap));
                 });
@@ -382,7 +386,8 @@ impl NetworkState {
 }
 
 fn disturb(flag: &AtomicBool, actor: &ActorRef<NetworkMsg>) -> bool {
-    flag.swap(true, Ordering::SeqCst) || actor.cast(NetworkMsg::Disturbed).is_ok()
+    let message = || NetworkMsg::Disturbed(Instant::now());
+    flag.swap(true, Ordering::SeqCst) || actor.cast(message()).is_ok()
 }
 
 fn event(clock: &dyn Clock, kind: EventKind, detail: String, cause: Cause) -> EventDraft {

@@ -25,5 +25,8 @@ pub use hypervisor::{
     MachineError, MachineNews, NewsSink, NicPlan, device_name, node_name,
 };
 pub use manifests::{ManifestChange, ManifestFiles, ManifestName};
-pub use network::{BridgeFacts, Network, NetworkError, NetworkFacts, NicRequest, Settled, Traffic};
+pub use network::{
+    BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest, SeenBridge,
+    SeenTap, Settled, Traffic,
+};
 pub use storage::{CommitError, LoadError, Row, RowBatch, Storage, Table};

@@ -87,6 +87,38 @@ pub struct Settled {
     pub lost: Vec<TapName>,
 }
 
+/// What is on the host of a network: one dump of its links, nothing changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkSurvey {
+    /// The bridge VMs are connected to; none where it is missing, or where VMs
+    /// are not connected to one.
+    pub bridge: Option<SeenBridge>,
+    /// Every TAP with a name of ours, whether or not a VM should have it.
+    pub taps: Vec<SeenTap>,
+    /// Links on the bridge that are no TAPs of ours, by name.
+    pub foreign: Vec<String>,
+}
+
+/// A bridge of the configured name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenBridge {
+    /// Its name.
+    pub name: String,
+    /// Whether it carries our mark; another's is never touched.
+    pub ours: bool,
+    /// Whether it is up.
+    pub up: bool,
+}
+
+/// A TAP with a name of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenTap {
+    /// Its name: `TapName::of` tells which VM's it would be.
+    pub name: String,
+    /// Whether it is attached to the bridge and up.
+    pub attached: bool,
+}
+
 /// What went through a VM's network card in the present life, from the guest's side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
@@ -126,6 +158,9 @@ pub trait Network: Send + Sync + 'static {
 
     /// What went through a VM's card; none where it is not counted or does not run.
     fn traffic(&self, vm: VmId) -> BoxFuture<'static, Option<Traffic>>;
+
+    /// What is on the host, ours or not: cheap, and nothing is changed.
+    fn survey(&self) -> BoxFuture<'static, Result<NetworkSurvey, NetworkError>>;
 
     /// `ok`, or the sentence what is degraded, for health.
     fn health(&self) -> BoxFuture<'static, Result<String, String>>;

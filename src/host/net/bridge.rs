@@ -14,7 +14,8 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::{Mutex, Notify, mpsc};
 use vman_actors::ports::{
-    BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NicRequest, Settled, Traffic,
+    BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest,
+    Settled, Traffic,
 };
 use vman_model::vm::{NetworkKind, NicClaim};
 use vman_model::{NetworkPlan, Pool, TapName, VmId};
@@ -23,6 +24,7 @@ use super::dnsmasq::{Dnsmasq, Served};
 use super::firewall::Firewall;
 use super::links::Links;
 use super::settle::permitted;
+use super::survey::survey;
 use super::tap::{self, Taps};
 use super::watch::{self, Notice};
 
@@ -229,6 +231,16 @@ impl Network for BridgeNetwork {
         Box::pin(async move {
             let link = links.find(TapName::of(&vm, 0).as_str()).await.ok()??;
             Some(link.traffic)
+        })
+    }
+
+    fn survey(&self) -> BoxFuture<'static, Result<NetworkSurvey, NetworkError>> {
+        let inner = self.0.clone();
+        Box::pin(async move {
+            let links = inner.links.all().await;
+            let links = links.map_err(|error| NetworkError(error.to_string()))?;
+            let settings = &inner.settings;
+            Ok(survey(&links, &settings.bridge, &inner.alias()))
         })
     }
 

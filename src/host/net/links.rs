@@ -20,6 +20,7 @@ pub(super) struct Link {
     pub(super) name: String,
     pub(super) alias: String,
     pub(super) is_bridge: bool,
+    pub(super) is_tap: bool,
     pub(super) up: bool,
     pub(super) master: Option<u32>,
     /// As the guest behind a TAP sees it.
@@ -154,6 +155,7 @@ fn link(message: LinkMessage) -> Link {
         name: String::new(),
         alias: String::new(),
         is_bridge: false,
+        is_tap: false,
         up: message.header.flags.contains(LinkFlags::Up),
         master: None,
         traffic: Traffic::default(),
@@ -173,8 +175,13 @@ fn link(message: LinkMessage) -> Link {
                 };
             }
             LinkAttribute::LinkInfo(infos) => {
-                let bridge = |info: &LinkInfo| matches!(info, LinkInfo::Kind(InfoKind::Bridge));
-                link.is_bridge = infos.iter().any(bridge);
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(InfoKind::Bridge) => link.is_bridge = true,
+                        LinkInfo::Kind(InfoKind::Tun) => link.is_tap = true,
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `bridge.rs` | the network of a bridge |
 //! | `settle.rs` | making the host look as it shall |
+//! | `survey.rs` | what is there, ours or not |
 //! | `user.rs` | QEMU's user-mode network, or none |
 //! | `links.rs`, `tap.rs` | the bridge and its ports; TAPs |
 //! | `ruleset.rs`, `firewall.rs` | rules as text; running `nft` |
@@ -20,6 +21,7 @@ mod firewall;
 mod links;
 mod ruleset;
 mod settle;
+mod survey;
 pub mod tap;
 mod user;
 mod watch;

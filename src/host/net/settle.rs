@@ -16,7 +16,7 @@ use super::links::{Link, LinkError};
 use super::ruleset::{self, Surroundings};
 
 impl Inner {
-    fn alias(&self) -> String {
+    pub(super) fn alias(&self) -> String {
         format!("vman network {}", self.settings.bridge)
     }
 

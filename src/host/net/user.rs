@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use vman_actors::ports::{
-    BoxFuture, Network, NetworkError, NetworkFacts, NicRequest, Settled, Traffic,
+    BoxFuture, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest, Settled, Traffic,
 };
 use vman_model::vm::{NetworkKind, NicClaim};
 use vman_model::{NetworkPlan, TapName, VmId};
@@ -70,6 +70,10 @@ impl Network for UserNetwork {
 
     fn traffic(&self, _: VmId) -> BoxFuture<'static, Option<Traffic>> {
         Box::pin(async { None })
+    }
+
+    fn survey(&self) -> BoxFuture<'static, Result<NetworkSurvey, NetworkError>> {
+        Box::pin(async { Ok(NetworkSurvey::default()) })
     }
 
     fn health(&self) -> BoxFuture<'static, Result<String, String>> {

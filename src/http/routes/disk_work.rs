@@ -5,14 +5,16 @@
 
 use super::{
     accepted,
+    actions::request,
+    begun_before,
     disks::{body, shown},
-    not_found, replayed,
+    not_found,
 };
 use crate::http::{
     dto::disk::{DiskBody, read_size},
     error::{ApiError, Code, ProblemBody},
     extract::{Id, Post, Query},
-    idempotency::{KeyTurn, Keyed, look, result_gone},
+    idempotency::{Key, once, result_gone},
     paging::json,
     state::HttpState,
     waiting::operation_end,
@@ -24,13 +26,12 @@ use utoipa::ToSchema;
 use vman_actors::{
     disks::{DiskFault, check_growth},
     store::Versioned,
-    vm::{CommandError, CommandRequest},
+    vm::CommandError,
 };
 use vman_model::{
     DiskId, DiskRecord, OperationId, OperationStatus, VmId,
-    change::IdempotentAnswer,
     disk::{FIRST_DATA_SLOT, MAX_DATA_DISKS},
-    vm::{Command, CommandContext, Phase, Refusal},
+    vm::{Command, Phase, Refusal},
 };
 
 /// How long the guest is waited for.
@@ -96,28 +97,25 @@ impl Work<'_> {
         vm: &VmId,
         command: Command,
         post: &Post,
-        turn: Option<&KeyTurn>,
+        key: Option<Key>,
     ) -> Result<Response, ApiError> {
-        let handles = self.state.handles();
-        let operation = handles.vms.new_operation_id();
-        let answer = IdempotentAnswer::Operation(operation.clone());
-        let request = CommandRequest {
-            command,
-            if_revision: None,
-            idempotency: turn.map(|turn| turn.record(answer, handles.clock.now())),
-            context: CommandContext {
-                operation,
-                origin: post.caller.origin(),
-            },
-        };
-        match (handles.vms.command(vm, request).await, turn) {
-            (Ok(operation), _) => self.outcome(&operation.id).await,
-            (Err(CommandError::KeyInUse), Some(turn)) => {
-                let answer = turn.used_meanwhile(self.state)?;
-                self.done_before(&answer).await
-            }
-            (Err(error), _) => Err(self.refused(vm, error)),
-        }
+        let request = request(self.state, post, key, command);
+        let begun = self.state.handles().vms.command(vm, request).await;
+        let operation = begun.map_err(|error| self.refused(vm, error))?;
+        self.outcome(&operation.id).await
+    }
+
+    /// Does the work once under the request's key.
+    async fn once<W>(
+        &self,
+        post: Post,
+        work: impl FnOnce(Post, Option<Key>) -> W,
+    ) -> Result<Response, ApiError>
+    where
+        W: Future<Output = Result<Response, ApiError>>,
+    {
+        let again = |answer| async { self.outcome(&begun_before(answer)?).await };
+        once(self.state, post, again, work).await
     }
 
     /// The end of an operation, or the operation itself where it has none yet.
@@ -138,16 +136,6 @@ impl Work<'_> {
                     .disk(&self.disk))
             }
             OperationStatus::Running => Ok(accepted(self.state, operation, 0).await),
-        }
-    }
-
-    async fn done_before(&self, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
-        match answer {
-            IdempotentAnswer::Operation(id) => self.outcome(id).await.map(replayed),
-            IdempotentAnswer::Template(_)
-            | IdempotentAnswer::Vm(_)
-            | IdempotentAnswer::Disk(_)
-            | IdempotentAnswer::Forward(_) => Err(result_gone("operation")),
         }
     }
 
@@ -220,28 +208,27 @@ pub(crate) async fn attach_disk(
     let vm: Option<VmId> = fields.name("vm_id");
     fields.finish()?;
     let vm = vm.ok_or_else(|| ApiError::field("vm_id", "is required"))?;
-    let work = Work {
-        state: &state,
+    let state = &state;
+    let work = &Work {
+        state,
         disk: id.clone(),
         status: "attached",
     };
-    let turn = match look(&state, &post)? {
-        Keyed::Replay(answer) => return work.done_before(&answer).await,
-        Keyed::First(turn) => Some(turn),
-        Keyed::Without => None,
-    };
-    let row = row_of(&state, &id)?;
-    if !state.inventory().vms.contains_key(&vm) {
-        return Err(not_found("VM", &vm).vm(&vm).disk(&id));
-    }
-    if row.value.vm_id.is_some() {
-        return Err(taken(&state, &id));
-    }
-    let command = Command::AttachDisk {
-        disk: id,
-        letter: row.value.wished_letter,
-    };
-    work.command(&vm, command, &post, turn.as_ref()).await
+    work.once(post, |post, key| async move {
+        let row = row_of(state, &id)?;
+        if !state.inventory().vms.contains_key(&vm) {
+            return Err(not_found("VM", &vm).vm(&vm).disk(&id));
+        }
+        if row.value.vm_id.is_some() {
+            return Err(taken(state, &id));
+        }
+        let command = Command::AttachDisk {
+            disk: id,
+            letter: row.value.wished_letter,
+        };
+        work.command(&vm, command, &post, key).await
+    })
+    .await
 }
 
 /// Detach a disk from its VM
@@ -266,23 +253,21 @@ pub(crate) async fn detach_disk(
 ) -> Result<Response, ApiError> {
     Query::of(&post.uri)?.finish()?;
     post.fields().finish()?;
-    let work = Work {
-        state: &state,
+    let state = &state;
+    let work = &Work {
+        state,
         disk: id.clone(),
         status: "detached",
     };
-    let turn = match look(&state, &post)? {
-        Keyed::Replay(answer) => return work.done_before(&answer).await,
-        Keyed::First(turn) => Some(turn),
-        Keyed::Without => None,
-    };
-    let row = row_of(&state, &id)?;
-    let Some(vm) = row.value.vm_id.clone() else {
-        let detail = format!("disk {id} is not attached to any VM: there is nothing to detach");
-        return Err(ApiError::new(Code::DiskNotAttached, detail).disk(&id));
-    };
-    work.command(&vm, Command::DetachDisk(id), &post, turn.as_ref())
-        .await
+    work.once(post, |post, key| async move {
+        let row = row_of(state, &id)?;
+        let Some(vm) = row.value.vm_id.clone() else {
+            let detail = format!("disk {id} is not attached to any VM: there is nothing to detach");
+            return Err(ApiError::new(Code::DiskNotAttached, detail).disk(&id));
+        };
+        work.command(&vm, Command::DetachDisk(id), &post, key).await
+    })
+    .await
 }
 
 /// Grow a disk
@@ -314,45 +299,44 @@ pub(crate) async fn resize_disk(
     let size_mib = read_size(&mut fields);
     fields.finish()?;
     let size_mib = size_mib.ok_or_else(|| ApiError::field("size", "is required"))?;
-    let work = Work {
-        state: &state,
+    let state = &state;
+    let work = &Work {
+        state,
         disk: id.clone(),
         status: "resized",
     };
-    let turn = match look(&state, &post)? {
-        Keyed::Replay(answer) => return work.done_before(&answer).await,
-        Keyed::First(turn) => Some(turn),
-        Keyed::Without => None,
-    };
-    let row = row_of(&state, &id)?;
-    let disk = &row.value;
-    check_growth(disk, size_mib).map_err(|fault| ApiError::from(fault).disk(&id))?;
-    if disk.size_mib == size_mib {
-        return work.done();
-    }
-    let handles = state.handles();
-    let Some(vm) = disk.vm_id.clone() else {
-        let (origin, now) = (post.caller.origin(), handles.clock.now());
-        handles
-            .disks
-            .resize_disk(&id, size_mib, origin, now)
-            .await?;
-        return work.done();
-    };
-    let from_mib = disk.size_mib;
-    let command = Command::ResizeDisk {
-        disk: id.clone(),
-        from_mib,
-        size_mib,
-    };
-    let rests = state.inventory().vms.get(&vm).is_some_and(|vm| {
-        let phase = vm.value.phase;
-        phase.is_rest() || phase == Phase::Backoff
-    });
-    let answer = work.command(&vm, command, &post, turn.as_ref()).await?;
-    if rests && answer.status() == StatusCode::OK {
-        // Before its next use it would be grown anyway; done now, a full storage is told now.
-        handles.disks.grow_file(&id, from_mib).await?;
-    }
-    Ok(answer)
+    work.once(post, |post, key| async move {
+        let row = row_of(state, &id)?;
+        let disk = &row.value;
+        check_growth(disk, size_mib).map_err(|fault| ApiError::from(fault).disk(&id))?;
+        if disk.size_mib == size_mib {
+            return work.done();
+        }
+        let handles = state.handles();
+        let Some(vm) = disk.vm_id.clone() else {
+            let (origin, now) = (post.caller.origin(), handles.clock.now());
+            handles
+                .disks
+                .resize_disk(&id, size_mib, origin, now)
+                .await?;
+            return work.done();
+        };
+        let from_mib = disk.size_mib;
+        let command = Command::ResizeDisk {
+            disk: id.clone(),
+            from_mib,
+            size_mib,
+        };
+        let rests = state.inventory().vms.get(&vm).is_some_and(|vm| {
+            let phase = vm.value.phase;
+            phase.is_rest() || phase == Phase::Backoff
+        });
+        let answer = work.command(&vm, command, &post, key).await?;
+        if rests && answer.status() == StatusCode::OK {
+            // Before its next use it would be grown anyway; done now, a full storage is told now.
+            handles.disks.grow_file(&id, from_mib).await?;
+        }
+        Ok(answer)
+    })
+    .await
 }

@@ -9,6 +9,8 @@ use std::{collections::BTreeMap, fmt};
 
 /// Letters for the end of a TAP's name.
 const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+/// How many of them: five bits each.
+const HASH_LETTERS: usize = 7;
 
 /// The name of a TAP: at most 15 bytes, the same for a VM's card for ever.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,13 +25,25 @@ impl TapName {
         let mut rest = hash(vm.as_str());
         // What is left of a multiplicative hash is in its upper half.
         rest ^= rest >> 32;
-        let tail: String = (0..7)
+        let tail: String = (0..HASH_LETTERS)
             .map(|n| {
                 let at = (rest >> (5 * n)) & 31;
                 char::from(LETTERS[usize::try_from(at).unwrap_or(0)])
             })
             .collect();
         Self(format!("v{}{head}-{tail}", nic % 10))
+    }
+
+    /// Whether a link's name has the form of one of ours.
+    pub fn is_one(name: &str) -> bool {
+        let Some((head, tail)) = name.split_once('-') else {
+            return false;
+        };
+        let ours = head.strip_prefix('v').is_some_and(|rest| {
+            rest.starts_with(|first: char| first.is_ascii_digit())
+                && rest.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        });
+        ours && tail.len() == HASH_LETTERS && tail.bytes().all(|byte| LETTERS.contains(&byte))
     }
 
     /// The name.
@@ -145,6 +159,7 @@ mod tests {
             prop_assert!(name.as_str().len() <= 15, "{name}");
             let harmless = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
             prop_assert!(name.as_str().bytes().all(harmless), "{name}");
+            prop_assert!(TapName::is_one(name.as_str()), "{name}");
             prop_assert_eq!(name, TapName::of(&vm, nic));
         }
 

@@ -17,7 +17,7 @@ use crate::{
             Claim, Confinement, Ending, OpenOperation, ProcessIdentity, Reason, StopIntent,
             VmRecord,
         },
-        spec::{Firmware, IoErrorPolicy, VmSize, VmSpec},
+        spec::{Firmware, IoErrorPolicy, Resources, VmSize, VmSpec},
     },
 };
 use proptest::prelude::*;
@@ -93,6 +93,7 @@ pub(crate) fn new_vm(mode: RestartMode, budget: RestartBudget) -> VmRecord {
             },
             restart: RestartPolicy { mode, budget },
             io_error: IoErrorPolicy::default(),
+            resources: Resources::default(),
         },
         mac: [2, 0, 0, 0, 0, 1],
         root_disk: None,

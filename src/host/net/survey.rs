@@ -1,0 +1,88 @@
+//! What is on the host of our network, told from one dump of its links.
+//!
+//! Must not: change anything, or decide what of it should not be there (the observer does).
+
+use vman_actors::ports::{NetworkSurvey, SeenBridge, SeenTap};
+use vman_model::TapName;
+
+use super::links::Link;
+
+/// What `links` say of the bridge of this name and mark.
+pub(super) fn survey(links: &[Link], bridge: &str, mark: &str) -> NetworkSurvey {
+    let found = links.iter().find(|link| link.name == bridge);
+    let index = found.map(|link| link.index);
+    let (mut taps, mut foreign) = (Vec::new(), Vec::new());
+    for link in links {
+        let on_it = link.master.is_some() && link.master == index;
+        if link.is_tap && TapName::is_one(&link.name) {
+            taps.push(SeenTap {
+                name: link.name.clone(),
+                attached: on_it && link.up,
+            });
+        } else if on_it {
+            foreign.push(link.name.clone());
+        }
+    }
+    NetworkSurvey {
+        bridge: found.map(|link| SeenBridge {
+            name: link.name.clone(),
+            ours: link.is_bridge && link.alias == mark,
+            up: link.up,
+        }),
+        taps,
+        foreign,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vman_actors::ports::Traffic;
+    use vman_model::VmId;
+
+    fn link(index: u32, name: &str) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            alias: String::new(),
+            is_bridge: false,
+            is_tap: false,
+            up: true,
+            master: None,
+            traffic: Traffic::default(),
+        }
+    }
+
+    #[test]
+    fn ours_is_told_from_others_by_mark_kind_and_name() {
+        let tap = TapName::of(&VmId::parse("web").unwrap(), 0);
+        let bridge = Link {
+            is_bridge: true,
+            alias: "mark".to_owned(),
+            ..link(2, "br-x")
+        };
+        let on_bridge = |name: &str, is_tap| Link {
+            is_tap,
+            master: Some(2),
+            ..link(3, name)
+        };
+        let links = [
+            bridge,
+            on_bridge(tap.as_str(), true),
+            on_bridge("veth9", false),
+            // One of another program that happens to be on no bridge of ours.
+            link(5, "tap0"),
+            Link {
+                is_tap: true,
+                ..link(6, "v0other-abcdefg")
+            },
+        ];
+        let seen = survey(&links, "br-x", "mark");
+        assert!(seen.bridge.unwrap().ours);
+        assert_eq!(seen.foreign, ["veth9"]);
+        let taps: Vec<_> = seen.taps.iter().map(|t| (&*t.name, t.attached)).collect();
+        assert_eq!(taps, [(tap.as_str(), true), ("v0other-abcdefg", false)]);
+        assert!(!survey(&links, "br-x", "another").bridge.unwrap().ours);
+        assert_eq!(survey(&links, "br-y", "mark").bridge, None);
+    }
+}
