@@ -9,6 +9,7 @@ pub mod offline;
 mod reload;
 mod systemd;
 mod tls;
+pub mod upgrade;
 
 pub use reload::Reread;
 

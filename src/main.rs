@@ -4,7 +4,11 @@ use clap::Parser;
 use std::process::ExitCode;
 use vman::{
     app::{self, offline::OfflineError},
-    cli::{self, Args, Command, Terminal, args::StoreCommand},
+    cli::{
+        self, Args, Command, ConfigFlags, Global, Terminal,
+        args::{Format, StoreCommand, UpgradeCommand},
+        view,
+    },
     config::{Config, Environment},
     telemetry,
 };
@@ -23,6 +27,9 @@ fn main() -> ExitCode {
                 Ok(config) => offline(app::offline::rebuild(&config, *force)),
                 Err(error) => fail(&error, WRONG_CONFIGURATION),
             };
+        }
+        Command::Upgrade(UpgradeCommand::Check(flags)) => {
+            return upgrade_check(flags, &args.global, &environment);
         }
         _ => return runtime(1).block_on(cli::run(args, &environment)),
     };
@@ -65,6 +72,26 @@ fn offline(work: impl Future<Output = Result<Vec<String>, OfflineError>>) -> Exi
             }
             ExitCode::SUCCESS
         }
+        Err(error) => fail(&error, error.exit_code()),
+    }
+}
+
+fn upgrade_check(flags: &ConfigFlags, global: &Global, environment: &Environment) -> ExitCode {
+    let config = match Config::load(&flags.overrides(global), environment) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, WRONG_CONFIGURATION),
+    };
+    let report = app::upgrade::check(&config.storage.path);
+    let mut terminal = Terminal::of_process();
+    let printed = match global.output {
+        Format::Table | Format::Name => terminal.line(&report.lines().join("\n")),
+        format => {
+            let value = serde_json::to_value(&report).unwrap_or_default();
+            view::document(&value, format, &mut terminal)
+        }
+    };
+    match printed {
+        Ok(()) => ExitCode::from(report.exit_code()),
         Err(error) => fail(&error, error.exit_code()),
     }
 }

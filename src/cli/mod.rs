@@ -63,8 +63,8 @@ async fn command(
 ) -> Result<(), CliError> {
     let Args { global, command } = args;
     match command {
-        Command::Serve(_) => Err(CliError::Usage(
-            "serve is the daemon, no client command".to_owned(),
+        Command::Serve(_) | Command::Upgrade(_) => Err(CliError::Usage(
+            "it works on the daemon's own files and is no client command".to_owned(),
         )),
         Command::Store(StoreCommand::Rebuild { .. }) => Err(CliError::Usage(
             "rebuild works on the files, it is no client command".to_owned(),
@@ -100,6 +100,7 @@ async fn ask(command: Command, mut session: Session<'_>) -> Result<(), CliError>
         Command::Version => commands::host::version(session).await,
         Command::Serve(_)
         | Command::Store(_)
+        | Command::Upgrade(_)
         | Command::Completion { .. }
         | Command::Man { .. }
         | Command::Config(_) => Ok(()),

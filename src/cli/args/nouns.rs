@@ -467,3 +467,10 @@ pub enum ConfigCommand {
     /// Say what is wrong with the configuration
     Check(ConfigFlags),
 }
+
+/// Commands about upgrades.
+#[derive(Clone, Debug, Subcommand)]
+pub enum UpgradeCommand {
+    /// Say what this binary would do with the store, before it is started on it
+    Check(ConfigFlags),
+}
