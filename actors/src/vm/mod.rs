@@ -105,6 +105,8 @@ pub struct VmState {
     retry_armed: bool,
     /// Its QEMU is looked for although the recovery could not be recorded.
     adopting_early: bool,
+    /// Of the command that is being committed.
+    ready_file: Option<disks::ReadyFile>,
 }
 
 /// How far the recovery of this VM is.
@@ -162,6 +164,7 @@ impl Actor for VmActor {
             unwritten: VecDeque::new(),
             retry_armed: false,
             adopting_early: false,
+            ready_file: None,
         })
     }
 
@@ -272,8 +275,11 @@ impl VmState {
             .into_iter()
             .map(Write::PutIdempotency)
             .collect();
+        self.ready_file = self.prepare(&request.command);
         let input = Input::Command(request.command, request.context.clone());
-        let answer = match self.turn_with(myself, input, guards, writes).await? {
+        let turned = self.turn_with(myself, input, guards, writes).await?;
+        self.ready_file = None;
+        let answer = match turned {
             Turned::Done(Some(Reply::Refused(refusal)), _) => Err(CommandError::Refused(refusal)),
             Turned::Done(_, operations) => operations
                 .into_iter()
