@@ -18,7 +18,9 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
-use vman_actors::ports::{BoxFuture, FileError, ManifestChange, ManifestFiles, ManifestName};
+use vman_actors::ports::{
+    BoxFuture, FileError, FoundManifest, ManifestChange, ManifestFiles, ManifestName,
+};
 use vman_model::manifest::KeptKind;
 
 const ENDING: &str = ".json";
@@ -52,7 +54,7 @@ impl HostManifests {
     }
 
     /// All manifests with their bytes. Blocks.
-    pub fn read_all(&self) -> io::Result<Vec<(ManifestName, Vec<u8>)>> {
+    pub fn read_all(&self) -> io::Result<Vec<FoundManifest>> {
         let mut all = Vec::new();
         for kind in KeptKind::ALL {
             for key in keys(&self.folder(kind))? {
@@ -161,7 +163,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 impl ManifestFiles for HostManifests {
-    fn list(&self) -> BoxFuture<'static, Result<Vec<(ManifestName, Vec<u8>)>, FileError>> {
+    fn list(&self) -> BoxFuture<'static, Result<Vec<FoundManifest>, FileError>> {
         let files = self.clone();
         let what = "reading manifests";
         Box::pin(blocking(what, move || {

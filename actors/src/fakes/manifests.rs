@@ -1,7 +1,9 @@
 //! Manifests in memory, which can be full.
 
 use super::world::World;
-use crate::ports::{BoxFuture, FileError, ManifestChange, ManifestFiles, ManifestName};
+use crate::ports::{
+    BoxFuture, FileError, FoundManifest, ManifestChange, ManifestFiles, ManifestName,
+};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -85,7 +87,7 @@ pub(super) struct FakeManifests {
 }
 
 impl ManifestFiles for FakeManifests {
-    fn list(&self) -> BoxFuture<'static, Result<Vec<(ManifestName, Vec<u8>)>, FileError>> {
+    fn list(&self) -> BoxFuture<'static, Result<Vec<FoundManifest>, FileError>> {
         let (world, daemon, files) = (self.world.clone(), self.daemon, self.files.clone());
         Box::pin(async move {
             world.pause(daemon, Duration::ZERO).await;

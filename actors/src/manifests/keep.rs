@@ -6,7 +6,7 @@
 
 use super::codec;
 use crate::{
-    ports::{FileError, ManifestChange, ManifestFiles, ManifestName},
+    ports::{FileError, FoundManifest, ManifestChange, ManifestFiles, ManifestName},
     store::{Inventory, Versioned},
 };
 use imbl::{OrdMap, ordmap::DiffItem};
@@ -43,7 +43,7 @@ impl Keeper {
 /// What to do to files of which nothing is known. A manifest without a record is
 /// put away and not deleted: the store may be older than it, as after a backup
 /// was put back.
-fn against_files(now: &Inventory, files: Vec<(ManifestName, Vec<u8>)>) -> Vec<ManifestChange> {
+fn against_files(now: &Inventory, files: Vec<FoundManifest>) -> Vec<ManifestChange> {
     let mut there: BTreeMap<ManifestName, Vec<u8>> = files.into_iter().collect();
     let mut changes = Vec::new();
     each(now, |revision, kept| {

@@ -5,7 +5,7 @@
 
 use super::codec;
 use crate::{
-    ports::{Clock, CommitError, LoadError, ManifestName, RowBatch, Storage},
+    ports::{Clock, CommitError, FoundManifest, LoadError, RowBatch, Storage},
     store::{Inventory, revision_row},
 };
 use vman_model::{
@@ -44,7 +44,7 @@ pub enum RebuildError {
 
 /// Fills an empty storage. Blocks.
 pub fn rebuild_store(
-    files: Vec<(ManifestName, Vec<u8>)>,
+    files: Vec<FoundManifest>,
     processes: &[SeenProcess],
     storage: &dyn Storage,
     clock: &dyn Clock,

@@ -19,6 +19,9 @@ impl fmt::Display for ManifestName {
     }
 }
 
+/// A manifest and its bytes.
+pub type FoundManifest = (ManifestName, Vec<u8>);
+
 /// What is to be done to a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ManifestChange {
@@ -33,7 +36,7 @@ pub enum ManifestChange {
 /// Keeps manifests.
 pub trait ManifestFiles: Send + Sync + 'static {
     /// All manifests with their bytes. Names that are none are left out.
-    fn list(&self) -> BoxFuture<'static, Result<Vec<(ManifestName, Vec<u8>)>, FileError>>;
+    fn list(&self) -> BoxFuture<'static, Result<Vec<FoundManifest>, FileError>>;
 
     /// Makes all changes durable. Each file is whole at every moment; after an
     /// error some may be done. Idempotent.

@@ -24,7 +24,7 @@ pub use hypervisor::{
     HostError, HostProbe, Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction,
     MachineError, MachineNews, NewsSink, NicPlan, device_name, node_name,
 };
-pub use manifests::{ManifestChange, ManifestFiles, ManifestName};
+pub use manifests::{FoundManifest, ManifestChange, ManifestFiles, ManifestName};
 pub use network::{
     BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest, SeenBridge,
     SeenTap, Settled, Traffic,

@@ -1,5 +1,6 @@
 //! What is kept is enough: a record that is made of its manifest is the one that
 //! was kept.
+#![allow(clippy::unwrap_used)] // also in what the tests call
 
 use super::{Kept, rebuild};
 use crate::{
@@ -17,13 +18,6 @@ use crate::{
 use proptest::prelude::*;
 
 const NOW: UnixMs = UnixMs(99);
-
-fn kept_vm(kept: Kept) -> VmRecord {
-    match kept {
-        Kept::Vm(vm) => *vm,
-        other => panic!("no VM: {other:?}"),
-    }
-}
 
 fn rebuilt_vm(writes: &[Write]) -> VmRecord {
     let vms: Vec<_> = writes
