@@ -80,6 +80,7 @@ pub const POINTS: &[&str] = &[
     "network.settle",
     "network.claim",
     "network.release",
+    "manifests.change",
 ];
 
 /// The points inside the real adapters.

@@ -8,10 +8,11 @@ use super::{Fate, Side, Step, Watch};
 use crate::{
     ports::{
         AdoptPlan, Adoption, BoxFuture, CommitError, ConsoleTail, DiskAction, DiskError, DiskFiles,
-        FileError, Folders, FoundProcess, HostError, HostProbe, Hypervisor, ImageFiles,
-        LaunchError, LaunchPlan, LoadError, Machine, MachineAction, MachineError, Network,
-        NetworkError, NetworkFacts, NetworkSurvey, NewDiskFile, NewsSink, NicPlan, NicRequest, Row,
-        SeenFile, Settled, StagedImage, Storage, Table, Traffic, Upload, storage::KeyValue,
+        FileError, Folders, FoundManifest, FoundProcess, HostError, HostProbe, Hypervisor,
+        ImageFiles, LaunchError, LaunchPlan, LoadError, Machine, MachineAction, MachineError,
+        ManifestChange, ManifestFiles, Network, NetworkError, NetworkFacts, NetworkSurvey,
+        NewDiskFile, NewsSink, NicPlan, NicRequest, Row, SeenFile, Settled, StagedImage, Storage,
+        Table, Traffic, Upload, storage::KeyValue,
     },
     root::Ports,
     store::codec::{self, Kind},
@@ -35,6 +36,7 @@ pub fn watched(ports: Ports, watch: Arc<dyn Watch>) -> Ports {
         images: Arc::new(Watched::new(ports.images, &door)),
         folders: Arc::new(Watched::new(ports.folders, &door)),
         network: Arc::new(Watched::new(ports.network, &door)),
+        manifests: Arc::new(Watched::new(ports.manifests, &door)),
         clock: ports.clock,
     }
 }
@@ -70,7 +72,7 @@ impl Door {
             Fate::Late(time) => {
                 tokio::time::sleep(time).await;
                 if !self.0.lives() {
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             }
             Fate::Dead => std::future::pending().await,
@@ -434,6 +436,18 @@ impl Folders for Watched<dyn Folders> {
         let (inner, door) = self.parts();
         let effect = async move || inner.empty_trash(retention).await;
         Box::pin(door.through("folders.empty-trash", effect))
+    }
+}
+
+impl ManifestFiles for Watched<dyn ManifestFiles> {
+    fn list(&self) -> BoxFuture<'static, Result<Vec<FoundManifest>, FileError>> {
+        self.inner.list()
+    }
+
+    fn change(&self, changes: Vec<ManifestChange>) -> BoxFuture<'static, Result<(), FileError>> {
+        let (inner, door) = self.parts();
+        let effect = async move || inner.change(changes).await;
+        Box::pin(door.through("manifests.change", effect))
     }
 }
 

@@ -15,6 +15,7 @@ mod matrix;
 mod network;
 mod observed;
 mod operations;
+mod rebuilt;
 mod sight;
 mod simulation;
 mod trial;
