@@ -359,11 +359,8 @@ impl DisksHandle {
             return Ok(());
         }
         let file = NewDiskFile {
-            id: id.clone(),
-            format: disk.format,
-            size_mib: disk.size_mib,
-            image: None,
             made: true,
+            ..self.file_of(disk)
         };
         if let Err(error) = self.ensure(file).await {
             let back = Change {

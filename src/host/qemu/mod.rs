@@ -56,15 +56,15 @@ use self::process::Process;
 use super::net::tap::Taps;
 use super::qmp::{CommandTimes, Deadlines};
 use crate::config::{AccelChoice, JailConfig};
-use crate::host::jail::Jail;
+use crate::host::jail::{Jail, ToolJail};
 
 /// All that is to be known about QEMU on this host.
 #[derive(Debug, Clone)]
 pub struct QemuSettings {
     /// The QEMU binary; a bare name is looked for in the system's usual places.
     pub binary: PathBuf,
-    /// The qemu-img binary.
-    pub qemu_img: PathBuf,
+    /// The qemu-img binary and what confines it.
+    pub qemu_img: Arc<ToolJail>,
     /// Which accelerator is wanted.
     pub accel: AccelChoice,
     /// Where VMs' files are.
@@ -413,15 +413,17 @@ impl Hypervisor for QemuHost {
             let install = "install it or set VMAN_QEMU_BINARY";
             let qemu = probe::version(&settings.binary, "-version", install);
             let install = "install it or set VMAN_QEMU_IMG";
-            let qemu_img = probe::version(&settings.qemu_img, "--version", install);
+            let qemu_img = probe::version(settings.qemu_img.binary(), "--version", install);
             let (qemu, qemu_img) = tokio::join!(qemu, qemu_img);
             let (accel, accelerator) = host.accelerator().await.clone();
-            let jail = host.jail.describe(accel).await;
+            let (jail, tool_jail) =
+                tokio::join!(host.jail.describe(accel), settings.qemu_img.describe());
             HostProbe {
                 qemu,
                 qemu_img,
                 accelerator,
                 jail,
+                tool_jail,
             }
         })
     }
