@@ -5,6 +5,7 @@
 //! [`store_redb`] for the durable rows, [`dirs`] for the layout of the storage path, [`images`]
 //! and [`disks`] for the files in it, [`jail`] for what confines a QEMU, [`cgroup`] for how much of the host it may use.
 
+pub mod capacity;
 pub mod cgroup;
 pub mod clock;
 pub mod descriptors;

@@ -48,7 +48,7 @@ use tokio::{
 };
 use turn::Turned;
 use vman_model::{
-    Guard, Incarnation, OperationRecord, Revision, VmId, Write,
+    Allowance, Guard, Incarnation, OperationRecord, Revision, VmId, Write,
     vm::{self as model, Fact, Input, Reply, VmRecord},
 };
 
@@ -74,6 +74,8 @@ pub struct VmDeps {
     pub clock: Arc<dyn Clock>,
     /// A permit for each QEMU that may be launching at once.
     pub launches: Arc<Semaphore>,
+    /// How much of the host may be promised to VMs.
+    pub allowance: Allowance,
 }
 
 /// One VM's actor.
@@ -290,6 +292,10 @@ impl VmState {
             }
             Turned::NotWritten(StoreError::Conflict(Guard::DiskFree(disk))) => {
                 Err(CommandError::DiskTaken(disk))
+            }
+            Turned::NotWritten(StoreError::Conflict(Guard::Room(asked, allowance))) => {
+                let promised = self.deps.store.inventory().promised;
+                Err(CommandError::NoRoom(allowance.shortage(promised, asked)))
             }
             Turned::NotWritten(error) => Err(CommandError::Store(error)),
         };
