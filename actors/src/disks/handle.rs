@@ -35,6 +35,13 @@ pub enum LastSeen {
     File(SeenFile),
 }
 
+impl LastSeen {
+    /// Whether a disk that had a file has none any more.
+    pub fn is_lost(self, disk: &DiskRecord) -> bool {
+        disk.file == DiskFile::Made && self == LastSeen::NoFile
+    }
+}
+
 /// What was last seen of the disks' files: reads ask it and no file system.
 #[derive(Default)]
 pub struct SeenFiles(std::sync::RwLock<std::collections::HashMap<DiskId, Option<SeenFile>>>);

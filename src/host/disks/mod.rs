@@ -22,6 +22,7 @@ use std::{
     },
 };
 use tool::{Call, QemuImg};
+use vman_actors::failpoint;
 use vman_actors::ports::{BoxFuture, DiskFiles, FileError, NewDiskFile, SeenFile};
 use vman_model::{DiskFormat, DiskId, ImageFormat, ImageName};
 
@@ -85,6 +86,7 @@ impl HostDisks {
             DiskFormat::Qcow2 => self.run_qemu_img(&what, &disk, &unfinished).await?,
             DiskFormat::Raw => self.make_raw(&what, &disk, &unfinished).await?,
         }
+        failpoint::hit("create.part");
         blocking("naming a disk", move || {
             let named = || -> io::Result<()> {
                 self.tmp.write(unfinished.name())?.sync_all()?;

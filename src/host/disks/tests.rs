@@ -46,8 +46,8 @@ fn entries(path: &Path) -> usize {
 }
 
 /// A tool that says nothing of its version, and is not kept from anything for it.
-fn unconfined(tool: PathBuf) -> Option<Arc<ToolJail>> {
-    Some(Arc::new(ToolJail::new(JailMode::Off, tool)))
+fn unconfined(tool: PathBuf) -> Arc<ToolJail> {
+    Arc::new(ToolJail::new(JailMode::Off, tool))
 }
 
 /// A program in the place of qemu-img.
@@ -175,7 +175,7 @@ async fn a_tool_that_is_missing_or_fails_is_told_and_leaves_nothing() {
             "no space left on the storage",
         ),
     ] {
-        let disks = HostDisks::new(lock.dirs(), tool.and_then(unconfined)).unwrap();
+        let disks = HostDisks::new(lock.dirs(), tool.map(unconfined)).unwrap();
         let error = disks.ensure(disk(64, None)).await.unwrap_err();
         assert!(error.to_string().contains(says), "{error}");
         assert_eq!(
@@ -184,11 +184,11 @@ async fn a_tool_that_is_missing_or_fails_is_told_and_leaves_nothing() {
         );
     }
     let killed = stand_in(dir.path(), "kill -9 $$");
-    let disks = HostDisks::new(lock.dirs(), unconfined(killed)).unwrap();
+    let disks = HostDisks::new(lock.dirs(), Some(unconfined(killed))).unwrap();
     let error = disks.ensure(disk(64, None)).await.unwrap_err();
     assert!(error.to_string().contains("signal: 9"), "{error}");
     let flooding = stand_in(dir.path(), flood);
-    let disks = HostDisks::new(lock.dirs(), unconfined(flooding)).unwrap();
+    let disks = HostDisks::new(lock.dirs(), Some(unconfined(flooding))).unwrap();
     disks.ensure(disk(64, None)).await.unwrap_err();
     assert_eq!(
         entries(&lock.dirs().disks()) + entries(&lock.dirs().tmp()),
@@ -202,7 +202,7 @@ async fn a_making_that_is_abandoned_kills_its_tool_and_leaves_nothing() {
     let mark = dir.path().join("pid");
     let script = format!("echo $$ > '{}'; exec sleep 1000", mark.display());
     let tool = stand_in(dir.path(), &script);
-    let disks = HostDisks::new(lock.dirs(), unconfined(tool)).unwrap();
+    let disks = HostDisks::new(lock.dirs(), Some(unconfined(tool))).unwrap();
     let making = tokio::spawn(disks.ensure(disk(64, None)));
     let until = Instant::now() + Duration::from_secs(20);
     let pid = loop {
