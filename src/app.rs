@@ -5,6 +5,7 @@
 
 mod figures;
 mod listeners;
+pub mod offline;
 mod reload;
 mod systemd;
 mod tls;
@@ -24,6 +25,7 @@ use crate::{
         groups,
         images::HostImages,
         jail::ToolJail,
+        manifests::HostManifests,
         net::{BridgeNetwork, BridgeSettings, UserNetwork, tap::Taps},
         qemu::{QemuHost, QemuSettings, layout::Layout},
         qmp::{CommandTimes, Deadlines},
@@ -304,7 +306,7 @@ async fn ports(
             ..simulated
         });
     }
-    let storage = Arc::new(RedbStorage::new(dirs.store_file()));
+    let storage = Arc::new(RedbStorage::new(dirs.store_file()).with_witnesses(dirs.manifests()));
     let layout = Layout {
         runtime: config.storage.runtime.clone(),
         storage: config.storage.path.clone(),
@@ -315,6 +317,7 @@ async fn ports(
     Ok(Ports {
         storage,
         folders: Arc::new(HostFolders::new(dirs, config.storage.runtime.clone())),
+        manifests: Arc::new(HostManifests::new(dirs)),
         hypervisor: Arc::new(
             QemuHost::new(QemuSettings {
                 binary: config.qemu.binary.clone(),
