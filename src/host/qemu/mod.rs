@@ -8,8 +8,9 @@
 //! | `launch.rs` | what QEMU needs to be there, then the start |
 //! | `process.rs` | the process by its pidfd |
 //! | `adopt.rs` | finding a QEMU of an earlier daemon |
-//! | `machine.rs` | the conversation with a living QEMU |
-//! | `hotplug.rs` | disks that come and go while it lives |
+//! | `machine.rs` | a living QEMU, and what is asked of it |
+//! | `link.rs` | the conversation with it |
+//! | `hotplug` | disks that come and go while it lives |
 //! | `nics.rs` | a network card plugged anew |
 //! | `console.rs` | logs, and keeping them bounded |
 //! | `layout.rs`, `sockets.rs`, `probe.rs` | paths, sockets, what the host has |
@@ -22,6 +23,7 @@ mod console;
 mod hotplug;
 mod launch;
 pub mod layout;
+mod link;
 mod machine;
 mod nics;
 mod probe;
@@ -51,7 +53,8 @@ use vman_model::{DiskLimits, Incarnation, VmId, VmUuid};
 use self::adopt::AttachError;
 use self::cmdline::Accel;
 use self::layout::Layout;
-use self::machine::{QemuMachine, Setting};
+use self::link::Setting;
+use self::machine::QemuMachine;
 use self::process::Process;
 use super::net::tap::Taps;
 use super::qmp::{CommandTimes, Deadlines};
