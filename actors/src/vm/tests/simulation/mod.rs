@@ -254,7 +254,7 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn a_seed_lives_twice_through_the_same() {
-    for seed in 0..24 {
+    for seed in 0..60 {
         assert_eq!(
             live(seed, Way::InStep),
             live(seed, Way::InStep),
