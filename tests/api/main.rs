@@ -11,6 +11,7 @@ mod flood;
 mod idempotency;
 mod lists;
 mod matrix;
+mod nics;
 mod streams;
 mod support;
 mod workflows;

@@ -15,7 +15,7 @@ use vman_model::{
     Guard, IdempotencyRecord, ImageKind, ImageName, Incarnation, LeaseRecord, OperationId, Origin,
     Subject, VmId, VmUuid, Write,
     change::IdempotentAnswer,
-    network::mac_address,
+    network::{LinkState, mac_address},
     restart::RestartHistory,
     vm::{Desired, Phase, Reason, VmRecord, VmSpec},
 };
@@ -164,9 +164,14 @@ impl VmsHandle {
             // Its name is taken, which says more than that no address is free.
             return Err(CreateError::Exists(id.clone()));
         }
-        let address = leases::choose(&inventory, pool, id, fixed)?;
+        let address = leases::choose(&inventory, pool, (id, 0), fixed)?;
         let now = self.clock.now();
-        Ok(Some(leases::lease(id, address, mac, fixed.is_some(), now)))
+        Ok(Some(leases::lease(
+            (id, 0),
+            (address, fixed.is_some()),
+            mac,
+            now,
+        )))
     }
 
     /// The MAC address of a new VM: derived from its id, unless another has it.
@@ -284,6 +289,8 @@ impl VmsHandle {
             disks: Vec::new(),
             failed_disk: None,
             failed_for_space: false,
+            link: LinkState::Up,
+            nics: Vec::new(),
         }
     }
 

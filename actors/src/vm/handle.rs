@@ -57,6 +57,9 @@ pub enum CommandError {
     /// The disk is gone, not whole, or belongs to another VM by now.
     #[error("disk {0} cannot be had")]
     DiskTaken(vman_model::DiskId),
+    /// The address chosen for a network card was taken meanwhile.
+    #[error("the address was taken meanwhile")]
+    AddressTaken,
     /// Too many commands wait for this VM.
     #[error("too many commands are waiting for this VM")]
     TooMany,

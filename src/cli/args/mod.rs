@@ -85,6 +85,9 @@ pub enum Command {
     /// Disks
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// Network cards of VMs
+    #[command(subcommand)]
+    Nic(NicCommand),
     /// Disk images, kernels and initrds
     #[command(subcommand)]
     Image(ImageCommand),

@@ -13,78 +13,39 @@
 //! Each may be repeated: where QEMU refuses a step, it is asked whether that was done before. With
 //! native PCIe hot-plug (7.2) a slot that no guest has powered gives its device up at once; a guest
 //! that stands still or does not listen keeps it, and may let go long after nobody waits any more.
+//! Look next: `devices.rs` for what disks and network cards have in common.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{Mutex as Turn, broadcast, mpsc, watch};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::sleep;
 use vman_actors::failpoint;
 use vman_actors::ports::{BoxFuture, DiskAction, DiskError, DiskPlan, device_name, node_name};
 use vman_model::vm::SeenDisk;
 use vman_model::{DiskId, DiskLimits};
 
 use super::cmdline::{disk_device, disk_node, file_node};
-use super::machine::Nudge;
+use super::devices::{Answer, Devices, Monitor, refused};
 use crate::host::jail;
-use crate::host::qmp::{Client, Event, QmpError};
+use crate::host::qmp::{Client, QmpError};
 
-/// How long a guest may take to let go of a disk. A guest that listens needs 90 ms (7.2, TCG).
-const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
 /// A node is free a moment after its device is gone: how often, and how long apart, that is tried.
 const CLOSE_TRIES: u32 = 200;
 const CLOSE_PAUSE: Duration = Duration::from_millis(5);
-/// Events kept for those who wait: one a disk, and there are eight.
-const EVENTS: usize = 64;
 const MIB: u64 = 1 << 20;
 
 /// The devices of ours among all.
 const DEVICE_PREFIX: &str = "dev-disk-";
 
-/// What QEMU tells of a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum DeviceEvent {
-    /// It has left the machine.
-    Deleted(String),
-    /// The guest said no.
-    Refused(String),
-}
-
-impl DeviceEvent {
-    pub(super) fn of(event: &Event) -> Option<Self> {
-        let device = event.data.get("device")?.as_str()?.to_owned();
-        match event.name.as_str() {
-            "DEVICE_DELETED" => Some(Self::Deleted(device)),
-            "DEVICE_UNPLUG_GUEST_ERROR" => Some(Self::Refused(device)),
-            _ => None,
-        }
-    }
-
-    /// The disk whose device has left the machine.
-    pub(super) fn deleted_disk(&self) -> Option<DiskId> {
-        match self {
-            Self::Deleted(device) => disk_of_device(device),
-            Self::Refused(_) => None,
-        }
-    }
-}
-
-fn disk_of_device(device: &str) -> Option<DiskId> {
+/// The disk of a device.
+pub(super) fn disk_of_device(device: &str) -> Option<DiskId> {
     DiskId::parse(device.strip_prefix(DEVICE_PREFIX)?).ok()
 }
 
-type Turns = Arc<Mutex<HashMap<DiskId, Weak<Turn<()>>>>>;
-
 /// The work on one machine's disks.
 pub(super) struct Hotplug {
-    client: watch::Receiver<Option<Client>>,
-    nudges: mpsc::Sender<Nudge>,
-    events: broadcast::Sender<DeviceEvent>,
-    turns: Turns,
-    within: Duration,
+    devices: Devices,
     owner: Owner,
 }
 
@@ -125,36 +86,8 @@ impl Owner {
 const DISK_SUFFIXES: [&str; 2] = ["qcow2", "raw"];
 
 impl Hotplug {
-    pub(super) fn new(
-        client: watch::Receiver<Option<Client>>,
-        nudges: mpsc::Sender<Nudge>,
-        within: Duration,
-        owner: Owner,
-    ) -> Self {
-        Self {
-            owner,
-            client,
-            nudges,
-            events: broadcast::channel(EVENTS).0,
-            turns: Arc::default(),
-            within,
-        }
-    }
-
-    /// Where the conversation tells what it hears.
-    pub(super) fn events(&self) -> broadcast::Sender<DeviceEvent> {
-        self.events.clone()
-    }
-
-    fn turn(&self, disk: &DiskId) -> Arc<Turn<()>> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.retain(|_, turn| turn.strong_count() > 0);
-        if let Some(turn) = turns.get(disk).and_then(Weak::upgrade) {
-            return turn;
-        }
-        let turn = Arc::new(Turn::new(()));
-        turns.insert(disk.clone(), Arc::downgrade(&turn));
-        turn
+    pub(super) fn new(devices: Devices, owner: Owner) -> Self {
+        Self { devices, owner }
     }
 
     /// Begins a piece of work. It ends with the connection it began on.
@@ -162,39 +95,16 @@ impl Hotplug {
         let Some(disk) = disk_of(&action) else {
             return Box::pin(async { Err(refused("its device has no disk's name")) });
         };
-        let turn = self.turn(&disk);
-        let (mut connection, within) = (self.client.clone(), self.within);
-        let client = connection.borrow_and_update().clone();
-        let (nudges, heard) = (self.nudges.clone(), self.events.subscribe());
         let owner = self.owner.clone();
-        Box::pin(async move {
-            let Some(client) = client else {
-                return Err(refused("there is no QMP connection"));
-            };
-            let work = Work {
-                owner,
-                client,
-                within,
-                disk,
-            };
-            let done = async {
-                let _turn = turn.lock().await;
-                work.run(action, heard).await
-            };
-            tokio::select! {
-                done = done => {
-                    if let Err(DiskError::Unknown(why)) = &done {
-                        // A full queue of nudges says the same already.
-                        let _ = nudges.try_send(Nudge::Suspect(why.clone()));
-                    }
-                    done
-                }
-                // What was answered is answered: lost is only what comes after.
-                _ = connection.changed() => {
-                    Err(DiskError::Unknown("the connection was lost".to_owned()))
-                }
-            }
-        })
+        self.devices
+            .begin(device_name(&disk), |monitor| async move {
+                let work = Work {
+                    owner,
+                    monitor,
+                    disk,
+                };
+                work.run(action).await
+            })
     }
 }
 
@@ -205,10 +115,6 @@ fn disk_of(action: &DiskAction) -> Option<DiskId> {
             Some(disk.clone())
         }
     }
-}
-
-fn refused(why: &str) -> DiskError {
-    DiskError::Refused(why.to_owned())
 }
 
 /// The arguments of `block_set_io_throttle`. All six rates have to be said; 0 is none.
@@ -232,47 +138,24 @@ pub(super) fn throttle(device: &str, limits: &DiskLimits) -> Value {
 /// One piece of work.
 struct Work {
     owner: Owner,
-    client: Client,
-    within: Duration,
+    monitor: Monitor,
     disk: DiskId,
 }
 
-/// What became of one command.
-enum Answer {
-    Done,
-    /// QEMU said no.
-    No(String),
-}
-
 impl Work {
-    async fn run(
-        &self,
-        action: DiskAction,
-        heard: broadcast::Receiver<DeviceEvent>,
-    ) -> Result<(), DiskError> {
+    async fn run(&self, action: DiskAction) -> Result<(), DiskError> {
         match action {
             DiskAction::Plug(plan) => self.plug(&plan).await,
-            DiskAction::Unplug(_) => self.unplug(heard).await,
+            DiskAction::Unplug(_) => self.unplug().await,
             DiskAction::Resize(_, size_mib) => self.resize(size_mib).await,
             DiskAction::Limit(_, limits) => self.limit(&limits).await,
         }
     }
 
-    async fn ask(&self, command: &str, arguments: Value) -> Result<Answer, DiskError> {
-        match self
-            .client
-            .execute(command, Some(arguments), self.within)
-            .await
-        {
-            Ok(_) => Ok(Answer::Done),
-            Err(QmpError::Refused { desc, .. }) => Ok(Answer::No(desc)),
-            Err(error) => Err(DiskError::Unknown(error.to_string())),
-        }
-    }
-
     async fn seen(&self) -> Result<SeenDisk, DiskError> {
         let unknown = |error: QmpError| DiskError::Unknown(error.to_string());
-        let all = disks(&self.client, self.within).await.map_err(unknown)?;
+        let all = disks(&self.monitor.client, self.monitor.within).await;
+        let all = all.map_err(unknown)?;
         let found = all.into_iter().find(|seen| seen.disk == self.disk);
         Ok(found.unwrap_or(SeenDisk {
             disk: self.disk.clone(),
@@ -289,8 +172,8 @@ impl Work {
         self.owner.hand(plan.path.clone()).await?;
         // Both at once, in this order: a device whose node was refused is refused as well.
         let (opened, added) = tokio::join!(
-            self.ask("blockdev-add", node),
-            self.ask("device_add", device)
+            self.monitor.ask("blockdev-add", node),
+            self.monitor.ask("device_add", device)
         );
         let refusals = [opened?, added?].map(|answer| match answer {
             Answer::Done => None,
@@ -313,18 +196,9 @@ impl Work {
         Ok(())
     }
 
-    async fn unplug(&self, heard: broadcast::Receiver<DeviceEvent>) -> Result<(), DiskError> {
+    async fn unplug(&self) -> Result<(), DiskError> {
         let device = device_name(&self.disk);
-        if let Answer::No(why) = self.ask("device_del", json!({"id": device})).await? {
-            // It is gone already, or it is asked for already and the guest has not answered.
-            if self.seen().await?.device {
-                tracing::debug!(disk_id = %self.disk, why, "QEMU asks the guest already");
-                self.wait_for_guest(heard, &device).await?;
-            }
-        } else {
-            failpoint::hit("detach.asked");
-            self.wait_for_guest(heard, &device).await?;
-        }
+        self.monitor.let_go(&device, "disk").await?;
         failpoint::hit("detach.released");
         self.close().await?;
         self.owner.take(&self.disk).await;
@@ -332,46 +206,11 @@ impl Work {
         Ok(())
     }
 
-    async fn wait_for_guest(
-        &self,
-        mut heard: broadcast::Receiver<DeviceEvent>,
-        device: &str,
-    ) -> Result<(), DiskError> {
-        let until = Instant::now() + RELEASE_DEADLINE;
-        loop {
-            match timeout_at(until, heard.recv()).await {
-                Ok(Ok(DeviceEvent::Deleted(gone))) if gone == device => return Ok(()),
-                Ok(Ok(DeviceEvent::Refused(kept))) if kept == device => {
-                    return Err(DiskError::Held(
-                        "the guest refused to let go of the disk; it is still attached".to_owned(),
-                    ));
-                }
-                Ok(Ok(_)) => {}
-                Ok(Err(broadcast::error::RecvError::Lagged(_))) => {
-                    if !self.seen().await?.device {
-                        return Ok(());
-                    }
-                }
-                Ok(Err(broadcast::error::RecvError::Closed)) => {
-                    return Err(DiskError::Unknown("the machine is gone".to_owned()));
-                }
-                Err(_) if !self.seen().await?.device => return Ok(()),
-                Err(_) => {
-                    let seconds = RELEASE_DEADLINE.as_secs();
-                    return Err(DiskError::Held(format!(
-                        "the guest did not let go of the disk within {seconds} s; it is still \
-                         attached: try again when the guest runs and listens"
-                    )));
-                }
-            }
-        }
-    }
-
     /// Closes the file. The device is gone, or was never there.
     async fn close(&self) -> Result<(), DiskError> {
         let node = json!({"node-name": node_name(&self.disk)});
         for _ in 0..CLOSE_TRIES {
-            let Answer::No(why) = self.ask("blockdev-del", node.clone()).await? else {
+            let Answer::No(why) = self.monitor.ask("blockdev-del", node.clone()).await? else {
                 return Ok(());
             };
             let seen = self.seen().await?;
@@ -391,7 +230,7 @@ impl Work {
             "node-name": node_name(&self.disk),
             "size": size_mib.saturating_mul(MIB),
         });
-        match self.ask("block_resize", arguments).await? {
+        match self.monitor.ask("block_resize", arguments).await? {
             Answer::Done => {
                 failpoint::hit("resize.done");
                 Ok(())
@@ -402,7 +241,7 @@ impl Work {
 
     async fn limit(&self, limits: &DiskLimits) -> Result<(), DiskError> {
         let arguments = throttle(&device_name(&self.disk), limits);
-        match self.ask("block_set_io_throttle", arguments).await? {
+        match self.monitor.ask("block_set_io_throttle", arguments).await? {
             Answer::Done => Ok(()),
             Answer::No(why) => Err(DiskError::Refused(why)),
         }

@@ -27,12 +27,15 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use vman_actors::ports::{
     BoxFuture, DiskAction, DiskError, Machine, MachineAction, MachineError, MachineNews, NewsSink,
+    NicAction,
 };
+use vman_model::VmUuid;
 use vman_model::vm::{ExitStatus, ProcessIdentity, RunState, SeenDisk};
-use vman_model::{DiskLimits, VmUuid};
 
 use super::console::last_words;
-use super::hotplug::{self, DeviceEvent, Hotplug, Owner};
+use super::devices::{DeviceEvent, Devices};
+use super::hotplug::{self, Hotplug, Owner};
+use super::nics::Cards;
 use super::process::{Exit, Process};
 use crate::host::qmp::{
     Client, CommandTimes, Connected, Deadlines, Event, Events, Incoming, QmpError, Request,
@@ -75,8 +78,8 @@ pub(super) struct Setting {
     pub(super) uuid: VmUuid,
     /// Whether the guest is still to be let run.
     pub(super) fresh: bool,
-    /// Limits that disks have from the first instruction on.
-    pub(super) limits: Vec<(String, DiskLimits)>,
+    /// What is said to QEMU before its guest's first instruction.
+    pub(super) first: Vec<Request>,
     pub(super) log: PathBuf,
     pub(super) banner: String,
     pub(super) deadlines: Deadlines,
@@ -96,6 +99,7 @@ pub(super) struct QemuMachine {
     client: watch::Receiver<Option<Client>>,
     nudges: mpsc::Sender<Nudge>,
     hotplug: Hotplug,
+    cards: Cards,
     within: Duration,
     task: AbortHandle,
 }
@@ -116,13 +120,14 @@ impl QemuMachine {
             pid: process.identity().pid,
             disks: setting.disks.clone(),
         };
-        let hotplug = Hotplug::new(published.clone(), nudges.clone(), within, owner);
+        let devices = Devices::new(published.clone(), nudges.clone(), within);
+        let cards = Cards::new(devices.clone());
         let link = Link {
             setting,
             news,
             client,
             nudges: nudged,
-            devices: hotplug.events(),
+            devices: devices.events(),
             told: None,
             deaf: false,
         };
@@ -131,7 +136,8 @@ impl QemuMachine {
             process,
             client: published,
             nudges,
-            hotplug,
+            hotplug: Hotplug::new(devices, owner),
+            cards,
             within,
             task,
         })
@@ -139,19 +145,14 @@ impl QemuMachine {
 }
 
 impl QemuMachine {
-    /// The present connection to its monitor.
-    pub(super) fn client(&self) -> Option<Client> {
-        self.client.borrow().clone()
+    /// Its network cards.
+    pub(super) fn cards(&self) -> &Cards {
+        &self.cards
     }
 
     /// Whether its process has ended.
     pub(super) fn is_gone(&self) -> bool {
         self.process.is_gone()
-    }
-
-    /// How long a command may take.
-    pub(super) fn within(&self) -> Duration {
-        self.within
     }
 }
 
@@ -187,6 +188,10 @@ impl Machine for QemuMachine {
 
     fn disk(&self, action: DiskAction) -> BoxFuture<'static, Result<(), DiskError>> {
         self.hotplug.begin(action)
+    }
+
+    fn nic(&self, action: NicAction) -> BoxFuture<'static, Result<(), DiskError>> {
+        self.cards.begin(action)
     }
 
     fn disks(&self) -> BoxFuture<'static, Result<Vec<SeenDisk>, MachineError>> {
@@ -335,7 +340,8 @@ impl Link {
         let fresh = std::mem::take(&mut self.setting.fresh);
         let first = if fresh {
             // Nothing beside it: the guest's first instructions compete with the monitor.
-            self.limits().chain([Request::new("cont")]).collect()
+            let first = std::mem::take(&mut self.setting.first).into_iter();
+            first.chain([Request::new("cont")]).collect()
         } else {
             vec![Request::new("query-uuid"), Request::new("query-status")]
         };
@@ -372,13 +378,6 @@ impl Link {
         Ok(run_state(&status))
     }
 
-    fn limits(&self) -> impl Iterator<Item = Request> {
-        let limits = self.setting.limits.iter();
-        limits.map(|(device, limits)| {
-            Request::new("block_set_io_throttle").with(hotplug::throttle(device, limits))
-        })
-    }
-
     fn ready(&mut self, state: RunState) {
         (self.told, self.deaf) = (Some(state), false);
         self.news.tell(MachineNews::Ready(state));
@@ -406,7 +405,9 @@ impl Link {
             self.news.tell(MachineNews::GuestReset);
         }
         if let Some(device) = DeviceEvent::of(event) {
-            if let Some(disk) = device.deleted_disk() {
+            if let DeviceEvent::Deleted(name) = &device
+                && let Some(disk) = hotplug::disk_of_device(name)
+            {
                 self.news.tell(MachineNews::DiskLetGo(disk));
             }
             // Nobody may be waiting for it.

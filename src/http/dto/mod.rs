@@ -8,6 +8,7 @@ pub(crate) mod event;
 pub(crate) mod host;
 pub(crate) mod image;
 pub(crate) mod network;
+pub(crate) mod nic;
 pub(crate) mod operation;
 pub(crate) mod size;
 pub(crate) mod template;

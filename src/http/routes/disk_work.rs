@@ -1,10 +1,10 @@
 //! What is asked of a disk and its VM together: attach, detach, resize.
 //!
 //! A command to the VM that has the disk, or is to have it; a free disk is grown
-//! without one. The guest is waited for at most [`GUEST_WAIT`].
+//! without one. Look next: `device_work.rs` for how the guest is waited for.
 
 use super::{
-    accepted,
+    device_work::{Outcome, begun_before, outcome},
     disks::{body, shown},
     not_found, replayed,
 };
@@ -12,14 +12,13 @@ use crate::http::{
     dto::disk::{DiskBody, read_size},
     error::{ApiError, Code, ProblemBody},
     extract::{Id, Post, Query},
-    idempotency::{KeyTurn, Keyed, look, result_gone},
+    idempotency::{KeyTurn, Keyed, look},
     paging::json,
     state::HttpState,
-    waiting::operation_end,
 };
 use axum::{extract::State, http::StatusCode, response::Response};
 use serde::Serialize;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use utoipa::ToSchema;
 use vman_actors::{
     disks::{DiskFault, check_growth},
@@ -27,14 +26,11 @@ use vman_actors::{
     vm::{CommandError, CommandRequest},
 };
 use vman_model::{
-    DiskId, DiskRecord, OperationId, OperationStatus, VmId,
+    DiskId, DiskRecord, OperationId, VmId,
     change::IdempotentAnswer,
     disk::{FIRST_DATA_SLOT, MAX_DATA_DISKS},
     vm::{Command, CommandContext, Phase, Refusal},
 };
-
-/// How long the guest is waited for.
-const GUEST_WAIT: Duration = Duration::from_secs(10);
 
 /// To which VM a disk is to be attached.
 #[derive(ToSchema)]
@@ -120,35 +116,16 @@ impl Work<'_> {
         }
     }
 
-    /// The end of an operation, or the operation itself where it has none yet.
     async fn outcome(&self, id: &OperationId) -> Result<Response, ApiError> {
-        let row = operation_end(self.state, id, GUEST_WAIT).await;
-        let row = row.ok_or_else(|| result_gone("operation"))?;
-        let operation = &row.value;
-        let error = operation.error.as_ref();
-        match operation.status {
-            OperationStatus::Succeeded => self.done(),
-            OperationStatus::Failed if error.is_some_and(|e| e.code == "guest_holds_disk") => {
-                Ok(accepted(self.state, operation, 0).await)
-            }
-            OperationStatus::Failed | OperationStatus::Cancelled => {
-                let why = error.map_or("it came to nothing", |error| error.detail.as_str());
-                Err(ApiError::new(Code::OperationFailed, why)
-                    .operation(id)
-                    .disk(&self.disk))
-            }
-            OperationStatus::Running => Ok(accepted(self.state, operation, 0).await),
+        let outcome = outcome(self.state, id, "guest_holds_disk").await;
+        match outcome.map_err(|error| error.disk(&self.disk))? {
+            Outcome::Done(_) => self.done(),
+            Outcome::Open(response) => Ok(response),
         }
     }
 
     async fn done_before(&self, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
-        match answer {
-            IdempotentAnswer::Operation(id) => self.outcome(id).await.map(replayed),
-            IdempotentAnswer::Template(_)
-            | IdempotentAnswer::Vm(_)
-            | IdempotentAnswer::Disk(_)
-            | IdempotentAnswer::Forward(_) => Err(result_gone("operation")),
-        }
+        self.outcome(begun_before(answer)?).await.map(replayed)
     }
 
     fn refused(&self, vm: &VmId, error: CommandError) -> ApiError {

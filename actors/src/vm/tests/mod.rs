@@ -12,4 +12,5 @@ mod deaths;
 mod doc;
 mod faults;
 mod network;
+mod nics;
 mod observed;
