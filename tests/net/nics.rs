@@ -2,12 +2,12 @@
 
 use crate::{
     console::Shell,
-    support::wait_for,
-    world::{SOON, World, can_make_networks, guests},
+    support::{daemon::Daemon, wait_for},
+    world::{SOON, World, can_make_networks, guests, wait_event},
 };
 use serde_json::{Value, json};
 
-fn set_link(daemon: &crate::support::daemon::Daemon, nic: &str, link: &str) {
+fn set_link(daemon: &Daemon, nic: &str, link: &str) {
     let target = format!("/vms/a/nics/{nic}");
     let answer = daemon.call("PATCH", &target, &json!({ "link": link }));
     assert_eq!(answer.expect(200)["link"], link);
@@ -35,7 +35,8 @@ fn a_card_plugged_into_a_running_guest_gets_its_address_counts_and_goes_again() 
         world.attached().contains(&tap).then_some(())
     });
     a.soon("[ -e /sys/class/net/eth1 ]");
-    assert_eq!(a.ok("cat /sys/class/net/eth1/address"), mac);
+    let told = a.ok("cat /sys/class/net/eth1/address");
+    assert!(told.ends_with(mac), "{told}");
     a.ok("ip link set eth1 up");
     a.soon("udhcpc -n -q -f -i eth1 -s /bin/address -t 3 -T 1");
     let told = a.ok("ip addr show dev eth1");
@@ -99,7 +100,7 @@ fn a_vm_starts_with_all_its_cards_and_a_pulled_cable_is_pulled_from_the_first_in
     let cards = daemon.get("/vms/a/nics");
     let tap = cards[2]["tap"].as_str().unwrap();
     world.in_host(&format!("ip link del {tap}"));
-    crate::world::wait_event(&daemon, "network.healed", tap);
+    wait_event(&daemon, "network.healed", tap);
     a.soon("ip link set eth2 up");
     assert_eq!(a.ok("cat /sys/class/net/eth2/carrier"), "0");
     assert_eq!(daemon.act("a", "stop?force=true")["status"], "succeeded");

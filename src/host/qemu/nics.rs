@@ -5,10 +5,10 @@
 //!
 //! | work | is |
 //! |---|---|
-//! | plug | `getfd` for each queue, `netdev_add`, `set_link` where it is down, `device_add` |
+//! | plug | `getfd` for each queue, `netdev_add`, `device_add`, `set_link` where it is down |
 //! | unplug | `device_del`, `DEVICE_DELETED` awaited, `netdev_del` |
 //! | link | `set_link` |
-//! | another TAP | unplug, plug |
+//! | another TAP | `netdev_del`, then unplug and plug |
 //!
 //! QEMU notices nothing when a TAP is deleted, and cannot give a card another netdev: the card is
 //! plugged anew with the same MAC address in the same slot.
@@ -33,6 +33,9 @@ use crate::host::qmp::QmpError;
 /// long apart, opening it is tried.
 const OPENINGS: u32 = 20;
 const OPEN_AGAIN: Duration = Duration::from_millis(10);
+
+/// What it is, in the words of refusals.
+const CARD: &str = "network card";
 
 /// The work on one machine's network cards.
 #[derive(Clone)]
@@ -93,7 +96,10 @@ impl Cards {
                 if cards.taken_out().contains(&plan.slot) {
                     return Ok(());
                 }
-                unplug(&monitor, plan.slot).await?;
+                // The backend first: where a card with several queues is reset while theirs are
+                // dead, QEMU ends itself (7.2: `virtio_net_set_queue_pairs` asserts).
+                remove_backend(&monitor, plan.slot).await?;
+                monitor.let_go(&nic_name(plan.slot), CARD).await?;
                 plug(&monitor, &plan, cpu_count).await
             })
     }
@@ -174,7 +180,7 @@ async fn give(
 }
 
 async fn unplug(monitor: &Monitor, slot: u8) -> Result<(), DiskError> {
-    monitor.let_go(&nic_name(slot), "network card").await?;
+    monitor.let_go(&nic_name(slot), CARD).await?;
     remove_backend(monitor, slot).await
 }
 
