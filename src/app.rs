@@ -8,12 +8,14 @@ mod listeners;
 mod reload;
 mod systemd;
 mod tls;
+pub mod upgrade;
 
 pub use reload::Reread;
 
 use crate::{
     config::{Config, NetworkMode, ObserverPolicy},
     host::{
+        capacity,
         clock::SystemClock,
         descriptors,
         dirs::{StorageLock, StorageLockError},
@@ -44,7 +46,8 @@ use vman_actors::observer::DriftSettings;
 use vman_actors::ports::{Clock, Network};
 use vman_actors::{Handles, Ports, StartError, Tree, TreeSettings};
 use vman_model::{
-    Cause, Change, EventDraft, EventKind, ImageName, Origin, Pool, Subject, vm::NetworkKind,
+    Allowance, Cause, Change, EventDraft, EventKind, ImageName, Origin, Pool, Subject,
+    vm::NetworkKind,
 };
 
 /// How long the tree may take to stop after the last request was answered.
@@ -121,7 +124,7 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
     let metrics = figures::sources(outer.log.clone(), times.clone(), config.qemu.dry_run);
     let ports = ports(&config, &lock, times).await?;
     let hypervisor = ports.hypervisor.clone();
-    let settings = settings(&config);
+    let settings = settings(&config, allowance(&config)?);
     let (tree, probe) = tokio::join!(Tree::start(ports, &settings), hypervisor.probe());
     let tree = tree?;
     tracing::info!(
@@ -149,6 +152,7 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
         },
         default_boot_disk: default_boot_disk(&config),
         metrics: metrics.clone(),
+        log: outer.log.reader(),
         shutdown: shutdown.clone(),
     });
     let server = tokio::spawn(http::serve(
@@ -253,10 +257,22 @@ async fn announce(
     }
 }
 
-fn settings(config: &Config) -> TreeSettings {
+/// How much may be promised: of a simulated host, all that is asked for.
+fn allowance(config: &Config) -> Result<Allowance, AppError> {
+    if config.qemu.dry_run {
+        return Ok(Allowance::default());
+    }
+    let host = capacity::look().map_err(start_error("find out how much memory there is"))?;
+    let allowance = Allowance::of(host, config.admission.overcommit());
+    tracing::debug!(?host, ?allowance, "this much may be promised to VMs");
+    Ok(allowance)
+}
+
+fn settings(config: &Config, allowance: Allowance) -> TreeSettings {
     TreeSettings {
         max_vms: config.limits.max_vms as usize,
         max_launches: config.limits.max_launches as usize,
+        allowance,
         observer_interval: config.observer.interval,
         drift: DriftSettings {
             repair: config.observer.policy == ObserverPolicy::Repair,

@@ -31,6 +31,7 @@ use tokio::{
     sync::{Semaphore, oneshot, watch},
     time::Instant,
 };
+use vman_model::Allowance;
 
 /// The root's budget: more restarts than this within [`WINDOW`] and it gives up.
 const MAX_RESTARTS: usize = 3;
@@ -65,6 +66,8 @@ pub struct TreeSettings {
     pub max_vms: usize,
     /// The most QEMUs launching at once.
     pub max_launches: usize,
+    /// How much of the host may be promised to VMs.
+    pub allowance: Allowance,
     /// Between the Observer's checks.
     pub observer_interval: Duration,
     /// What the Observer does about drift.
@@ -74,6 +77,8 @@ pub struct TreeSettings {
 /// How everything outside the tree reaches it.
 #[derive(Clone)]
 pub struct Handles {
+    /// How much of the host may be promised to VMs.
+    pub allowance: Allowance,
     /// The store and its inventory.
     pub store: StoreHandle,
     /// VMs.
@@ -205,6 +210,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         network: network.clone(),
         clock: clock.clone(),
         launches: Arc::new(Semaphore::new(settings.max_launches)),
+        allowance: settings.allowance,
     };
     let (vm_arguments, recovery) = VmSupervisorArguments::new(deps, directory);
     let seats = Seats {
@@ -239,6 +245,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         },
     };
     let handles = Handles {
+        allowance: settings.allowance,
         store,
         vms,
         disks,

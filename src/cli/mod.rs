@@ -63,8 +63,8 @@ async fn command(
 ) -> Result<(), CliError> {
     let Args { global, command } = args;
     match command {
-        Command::Serve(_) => Err(CliError::Usage(
-            "serve is the daemon, no client command".to_owned(),
+        Command::Serve(_) | Command::Upgrade(_) => Err(CliError::Usage(
+            "it works on the daemon's own files and is no client command".to_owned(),
         )),
         Command::Completion { shell } => commands::local::completion(shell, terminal),
         Command::Man { folder } => commands::local::manual(&folder),
@@ -97,6 +97,7 @@ async fn ask(command: Command, mut session: Session<'_>) -> Result<(), CliError>
         Command::Token(command) => commands::token::run(command, session).await,
         Command::Version => commands::host::version(session).await,
         Command::Serve(_)
+        | Command::Upgrade(_)
         | Command::Completion { .. }
         | Command::Man { .. }
         | Command::Config(_) => Ok(()),

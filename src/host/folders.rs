@@ -4,7 +4,7 @@
 //! hangs on no file's times. Must not: delete what holds data in one step (it goes to the trash
 //! first), or follow a link. Look next: [`super::dirs`] for the layout.
 
-use super::{dirs::StorageDirs, folder::blocking, proc};
+use super::{cgroup, dirs::StorageDirs, folder::blocking, proc, qemu::layout::CGROUPS_NOTE};
 use rustix::{fs::RenameFlags, process::Pid};
 use std::{
     fs::{self, DirBuilder, Metadata},
@@ -176,9 +176,11 @@ fn unix_ms() -> u64 {
     u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Sockets only: a folder that holds anything else is left as it is.
+/// Sockets and the control groups that are noted beside them: a folder that holds anything else is
+/// left as it is.
 fn remove_sockets(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
+    cgroup::remove(&folder.join(CGROUPS_NOTE))?;
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_type()?.is_socket() {

@@ -3,8 +3,10 @@
 //! Must not: decide what a VM does next (the model does), know of actors or of HTTP. Look next:
 //! [`qemu`] for a VM's process and its command line, [`qmp`] for the protocol spoken with it,
 //! [`store_redb`] for the durable rows, [`dirs`] for the layout of the storage path, [`images`]
-//! and [`disks`] for the files in it, [`jail`] for what confines a QEMU.
+//! and [`disks`] for the files in it, [`jail`] for what confines a QEMU, [`cgroup`] for how much of the host it may use.
 
+pub mod capacity;
+pub mod cgroup;
 pub mod clock;
 pub mod descriptors;
 pub mod dirs;

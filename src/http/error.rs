@@ -86,6 +86,7 @@ codes! {
     ImageExists "image_exists" 409 "An image of this name is there",
     ImageBeingUploaded "image_being_uploaded" 409 "Another upload of this image is under way",
     ImageInUse "image_in_use" 409 "The image is used",
+    LogsNotKept "logs_not_kept" 409 "The daemon's log is kept nowhere it could be read from",
     OperationNotCancellable "operation_not_cancellable" 409 "The operation cannot be cancelled",
     OperationFinished "operation_finished" 409 "The operation has ended already",
     OperationFailed "operation_failed" 409 "The operation ended without doing what was asked",
@@ -110,6 +111,7 @@ codes! {
     NotReady "not_ready" 503 "The daemon is still recovering",
     HostFailed "host_failed" 503 "The host refused something VMAN needs",
     ShuttingDown "shutting_down" 503 "The daemon is stopping",
+    HostExhausted "host_exhausted" 507 "More memory or processors would be promised than the host may",
     StorageFull "storage_full" 507 "The host's storage is full",
     StorageReadOnly "storage_read_only" 507 "The host's storage is read-only",
 }

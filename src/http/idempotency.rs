@@ -8,9 +8,11 @@
 use super::{
     error::{ApiError, Code},
     extract::Post,
+    paging::with_header,
     refusal::key_in_flight,
     state::HttpState,
 };
+use axum::{http::HeaderName, response::Response};
 use sha2::{Digest, Sha256};
 use std::{
     collections::HashSet,
@@ -28,43 +30,84 @@ impl KeysInFlight {
     }
 }
 
-/// A key that this request is the first to use.
-pub(crate) struct KeyTurn {
-    key: IdempotencyKey,
-    fingerprint: [u8; 32],
-    keys: KeysInFlight,
-}
-
-impl Drop for KeyTurn {
-    fn drop(&mut self) {
-        self.keys.lock().remove(&self.key);
+/// Answers a POST once under its key: a request that was answered before gets that
+/// answer `again`; `work` does what is new, and commits the key together with it.
+pub(crate) async fn once<A, W>(
+    state: &HttpState,
+    post: Post,
+    again: impl FnOnce(IdempotentAnswer) -> A,
+    work: impl FnOnce(Post, Option<Key>) -> W,
+) -> Result<Response, ApiError>
+where
+    A: Future<Output = Result<Response, ApiError>>,
+    W: Future<Output = Result<Response, ApiError>>,
+{
+    let turn = match look(state, &post)? {
+        Keyed::Replay(answer) => return again(answer).await.map(replayed),
+        Keyed::First(turn) => Some(turn),
+        Keyed::Without => None,
+    };
+    let answer = work(post, turn.as_ref().map(|turn| turn.key.clone())).await;
+    match (answer, turn) {
+        // The store says that the key was used between our look and the commit.
+        (Err(error), Some(turn)) if error.code == Code::KeyInFlight => {
+            again(turn.used_meanwhile(state)?).await.map(replayed)
+        }
+        (answer, _) => answer,
     }
 }
 
-impl KeyTurn {
-    /// The key and its request's fingerprint.
-    pub(crate) fn pair(&self) -> (IdempotencyKey, [u8; 32]) {
-        (self.key.clone(), self.fingerprint)
+/// Marks an answer as given before.
+fn replayed(response: Response) -> Response {
+    let name = HeaderName::from_static("idempotency-replayed");
+    with_header(response, name, "true")
+}
+
+/// A client's key with the fingerprint of its request.
+#[derive(Clone)]
+pub(crate) struct Key {
+    key: IdempotencyKey,
+    fingerprint: [u8; 32],
+}
+
+impl Key {
+    /// Both, for whoever commits them.
+    pub(crate) fn pair(self) -> (IdempotencyKey, [u8; 32]) {
+        (self.key, self.fingerprint)
     }
 
     /// What is committed with the effect.
-    pub(crate) fn record(&self, answer: IdempotentAnswer, now: UnixMs) -> IdempotencyRecord {
+    pub(crate) fn record(self, answer: IdempotentAnswer, now: UnixMs) -> IdempotencyRecord {
         IdempotencyRecord {
-            key: self.key.clone(),
+            key: self.key,
             fingerprint: self.fingerprint,
             answer,
             created_at: now,
         }
     }
+}
 
+/// A key that this request is the first to use.
+struct KeyTurn {
+    key: Key,
+    keys: KeysInFlight,
+}
+
+impl Drop for KeyTurn {
+    fn drop(&mut self) {
+        self.keys.lock().remove(&self.key.key);
+    }
+}
+
+impl KeyTurn {
     /// What the key answers by now, if it was used meanwhile.
-    pub(crate) fn used_meanwhile(&self, state: &HttpState) -> Result<IdempotentAnswer, ApiError> {
-        remembered(state, &self.key, &self.fingerprint)?.ok_or_else(key_in_flight)
+    fn used_meanwhile(&self, state: &HttpState) -> Result<IdempotentAnswer, ApiError> {
+        remembered(state, &self.key)?.ok_or_else(key_in_flight)
     }
 }
 
 /// What a request's key says.
-pub(crate) enum Keyed {
+enum Keyed {
     /// It has none.
     Without,
     /// It is the first under its key.
@@ -74,7 +117,7 @@ pub(crate) enum Keyed {
 }
 
 /// Looks at a request's key.
-pub(crate) fn look(state: &HttpState, post: &Post) -> Result<Keyed, ApiError> {
+fn look(state: &HttpState, post: &Post) -> Result<Keyed, ApiError> {
     let mut given = post.headers.get_all("idempotency-key").iter();
     let Some(value) = given.next() else {
         return Ok(Keyed::Without);
@@ -90,31 +133,29 @@ pub(crate) fn look(state: &HttpState, post: &Post) -> Result<Keyed, ApiError> {
     }
     let text = value.to_str().map_err(|_| malformed())?;
     let key = IdempotencyKey::parse(text).map_err(|_| malformed())?;
-    let fingerprint = fingerprint(post);
+    let key = Key {
+        key,
+        fingerprint: fingerprint(post),
+    };
     // First the turn, then the look: the other way round an answer that comes
     // in between would be missed.
-    if !state.keys.lock().insert(key.clone()) {
+    if !state.keys.lock().insert(key.key.clone()) {
         return Err(key_in_flight());
     }
     let turn = KeyTurn {
         key,
-        fingerprint,
         keys: state.keys.clone(),
     };
-    let answer = remembered(state, &turn.key, &turn.fingerprint)?;
+    let answer = remembered(state, &turn.key)?;
     Ok(answer.map_or_else(|| Keyed::First(turn), Keyed::Replay))
 }
 
-fn remembered(
-    state: &HttpState,
-    key: &IdempotencyKey,
-    fingerprint: &[u8; 32],
-) -> Result<Option<IdempotentAnswer>, ApiError> {
+fn remembered(state: &HttpState, key: &Key) -> Result<Option<IdempotentAnswer>, ApiError> {
     let inventory = state.inventory();
-    let Some(record) = inventory.idempotency.get(key) else {
+    let Some(record) = inventory.idempotency.get(&key.key) else {
         return Ok(None);
     };
-    if record.fingerprint == *fingerprint {
+    if record.fingerprint == key.fingerprint {
         return Ok(Some(record.answer.clone()));
     }
     Err(ApiError::new(

@@ -7,38 +7,65 @@ use super::{
     error::{ApiError, Code},
     extract::Query,
     refusal::stale,
+    state::HttpState,
 };
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header},
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Serialize;
 use std::{ops::Bound, str::FromStr};
+use vman_actors::store::Inventory;
 use vman_model::Revision;
 
 /// The most entries of a page.
 const MAX_LIMIT: u64 = 1_000;
 
+/// A GET of a list: which part of it, what narrows it, and what the client has of it.
+pub(crate) struct List<K> {
+    /// What narrows it is read from here.
+    pub(crate) query: Query,
+    page: Page<K>,
+}
+
 /// Which part of a list is asked for.
 pub(crate) struct Page<K> {
+    uri: Uri,
+    headers: HeaderMap,
     limit: Option<usize>,
     after: Option<K>,
 }
 
-impl<K: FromStr + AsRef<str>> Page<K> {
-    /// Reads `limit` and `cursor`.
-    pub(crate) fn read(query: &mut Query) -> Result<Self, ApiError> {
+impl<K: FromStr + AsRef<str> + Send> FromRequestParts<HttpState> for List<K> {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, _: &HttpState) -> Result<Self, ApiError> {
+        let mut query = Query::of(&parts.uri)?;
         let limit = query.whole("limit", 1..=MAX_LIMIT);
         let limit = limit.and_then(|limit| usize::try_from(limit).ok());
-        let after = query
-            .one("cursor")
-            .map(|cursor| decode(&cursor))
-            .transpose()?;
-        Ok(Self { limit, after })
+        let cursor = query.one("cursor");
+        let after = cursor.map(|cursor| decode(&cursor)).transpose()?;
+        let page = Page {
+            uri: parts.uri.clone(),
+            headers: parts.headers.clone(),
+            limit,
+            after,
+        };
+        Ok(Self { query, page })
     }
+}
 
+impl<K> List<K> {
+    /// The page, once all parameters are read.
+    pub(crate) fn finish(self) -> Result<Page<K>, ApiError> {
+        self.query.finish()?;
+        Ok(self.page)
+    }
+}
+
+impl<K: AsRef<str>> Page<K> {
     /// The keys after the cursor, upwards.
     pub(crate) fn upwards(&self) -> (Bound<&K>, Bound<&K>) {
         (
@@ -59,16 +86,20 @@ impl<K: FromStr + AsRef<str>> Page<K> {
         )
     }
 
-    /// The page of `rows`, which begin after the cursor, and the link to the next.
+    /// The page of `rows`, which begin after the cursor, and the link to the next; or
+    /// 304 where the client has it as of this inventory.
     pub(crate) fn answer<'a, V: 'a, B: Serialize>(
         &self,
-        uri: &Uri,
+        inventory: &Inventory,
         rows: impl Iterator<Item = (&'a K, &'a V)>,
         body: impl Fn(&'a V) -> B,
     ) -> Response
     where
         K: 'a,
     {
+        if let Some(same) = unchanged(&self.headers, inventory.revision) {
+            return same;
+        }
         let limit = self.limit.unwrap_or(usize::MAX);
         let mut rows = rows.peekable();
         let (mut page, mut last) = (Vec::new(), None);
@@ -80,10 +111,11 @@ impl<K: FromStr + AsRef<str>> Page<K> {
         }
         let next = last.filter(|_| rows.peek().is_some());
         let mut response = json(StatusCode::OK, &page);
-        if let Some(link) = next.and_then(|key| next_link(uri, "cursor", &encode(key.as_ref()))) {
+        let link = next.and_then(|key| next_link(&self.uri, "cursor", &encode(key.as_ref())));
+        if let Some(link) = link {
             response.headers_mut().insert(header::LINK, link);
         }
-        response
+        tagged(response, inventory.revision)
     }
 }
 

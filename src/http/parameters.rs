@@ -4,6 +4,7 @@
 //! looser than the reading code; a client that keeps to it is not refused for it.
 
 use super::{routes::actions::MAX_STOP_TIMEOUT_S, waiting::MAX_WAIT_S};
+use crate::telemetry::MAX_RECORDS;
 use utoipa::{
     Number,
     openapi::{
@@ -17,6 +18,8 @@ use utoipa::{
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$";
 /// Keys: visible ASCII.
 const KEY: &str = "^[!-~]{1,128}$";
+/// How long ago, or a time in UTC.
+const SINCE: &str = "^([0-9]{1,5}[smhd]|20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z)$";
 const ACTIONS: &[&str] = &["start", "stop", "restart", "pause", "resume", "reset"];
 
 /// Says the bounds of every parameter.
@@ -59,6 +62,8 @@ fn say(path: &str, parameter: &mut Parameter) {
             );
         }
         "wait_s" | "timeout_s" => numbers(object, Number::Float(0.0), Number::Float(MAX_WAIT_S)),
+        "since" if path.ends_with("/logs") => object.pattern = Some(SINCE.to_owned()),
+        "lines" => numbers(object, Number::UInt(1), Number::UInt(MAX_RECORDS)),
         "since" => object.minimum = Some(Number::UInt(0)),
         "id" | "name" => object.pattern = Some(NAME.to_owned()),
         "Idempotency-Key" => object.pattern = Some(KEY.to_owned()),

@@ -6,6 +6,7 @@ use super::{
     idempotency::KeysInFlight,
     metrics::{HttpMeters, MetricsSources},
 };
+use crate::telemetry::LogReader;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -66,6 +67,8 @@ pub struct HttpSettings {
     pub default_boot_disk: Option<ImageName>,
     /// What the metrics are made from besides the tree.
     pub metrics: MetricsSources,
+    /// Reads the daemon's log.
+    pub log: LogReader,
     /// Cancelled when the daemon stops: streams and long waits end at once.
     pub shutdown: CancellationToken,
 }

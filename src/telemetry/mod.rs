@@ -2,13 +2,15 @@
 //!
 //! Owns the way of a record from `tracing` to its destinations. Must not: make anybody wait (each destination has a
 //! bounded queue and a thread of its own), or read the environment.
-//! Look next: `record.rs` (event to record), `queue.rs` (why nobody waits), `journal.rs`, `file.rs`, `text.rs`.
+//! Look next: `record.rs` (event to record), `queue.rs` (why nobody waits), `journal.rs`, `file.rs`, `text.rs`;
+//! `reading` for the way back.
 
 mod classes;
 mod file;
 mod journal;
 mod panic;
 mod queue;
+mod reading;
 mod record;
 #[cfg(test)]
 mod tests;
@@ -16,10 +18,12 @@ mod text;
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
 pub use classes::{EVENT_CLASSES, EventClass, catalogue};
+pub use reading::{LogQuery, LogReadError, LogReader, LogRecord, MAX_RECORDS};
 
 use file::{FileSink, StderrSink};
 use journal::JournalSink;
 use queue::{CAPACITY, Queue, Sink};
+use reading::Kept;
 use record::RecordLayer;
 use std::{
     io::IsTerminal as _,
@@ -72,6 +76,7 @@ impl Guard {
 pub struct LogControl {
     queues: Vec<Queue>,
     level: reload::Handle<EnvFilter, Registry>,
+    reader: LogReader,
 }
 
 /// Why the level was not changed.
@@ -83,6 +88,11 @@ impl LogControl {
     /// Changes the least important level that is written.
     pub fn set_level(&self, level: LogLevel) -> Result<(), LevelError> {
         self.level.reload(filter(level)).map_err(LevelError)
+    }
+
+    /// Reads what was logged, where it is kept.
+    pub fn reader(&self) -> LogReader {
+        self.reader.clone()
     }
 
     /// Records dropped since the start because a destination was too slow, by destination.
@@ -114,7 +124,11 @@ pub fn init(config: &LogConfig) -> Result<Guard, TelemetryError> {
         });
     subscriber.try_init().map_err(TelemetryError::Twice)?;
     panic::install();
-    let control = LogControl { queues, level };
+    let control = LogControl {
+        reader: LogReader::new(kept(config, &queues)),
+        queues,
+        level,
+    };
     Ok(Guard { control })
 }
 
@@ -127,6 +141,20 @@ fn filter(level: LogLevel) -> EnvFilter {
         LogLevel::Warn => "warn",
         LogLevel::Error => "error",
     })
+}
+
+/// Where the records can be read again: the journal if there is one and a reader of it, else the file.
+fn kept(config: &LogConfig, queues: &[Queue]) -> Kept {
+    let journald = queues.iter().any(|queue| queue.name() == "journald");
+    let journalctl = ["/usr/bin/journalctl", "/bin/journalctl"]
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|program| program.exists());
+    match (journalctl.filter(|_| journald), &config.file) {
+        (Some(journalctl), _) => Kept::Journal { journalctl },
+        (None, Some(file)) => Kept::File(file.clone()),
+        (None, None) => Kept::Nowhere,
+    }
 }
 
 fn destinations(config: &LogConfig, journal: &Path) -> Result<Vec<Queue>, TelemetryError> {

@@ -91,15 +91,19 @@ async fn all_wrong_fields_are_told_at_once() {
         "image": "absent", "boot": {"initrd": "linux", "cmdline": "a\nb"}, "firmware": "efi",
         "disk_gib": -1, "labels": {"a b": "c", "ok": 1},
         "restart": {"policy": "sometimes", "max_restarts": 101, "window_s": 0},
+        "cpu_quota": 0, "cpu_weight": 10001, "io_weight": "much",
     });
     let problem = api.post("/vms", &vm).await.problem(422, "invalid_fields");
     let wrong = [
         "boot.cmdline",
         "boot.kernel",
         "cpu_count",
+        "cpu_quota",
+        "cpu_weight",
         "disk_gib",
         "firmware",
         "image",
+        "io_weight",
         "labels.a b",
         "labels.ok",
         "name",

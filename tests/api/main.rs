@@ -10,6 +10,7 @@ mod faults;
 mod flood;
 mod idempotency;
 mod lists;
+mod logs;
 mod matrix;
 mod nics;
 mod streams;

@@ -17,6 +17,7 @@ use vman::{
         Access, HttpSettings, HttpState, Limits, LocalCallers, MetricsSources, Peer, Readiness,
         router,
     },
+    telemetry::LogReader,
 };
 use vman_actors::{Tree, TreeSettings, fakes::FakeHost};
 use vman_model::ImageName;
@@ -42,6 +43,8 @@ pub(crate) struct Setup {
     pub(crate) access: Access,
     pub(crate) default_boot_disk: Option<&'static str>,
     pub(crate) max_vms: usize,
+    pub(crate) allowance: vman_model::Allowance,
+    pub(crate) log: LogReader,
 }
 
 impl Default for Setup {
@@ -55,6 +58,8 @@ impl Default for Setup {
             access: Access::new(AuthMode::None).with_local(LocalCallers::default()),
             default_boot_disk: None,
             max_vms: 100,
+            allowance: vman_model::Allowance::default(),
+            log: LogReader::default(),
         }
     }
 }
@@ -123,6 +128,7 @@ impl Api {
         let settings = TreeSettings {
             max_vms: setup.max_vms,
             max_launches: 8,
+            allowance: setup.allowance,
             observer_interval: Duration::from_secs(5),
             drift: vman_actors::observer::DriftSettings::default(),
         };
@@ -143,6 +149,7 @@ impl Api {
                 .default_boot_disk
                 .map(|name| ImageName::parse(name).unwrap()),
             metrics: MetricsSources::default(),
+            log: setup.log,
             shutdown: shutdown.clone(),
         });
         Api {

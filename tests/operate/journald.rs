@@ -120,6 +120,35 @@ fn a_vms_life_is_found_in_the_journal_by_its_id_its_request_and_its_message_ids(
     }
     let ready = journal(&[&id_of("daemon.ready")]);
     assert_eq!(ready.len(), 1, "{ready:?}");
+    // What others write under a VM's id is not the daemon's word.
+    let forged = Command::new("setpriv")
+        .args(["--reuid=65534", "logger", "--journald"])
+        .stdin(std::process::Stdio::piped())
+        .spawn();
+    if let Ok(mut forged) = forged {
+        use std::io::Write as _;
+        let mut entry = forged.stdin.take().unwrap();
+        entry
+            .write_all(b"MESSAGE=forged\nVMAN_VM_ID=web\n")
+            .unwrap();
+        drop(entry);
+        assert!(forged.wait().unwrap().success());
+        wait_for("the forged entry", PATIENCE, || {
+            let there = journal(&["MESSAGE=forged"]);
+            (there.len() == 1).then_some(())
+        });
+    }
+    let told = daemon.get("/vms/web/logs?since=1h");
+    let told = told.as_array().unwrap();
+    let running = |record: &&Value| record["fields"]["phase"] == "running";
+    let record = told.iter().find(running).expect("the record that it runs");
+    assert_eq!(record["message"], "VM changed phase");
+    assert_eq!(record["level"], "info");
+    assert!(told.iter().all(|record| record["fields"]["vm_id"] == "web"));
+    let messages: Vec<_> = told.iter().map(|record| &record["message"]).collect();
+    assert!(!messages.contains(&&json!("forged")), "{messages:?}");
+    let last = daemon.get("/vms/web/logs?lines=1");
+    assert_eq!(last.as_array().unwrap().len(), 1, "{last}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, Permissions},
     os::unix::fs::{MetadataExt, PermissionsExt},
+    path::PathBuf,
 };
 
 /// One whose storage other users may reach, as is the usual place under /var/lib.
@@ -45,6 +46,27 @@ fn start(daemon: &Daemon, name: &str) -> u32 {
     let operation = daemon.act(name, "start");
     assert_eq!(operation["status"], "succeeded", "{operation}");
     daemon.pid_of(name)
+}
+
+/// Where the QEMU's control groups are, with what one of them says held against the claim.
+fn control_groups(pid: u32, bounded: bool) -> Vec<PathBuf> {
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let inside = own.lines().filter(|line| line.contains("/vman/a."));
+    let names: Vec<_> = inside.filter_map(|line| line.rsplit('/').next()).collect();
+    assert_eq!(!names.is_empty(), bounded, "{own}");
+    let mut groups = Vec::new();
+    for mount in fs::read_dir("/sys/fs/cgroup").unwrap() {
+        for name in &names {
+            groups.push(mount.as_ref().unwrap().path().join("vman").join(name));
+        }
+    }
+    groups.retain(|group| group.exists());
+    for group in &groups {
+        if let Ok(most) = fs::read_to_string(group.join("pids.max")) {
+            assert_eq!(most.trim(), "2048");
+        }
+    }
+    groups
 }
 
 #[test]
@@ -85,6 +107,7 @@ fn a_running_vm_has_a_user_of_its_own_no_capabilities_and_no_descriptor_of_the_d
     ] {
         assert!(words.contains(word), "{words:?}");
     }
+    let groups = control_groups(a, words.contains("cgroup_pids"));
     let store = daemon.storage().join("vman.redb");
     for entry in fs::read_dir(format!("/proc/{a}/fd")).unwrap() {
         let target = fs::read_link(entry.unwrap().path()).unwrap_or_default();
@@ -115,6 +138,9 @@ fn a_running_vm_has_a_user_of_its_own_no_capabilities_and_no_descriptor_of_the_d
         (folder.gid() == 0 && folder.mode() & 0o777 == 0o700).then_some(())
     });
     assert_eq!(daemon.vm("a")["confinement"], json!([]));
+    for group in groups {
+        assert!(!group.exists(), "{} is left", group.display());
+    }
     // With another id than before it can still do all it did.
     assert_eq!(daemon.act("a", "start")["status"], "succeeded");
     assert_ne!(uid(daemon.pid_of("a")), uids.0);

@@ -127,6 +127,11 @@ impl Hypervisor for FakeHypervisor {
         })
     }
 
+    fn oom_kills(&self, vm: &VmId) -> BoxFuture<'static, Result<Option<u64>, HostError>> {
+        let kills = self.world.script(vm).oom_kills;
+        Box::pin(async move { Ok(kills) })
+    }
+
     fn release(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>> {
         let (world, daemon, vm) = (self.world.clone(), self.daemon, vm.clone());
         Box::pin(async move {

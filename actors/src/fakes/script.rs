@@ -97,6 +97,8 @@ pub struct Script {
     pub nic_refused: bool,
     /// Whether the guest lets go of no network card.
     pub guest_holds_nics: bool,
+    /// What the kernel's counter of processes ended for memory says.
+    pub oom_kills: Option<u64>,
 }
 
 impl Default for Script {
@@ -126,6 +128,7 @@ impl Default for Script {
             guest_holds_disks: false,
             nic_refused: false,
             guest_holds_nics: false,
+            oom_kills: None,
         }
     }
 }

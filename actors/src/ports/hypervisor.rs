@@ -7,7 +7,10 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 use vman_model::{
     DiskFormat, DiskId, DiskLimits, DiskOptions, Incarnation, TapName, VmId, VmUuid,
     network::{LinkState, nic::nic_slot},
-    vm::{Confinement, ExitStatus, Firmware, NetworkKind, ProcessIdentity, RunState, SeenDisk},
+    vm::{
+        Confinement, ExitStatus, Firmware, NetworkKind, ProcessIdentity, Resources, RunState,
+        SeenDisk,
+    },
 };
 
 /// Files of a direct kernel boot.
@@ -151,6 +154,8 @@ pub struct LaunchPlan {
     pub cpu_count: u32,
     /// Memory in MiB.
     pub ram_mib: u64,
+    /// How much of the host it has beside that.
+    pub resources: Resources,
     /// Firmware.
     pub firmware: Firmware,
     /// Direct kernel boot, if any.
@@ -389,6 +394,10 @@ pub trait Hypervisor: Send + Sync + 'static {
         nic: NicPlan,
         cpu_count: u32,
     ) -> BoxFuture<'static, Result<bool, HostError>>;
+
+    /// How many of the VM's processes the kernel has ended for memory in its
+    /// present life, until it is released. `None`: that is not counted here.
+    fn oom_kills(&self, vm: &VmId) -> BoxFuture<'static, Result<Option<u64>, HostError>>;
 
     /// Removes the VM's run-time files (sockets). Idempotent. Only called when
     /// no QEMU of the VM lives.

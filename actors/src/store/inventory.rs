@@ -11,8 +11,8 @@ use std::sync::Arc;
 use vman_model::{
     Change, DiskId, DiskRecord, Event, ForwardId, ForwardRecord, Guard, IdempotencyKey,
     IdempotencyRecord, ImageName, ImageRecord, LeaseId, LeaseRecord, OperationId, OperationRecord,
-    Revision, TemplateName, TemplateRecord, TokenId, TokenName, TokenRecord, UnixMs, VmId, Write,
-    vm::VmRecord,
+    Promise, Revision, TemplateName, TemplateRecord, TokenId, TokenName, TokenRecord, UnixMs, VmId,
+    Write, vm::VmRecord,
 };
 
 /// Finished operations kept; the oldest are forgotten first.
@@ -62,6 +62,8 @@ pub struct Inventory {
     pub templates: Rows<TemplateName, TemplateRecord>,
     /// VMs by id.
     pub vms: Rows<VmId, VmRecord>,
+    /// What is promised to VMs, in all.
+    pub promised: Promise,
     /// Disks by id.
     pub disks: Rows<DiskId, DiskRecord>,
     /// Images by name.
@@ -99,6 +101,7 @@ impl Inventory {
             Guard::TemplateUnused(name) => self.vms_of_template(name).next().is_none(),
             Guard::VmAbsent(id) => !self.vms.contains_key(id),
             Guard::VmsBelow(limit) => self.vms.len() < *limit,
+            Guard::Room(asked, allowance) => allowance.admits(self.promised, *asked),
             Guard::VmRevision(id, revision) => {
                 self.vms.get(id).is_some_and(|vm| vm.revision == *revision)
             }
@@ -238,6 +241,7 @@ impl Inventory {
                     value.last_event = Some(revision);
                 }
                 let key = value.id.clone();
+                self.promise(&key, Promise::to(&value));
                 put(
                     &mut self.vms,
                     Table::Vms,
@@ -248,7 +252,10 @@ impl Inventory {
                     rows,
                 );
             }
-            Write::EraseVm(id) => erase(&mut self.vms, Table::Vms, &id, rows),
+            Write::EraseVm(id) => {
+                self.promise(&id, Promise::default());
+                erase(&mut self.vms, Table::Vms, &id, rows);
+            }
             Write::PutDisk(value) => {
                 let key = value.id.clone();
                 put(
@@ -335,6 +342,13 @@ impl Inventory {
                 self.idempotency.insert(value.key.clone(), Arc::new(value));
             }
         }
+    }
+
+    /// Keeps the sum: what this VM had is taken from it, what it has from now on is added.
+    fn promise(&mut self, vm: &VmId, now: Promise) {
+        let before = self.vms.get(vm).map(|row| Promise::to(&row.value));
+        let others = self.promised.minus(before.unwrap_or_default());
+        self.promised = others.plus(now);
     }
 
     /// Changes a row as it is now; one that is not there stays away.

@@ -7,12 +7,14 @@
 //! published [`Inventory`] and never wait for this actor).
 //! Dies when the outcome of a commit is unknown: its successor opens the file
 //! again and reads what is true.
-//! Look next: `inventory.rs` (state and guards), `writer.rs`, `codec.rs`.
+//! Look next: `inventory.rs` (state and guards), `writer.rs`, `codec.rs`,
+//! `migrate.rs` (how rows of an older VMAN are brought up).
 
 pub mod codec;
 mod handle;
 mod inventory;
 mod load;
+pub mod migrate;
 mod tell;
 mod writer;
 

@@ -60,6 +60,9 @@ pub enum CommandError {
     /// The address chosen for a network card was taken meanwhile.
     #[error("the address was taken meanwhile")]
     AddressTaken,
+    /// The host has not enough left to promise; the sum.
+    #[error("the host has no room for it: {0}")]
+    NoRoom(String),
     /// Too many commands wait for this VM.
     #[error("too many commands are waiting for this VM")]
     TooMany,

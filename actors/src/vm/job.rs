@@ -254,6 +254,7 @@ impl Job {
             incarnation: self.record.incarnation,
             cpu_count: size.cpu_count,
             ram_mib: size.ram_mib,
+            resources: self.record.spec.resources,
             firmware: size.firmware,
             boot: size.boot.as_ref().map(|boot| BootFiles {
                 kernel: self.deps.disks.image_path(&boot.kernel),

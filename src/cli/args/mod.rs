@@ -108,6 +108,9 @@ pub enum Command {
     /// The daemon's configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Replacing this program by another version
+    #[command(subcommand)]
+    Upgrade(UpgradeCommand),
     /// Print a completion script for a shell
     Completion {
         /// The shell

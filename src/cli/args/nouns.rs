@@ -72,6 +72,15 @@ pub struct NewVm {
     /// How often it is started again within the policy's window before it is given up
     #[arg(long, value_name = "N", requires = "restart")]
     pub max_restarts: Option<u32>,
+    /// Its share of the processors where they are short, 1 to 10000; 100 for each of its CPUs if not given
+    #[arg(long, value_name = "N")]
+    pub cpu_weight: Option<u16>,
+    /// Processor time at most, in percent of one processor
+    #[arg(long, value_name = "PERCENT")]
+    pub cpu_quota: Option<u32>,
+    /// Its share of the disks where they are short, 1 to 10000
+    #[arg(long, value_name = "N")]
+    pub io_weight: Option<u16>,
 }
 
 /// Commands about VMs.
@@ -145,6 +154,20 @@ pub enum VmCommand {
         /// Print control characters and escape sequences as the guest sent them
         #[arg(long)]
         raw: bool,
+    },
+    /// Print what the daemon's log holds about a VM
+    Logs {
+        /// The VM
+        id: String,
+        /// Go on printing what comes
+        #[arg(short, long)]
+        follow: bool,
+        /// The last so many records
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 200)]
+        lines: u32,
+        /// None before this: a time (2026-11-21T08:00:00Z) or how long ago (90s, 10m, 2h, 7d)
+        #[arg(long, value_name = "WHEN")]
+        since: Option<String>,
     },
     /// Tell why a VM is in the state it is in
     Explain {
@@ -475,5 +498,12 @@ pub enum ConfigCommand {
     /// Show each effective value and where it came from
     Show(ConfigFlags),
     /// Say what is wrong with the configuration
+    Check(ConfigFlags),
+}
+
+/// Commands about upgrades.
+#[derive(Clone, Debug, Subcommand)]
+pub enum UpgradeCommand {
+    /// Say what this binary would do with the store, before it is started on it
     Check(ConfigFlags),
 }

@@ -63,6 +63,12 @@ pub(in crate::cli) async fn run(
             keep_root_disk,
         } => delete(&targets, keep_root_disk, session).await,
         VmCommand::Console { id, follow, raw } => console(&id, follow, raw, session).await,
+        VmCommand::Logs {
+            id,
+            follow,
+            lines,
+            since,
+        } => super::logs::run(&id, follow, lines, since.as_deref(), session).await,
         VmCommand::Explain { id } => explain(&id, session).await,
     }
 }
@@ -79,6 +85,9 @@ async fn create(vm: &NewVm, session: &Session<'_>) -> Result<Value, CliError> {
         ("template_name", Some(vm.template.clone().into())),
         ("name", some(vm.name.as_ref())),
         ("restart", restart),
+        ("cpu_weight", some(vm.cpu_weight.as_ref())),
+        ("cpu_quota", some(vm.cpu_quota.as_ref())),
+        ("io_weight", some(vm.io_weight.as_ref())),
     ]));
     let ask = Ask::post(&["vms"]).json(Value::Object(body));
     Ok(session.client.ask(&ask).await?.value)

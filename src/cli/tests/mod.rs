@@ -236,6 +236,38 @@ async fn a_console_is_harmless_on_a_terminal_and_raw_elsewhere() {
 }
 
 #[tokio::test]
+async fn log_records_are_a_line_each_and_harmless() {
+    let daemon = Daemon::start(|seen| {
+        let record = json!({
+            "at": "2026-11-21T08:00:00.000000Z", "level": "info", "target": "vman::test",
+            "message": "VM changed phase\u{1b}[2J",
+            "fields": {"vm_id": "web", "phase": "running", "detail": "a b"},
+        });
+        if seen.line.contains("follow") {
+            return Reply::Raw("application/x-ndjson", format!("{record}\n").into_bytes());
+        }
+        Reply::Json(200, json!([record]))
+    })
+    .await;
+    let expected =
+        "2026-11-21T08:00:00.000000Z  info VM changed phase detail=\"a b\" phase=running\n";
+    let ran = daemon.run(&["vm", "logs", "web", "--since", "1h"]).await;
+    assert_eq!(ran.out, expected);
+    let ran = daemon.run(&["vm", "logs", "web", "-f", "-n", "5"]).await;
+    assert_eq!((ran.code, ran.out.as_str()), (0, expected), "{}", ran.err);
+    let ran = daemon.run(&["vm", "logs", "web", "-f", "-o", "json"]).await;
+    let printed: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(printed["fields"]["phase"], "running");
+    assert_eq!(
+        daemon.lines()[..2],
+        [
+            "GET /vms/web/logs?lines=200&since=1h",
+            "GET /vms/web/logs?lines=5&follow=true"
+        ]
+    );
+}
+
+#[tokio::test]
 async fn an_image_is_streamed_with_its_length_kind_and_checksum() {
     let daemon = Daemon::start(|_| Reply::Json(201, json!({"name": "disk-1"}))).await;
     let directory = tempfile::tempdir().unwrap();

@@ -31,6 +31,8 @@ async fn a_lost_post_is_repeated_under_the_same_key_and_a_lost_delete_is_not() {
             "small",
             "--restart",
             "always",
+            "--cpu-quota",
+            "150",
             "-o",
             "name",
         ])
@@ -47,7 +49,7 @@ async fn a_lost_post_is_repeated_under_the_same_key_and_a_lost_delete_is_not() {
     );
     assert_eq!(
         seen[0].json(),
-        json!({"template_name": "small", "name": "hello", "restart": {"policy": "always"}})
+        json!({"template_name": "small", "name": "hello", "restart": {"policy": "always"}, "cpu_quota": 150})
     );
     let daemon = Daemon::start(hang_up_once(|_| Reply::Json(204, Value::Null))).await;
     let ran = daemon.run(&["vm", "delete", "hello"]).await;

@@ -3,7 +3,7 @@
 //! Owns: finding out once what this host lets be done (by doing it, not by reading versions), a user
 //! id for each life, and whose the files are. Must not: decide that a VM starts with less; the mode
 //! does, and what lacks is told. Measures are independent: each is tried alone, so that one that
-//! lacks takes no other with it. Look next: `cage.rs` for what the child does, `landlock.rs` for the
+//! lacks takes no other with it. Look next: `abilities.rs` for the trials, `cage.rs` for what the child does, `landlock.rs` for the
 //! files, `docs/security.md` for what each measure is worth.
 //!
 //! Files and users: the storage path, its `disks`, `images` and `vms` are entered by the group
@@ -11,6 +11,7 @@
 //! its present life with mode 0600, images can be read by the group. Folders stay root's, so that no
 //! QEMU can put a link where the daemon will look. A released VM's files go back to root.
 
+mod abilities;
 mod cage;
 mod landlock;
 mod sys;
@@ -19,39 +20,34 @@ mod tests;
 
 pub use cage::Cage;
 
-use self::cage::User;
+use self::{abilities::Abilities, cage::User};
 use crate::config::{JailConfig, JailMode};
-use crate::host::qemu::{cmdline::Accel, layout::Layout};
+use crate::host::{
+    cgroup::{self, Limits},
+    qemu::{cmdline::Accel, layout::Layout},
+};
 use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, Permissions},
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
-use tokio::{process::Command, sync::OnceCell, time::timeout};
+use tokio::sync::OnceCell;
 use vman_actors::ports::{HostError, LaunchPlan};
 use vman_model::{
     VmId,
     vm::{Confinement, Measure},
 };
 
-/// How long a trial may take.
-const TRIAL_DEADLINE: Duration = Duration::from_secs(5);
 /// A folder changed this recently may change again within the same tick of its clock.
 const SETTLED: Duration = Duration::from_secs(2);
-
-/// What this host lets be done.
-#[derive(Debug, Default)]
-struct Abilities {
-    measures: Vec<Measure>,
-    lacking: Vec<String>,
-    /// Beside the one that enters the folders.
-    groups: Vec<u32>,
-}
 
 /// User ids on their way into claims.
 #[derive(Debug, Default)]
@@ -103,7 +99,7 @@ impl Jail {
             .map(|measure| measure.as_str())
             .collect();
         let mut text = words.join(", ");
-        for lacking in &found.lacking {
+        for lacking in found.lacking.iter().chain(&found.left_out) {
             text += "; without ";
             text += lacking;
         }
@@ -155,7 +151,7 @@ impl Jail {
     }
 
     /// Prepares what the child of this plan needs; none where nothing is confined. Blocks.
-    pub fn cage(&self, plan: &LaunchPlan) -> io::Result<Option<Cage>> {
+    pub fn cage(&self, plan: &LaunchPlan, accel: Accel) -> io::Result<Option<Cage>> {
         let has = |measure| plan.confinement.measures.contains(&measure);
         if !has(Measure::NoNewPrivileges) {
             return Ok(None);
@@ -167,7 +163,27 @@ impl Jail {
             landlock: landlock.transpose()?,
             ipc: has(Measure::IpcNamespace),
             bounding: is_root(),
+            cgroups: self.cgroups(plan, accel)?,
         }))
+    }
+
+    /// The life's control groups, with its limits.
+    fn cgroups(&self, plan: &LaunchPlan, accel: Accel) -> io::Result<Vec<OwnedFd>> {
+        let Some(found) = self.abilities.get() else {
+            return Ok(Vec::new());
+        };
+        let limits = Limits::of(plan.cpu_count, plan.ram_mib, accel, plan.resources);
+        // The first part is for people, the second is no other daemon's.
+        let name = format!("{}.{}.{}", plan.vm, plan.uuid, plan.incarnation);
+        let measures = &plan.confinement.measures;
+        let note = self.layout.cgroups(&plan.vm);
+        found.cgroups.make(&name, &limits, measures, &note)
+    }
+
+    /// How many of the VM's processes the kernel has ended for memory in its present life; none
+    /// where that is not counted. Blocks.
+    pub fn oom_kills(&self, vm: &VmId) -> io::Result<Option<u64>> {
+        cgroup::oom_kills(&self.layout.cgroups(vm))
     }
 
     fn user(&self, uid: u32) -> User {
@@ -233,8 +249,9 @@ impl Jail {
         Ok(())
     }
 
-    /// Takes a VM's disks back and forgets its id; the VM has no QEMU. Blocks.
+    /// Takes a VM's disks back, removes its control groups and forgets its id; it has no QEMU. Blocks.
     pub fn take_back(&self, vm: &VmId) -> io::Result<()> {
+        cgroup::remove(&self.layout.cgroups(vm))?;
         let folder = self.layout.files(vm);
         // Where the id is found also by a daemon that did not hand it out.
         let uid = match fs::symlink_metadata(&folder) {
@@ -255,117 +272,21 @@ impl Jail {
         lock(&self.pending).by_vm.remove(vm);
         Ok(())
     }
+}
 
-    async fn find_out(&self, accel: Accel) -> Abilities {
-        // It is on QEMU's command line in every case.
-        let mut found = Abilities {
-            measures: vec![Measure::Seccomp],
-            ..Abilities::default()
-        };
-        if self.config.mode == JailMode::Off {
-            found
-                .lacking
-                .push("anything else: VMAN_JAIL=off".to_owned());
-            return found;
-        }
-        let bounding = is_root();
-        let bare = || Cage {
-            bounding,
-            ..Cage::default()
-        };
-        if let Err(why) = self.try_out(bare()).await {
-            found.lacking.push(format!("anything else: {why}"));
-            return found;
-        }
-        found.measures.extend([
-            Measure::NoCapabilities,
-            Measure::NoNewPrivileges,
-            Measure::ResourceLimits,
-            Measure::OomScore,
-        ]);
-        let ipc = Cage {
-            ipc: true,
-            ..bare()
-        };
-        let landlock = async {
-            let vm = VmId::parse("trial").expect("letters are an id");
-            let rules = landlock::rules(&self.own(&vm)).map_err(|error| error.to_string())?;
-            let landlock = Some(rules);
-            self.try_out(Cage { landlock, ..bare() }).await
-        };
-        let (ipc, landlock, user) =
-            tokio::join!(self.try_out(ipc), landlock, self.try_user(accel, bare()));
-        match user {
-            Ok(groups) => {
-                found.measures.push(Measure::OwnUser);
-                found.groups = groups;
-            }
-            Err(why) => found.lacking.push(format!("own_user: {why}")),
-        }
-        for (measure, tried) in [(Measure::Landlock, landlock), (Measure::IpcNamespace, ipc)] {
-            match tried {
-                Ok(()) => found.measures.push(measure),
-                Err(why) => found.lacking.push(format!("{}: {why}", measure.as_str())),
-            }
-        }
-        found
-    }
-
-    /// Whether a QEMU can have a user of its own, and which further groups it then needs.
-    async fn try_user(&self, accel: Accel, bare: Cage) -> Result<Vec<u32>, String> {
-        if !is_root() {
-            return Err("the daemon does not run as root".to_owned());
-        }
-        passable(&self.layout.storage)?;
-        let groups = match accel {
-            Accel::Kvm => kvm_groups()?,
-            Accel::Tcg => Vec::new(),
-        };
-        let shared = self.config.first_uid;
-        let user = Some(User {
-            uid: shared,
-            groups: groups.clone(),
-        });
-        self.try_out(Cage { user, ..bare }).await?;
-        let storage = &self.layout.storage;
-        for folder in ["", "disks", "images", "vms"] {
-            let folder = storage.join(folder);
-            give(&folder, None, Some(shared))
-                .and_then(|()| fs::set_permissions(&folder, Permissions::from_mode(0o710)))
-                .map_err(|error| format!("{}: {error}", folder.display()))?;
-        }
-        Ok(groups)
-    }
-
-    /// Runs the binary in `cage`, to tell its version.
-    async fn try_out(&self, cage: Cage) -> Result<(), String> {
-        let mut command = Command::new(&self.binary);
-        command
-            .arg("-version")
-            .env_clear()
-            .current_dir("/")
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .kill_on_drop(true);
-        enter_before_exec(&mut command, cage);
-        match timeout(TRIAL_DEADLINE, command.status()).await {
-            Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(Ok(status)) => Err(format!("QEMU does not start: {status}")),
-            Ok(Err(error)) => Err(format!("QEMU does not start: {error}")),
-            Err(_) => Err("QEMU did not start within 5 s".to_owned()),
-        }
-    }
+/// Whether a disk belongs to the user of a QEMU that runs. Two system calls.
+pub fn has_disk(pid: u32, disk: &Path) -> io::Result<bool> {
+    Ok(fs::symlink_metadata(disk)?.uid() == user_of(pid)?)
 }
 
 /// Gives a disk to the user of a QEMU that runs already: called before it is plugged into it.
 /// Repeatable; blocks for a system call or two.
 pub fn hand_disk(pid: u32, disk: &Path) -> io::Result<()> {
-    let uid = fs::metadata(format!("/proc/{pid}"))?.uid();
-    if fs::symlink_metadata(disk)?.uid() == uid {
-        return Ok(());
-    }
-    give(disk, Some(uid), None)
+    give(disk, Some(user_of(pid)?), None)
+}
+
+fn user_of(pid: u32) -> io::Result<u32> {
+    Ok(fs::metadata(format!("/proc/{pid}"))?.uid())
 }
 
 /// Takes a disk back from a QEMU that has let go of it. Repeatable; blocks as [`hand_disk`] does.
@@ -377,13 +298,6 @@ pub fn take_disk(disk: &Path) -> io::Result<()> {
     give(disk, Some(own), None)
 }
 
-#[allow(unsafe_code)]
-fn enter_before_exec(command: &mut Command, cage: Cage) {
-    // SAFETY: entering makes system calls on what was prepared before the fork; it allocates
-    // nothing and takes no lock.
-    unsafe { command.pre_exec(move || cage.enter()) };
-}
-
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -392,33 +306,4 @@ fn is_root() -> bool {
 fn give(path: &Path, owner: Option<u32>, group: Option<u32>) -> io::Result<()> {
     let (owner, group) = (owner.map(Uid::from_raw), group.map(Gid::from_raw));
     Ok(chownat(CWD, path, owner, group, AtFlags::SYMLINK_NOFOLLOW)?)
-}
-
-/// Whether any user may pass through all folders above `path`.
-fn passable(path: &Path) -> Result<(), String> {
-    let whole = path
-        .canonicalize()
-        .map_err(|error| format!("{}: {error}", path.display()))?;
-    for folder in whole.ancestors().skip(1) {
-        let mode = fs::metadata(folder)
-            .map_err(|error| format!("{}: {error}", folder.display()))?
-            .mode();
-        if mode & 0o001 == 0 {
-            return Err(format!(
-                "{} lets no other user pass: chmod o+x it, or choose another VMAN_STORAGE_PATH",
-                folder.display()
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// The groups with which another user may use /dev/kvm.
-fn kvm_groups() -> Result<Vec<u32>, String> {
-    let found = fs::metadata("/dev/kvm").map_err(|error| format!("/dev/kvm: {error}"))?;
-    match found.mode() & 0o066 {
-        mode if mode & 0o006 == 0o006 => Ok(Vec::new()),
-        mode if mode & 0o060 == 0o060 => Ok(vec![found.gid()]),
-        _ => Err("/dev/kvm is for its owner alone".to_owned()),
-    }
 }

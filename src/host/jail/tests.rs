@@ -3,6 +3,7 @@
 use super::*;
 use crate::host::qemu::process::{Exit, Inherited, Process, Spawn};
 use std::collections::BTreeMap;
+use tokio::time::timeout;
 use vman_actors::ports::DiskPlan;
 use vman_model::{DiskFormat, Incarnation, VmUuid, vm::Firmware};
 
@@ -11,6 +12,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Bench {
     folder: tempfile::TempDir,
     jail: Jail,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        for name in ["a", "b"] {
+            let _ = cgroup::remove(&self.jail.layout.cgroups(&vm(name)));
+        }
+    }
 }
 
 fn vm(name: &str) -> VmId {
@@ -28,6 +37,9 @@ impl Bench {
         };
         for below in ["disks", "images", "vms/a", "vms/b", "run"] {
             fs::create_dir_all(layout.storage.join(below)).unwrap();
+        }
+        for name in ["a", "b"] {
+            fs::create_dir_all(layout.sockets(&vm(name))).unwrap();
         }
         for file in ["vman.redb", "disks/a.raw", "disks/b.raw", "images/base"] {
             let path = layout.storage.join(file);
@@ -54,6 +66,7 @@ impl Bench {
             incarnation: Incarnation(1),
             cpu_count: 1,
             ram_mib: 32,
+            resources: vman_model::vm::Resources::default(),
             firmware: Firmware::Bios,
             boot: None,
             disks: vec![DiskPlan {
@@ -79,7 +92,7 @@ impl Bench {
             program: Path::new("/bin/sh"),
             arguments: vec!["-c".into(), script.into()],
             inherited: Inherited::default(),
-            cage: self.jail.cage(plan).unwrap(),
+            cage: self.jail.cage(plan, Accel::Tcg).unwrap(),
             log: &log,
             banner: "",
         })
@@ -220,7 +233,7 @@ async fn a_disk_changes_hands_while_its_qemu_runs() {
         program: Path::new("/bin/sleep"),
         arguments: vec!["1000".into()],
         inherited: Inherited::default(),
-        cage: bench.jail.cage(&plan).unwrap(),
+        cage: bench.jail.cage(&plan, Accel::Tcg).unwrap(),
         log: &bench.folder.path().join("log"),
         banner: "",
     })
@@ -255,7 +268,13 @@ async fn what_lacks_is_told_and_with_require_nothing_starts() {
         (off.uid, off.measures.as_slice()),
         (None, &[Measure::Seccomp][..])
     );
-    assert!(bench.jail.cage(&bench.plan("a", off)).unwrap().is_none());
+    assert!(
+        bench
+            .jail
+            .cage(&bench.plan("a", off), Accel::Tcg)
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ fn plan() -> LaunchPlan {
         incarnation: Incarnation(7),
         cpu_count: 2,
         ram_mib: 512,
+        resources: vman_model::vm::Resources::default(),
         firmware: Firmware::Uefi,
         boot: None,
         disks: Vec::new(),

@@ -73,7 +73,7 @@ pub(super) fn start(
         error: error.to_string(),
     };
     jail.hand_over(plan, &own).map_err(unconfined)?;
-    let cage = jail.cage(plan).map_err(unconfined)?;
+    let cage = jail.cage(plan, accel).map_err(unconfined)?;
     let arguments =
         arguments(plan, &Machinery { accel, flash }, &descriptors).map_err(|error| {
             LaunchError::Preparation {

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use vman_model::VmId;
 
+/// Beside the sockets: the note of a VM's control groups.
+pub const CGROUPS_NOTE: &str = "cgroups";
+
 /// The two roots. What is in the first means nothing after a reboot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -38,6 +41,11 @@ impl Layout {
     /// The guest agent's channel.
     pub fn agent(&self, vm: &VmId) -> PathBuf {
         self.sockets(vm).join("agent.sock")
+    }
+
+    /// Which control groups the VM's QEMU is in.
+    pub fn cgroups(&self, vm: &VmId) -> PathBuf {
+        self.sockets(vm).join(CGROUPS_NOTE)
     }
 
     /// The folder of a VM's own files.

@@ -348,13 +348,21 @@ impl Hypervisor for QemuHost {
         })
     }
 
+    fn oom_kills(&self, vm: &VmId) -> BoxFuture<'static, Result<Option<u64>, HostError>> {
+        let (jail, vm) = (Arc::clone(&self.jail), vm.clone());
+        Box::pin(blocking(move || {
+            let counted = jail.oom_kills(&vm);
+            counted.map_err(|error| HostError(format!("the memory counter of VM {vm}: {error}")))
+        }))
+    }
+
     fn release(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>> {
         let folder = self.settings.layout.sockets(vm);
         self.machines().remove(vm);
         let (jail, vm) = (Arc::clone(&self.jail), vm.clone());
         Box::pin(blocking(move || {
             jail.take_back(&vm)
-                .map_err(|error| HostError(format!("taking back the files of {vm}: {error}")))?;
+                .map_err(|error| HostError(format!("taking back what {vm} had: {error}")))?;
             gone_is_fine(std::fs::remove_dir_all(&folder)).map_err(about(&folder))
         }))
     }

@@ -149,6 +149,7 @@ impl Bench {
             incarnation: Incarnation(3),
             cpu_count: 1,
             ram_mib: 32,
+            resources: vman_model::vm::Resources::default(),
             firmware: Firmware::Bios,
             boot: None,
             disks: disks.into_iter().collect(),

@@ -22,7 +22,7 @@ pub(super) fn definition(table: Table) -> Rows {
     TableDefinition::new(table.as_str())
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()

@@ -3,7 +3,7 @@
 //! Owns: the file, its safe creation, and the meaning of its errors (certain or unknown). Must not:
 //! know what a row means, or decide what to do after an unknown outcome: the StateStore does.
 //! Look next: [`backend`] for what lies between redb and the file, [`create`] for the first
-//! creation.
+//! creation, [`backup`] for copies.
 //!
 //! | what failed | answer | the database afterwards |
 //! |---|---|---|
@@ -11,10 +11,13 @@
 //! | in the commit after the header was touched | `Unknown` | refuses everything until `open` |
 
 mod backend;
+mod backup;
 mod create;
 mod problem;
 #[cfg(test)]
 mod tests;
+
+pub use backup::copy_of_running;
 
 use backend::{GuardedFile, Shared, Watch};
 use create::{Rows, definition};
@@ -351,6 +354,20 @@ impl Storage for RedbStorage {
                 Err(CommitError::Unknown(error))
             }
         }
+    }
+
+    fn backup(&self, suffix: &str) -> Result<String, CommitError> {
+        let _alone = self
+            .committing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Closed in order, the file is whole by itself, whatever redb keeps in memory.
+        self.close("it is being copied");
+        let copied = backup::copy(&self.path, suffix);
+        let open = self.reopen();
+        let copy = copied.map_err(|error| certain(&error))?;
+        open.map_err(|problem| CommitError::Refused(problem.at(&self.path).to_string()))?;
+        Ok(copy.display().to_string())
     }
 
     fn size(&self) -> u64 {

@@ -18,7 +18,10 @@ use vman_actors::{
 use vman_model::{
     ImageName, RestartBudget, RestartMode, RestartPolicy, TemplateName, VmUuid,
     restart::MAX_RESTARTS,
-    vm::{Firmware, IoErrorPolicy, NetworkKind, VmRecord, VmSize, VmSpec},
+    vm::{
+        Firmware, IoErrorPolicy, NetworkKind, Resources, VmRecord, VmSize, VmSpec,
+        spec::{MAX_CPU_QUOTA, MAX_WEIGHT},
+    },
 };
 
 /// The longest window of a restart budget, in seconds (30 days).
@@ -129,6 +132,12 @@ pub(crate) struct VmBody<'a> {
     restart: RestartBody,
     /// What follows when its storage is full: `resume` or `hold`.
     io_error: &'static str,
+    /// Its share of the processors where they are short; none: 100 for each of its CPUs.
+    cpu_weight: Option<u16>,
+    /// Processor time at most, in percent of one processor; none: no limit.
+    cpu_quota: Option<u32>,
+    /// Its share of the disks where they are short; none: what others have.
+    io_weight: Option<u16>,
     /// Labels, for the user's own use.
     labels: &'a BTreeMap<String, String>,
     /// The operation under way.
@@ -178,6 +187,9 @@ impl<'a> VmBody<'a> {
             disks: disks(vm),
             restart: restart(vm),
             io_error: vm.spec.io_error.as_str(),
+            cpu_weight: vm.spec.resources.cpu_weight,
+            cpu_quota: vm.spec.resources.cpu_quota,
+            io_weight: vm.spec.resources.io_weight,
             labels: &size.labels,
             operation: operation.map(|operation| operation.id.as_str()),
             revision: row.revision.0,
@@ -293,6 +305,16 @@ pub(crate) struct NewVmBody {
     /// What follows when its storage is full: `resume` (the default) as soon as there is space
     /// again, or `hold`.
     io_error: Option<String>,
+    /// Its share of the processors where they are short; 100 for each of its CPUs by default.
+    #[schema(minimum = 1, maximum = 10_000)]
+    cpu_weight: Option<u16>,
+    /// Processor time at most, in percent of one processor (150: one and a half); no limit by
+    /// default.
+    #[schema(minimum = 1, maximum = 100_000)]
+    cpu_quota: Option<u32>,
+    /// Its share of the disks where they are short, where the host can; 100 by default.
+    #[schema(minimum = 1, maximum = 10_000)]
+    io_weight: Option<u16>,
 }
 
 /// Reads a [`NewVmBody`].
@@ -311,6 +333,7 @@ pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiEr
         "io_error",
         &policies.map(|policy| (policy.as_str(), policy)),
     );
+    let resources = read_resources(&mut fields);
     let known = template.map(|name| {
         let row = state.inventory().templates.get(&name).cloned();
         row.ok_or_else(|| unknown_template(name))
@@ -333,6 +356,7 @@ pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiEr
             size,
             restart: restart.unwrap_or_default(),
             io_error: io_error.unwrap_or_default(),
+            resources,
         },
         address,
         origin,
@@ -355,6 +379,18 @@ fn check_boots(size: &VmSize, fields: &mut Fields) {
             "firmware",
             "uefi needs something to boot: give image or boot",
         );
+    }
+}
+
+fn read_resources(fields: &mut Fields) -> Resources {
+    let mut weight = |name: &str| {
+        let said = fields.whole_u32(name, 1..=MAX_WEIGHT.into());
+        said.and_then(|weight| u16::try_from(weight).ok())
+    };
+    Resources {
+        cpu_weight: weight("cpu_weight"),
+        io_weight: weight("io_weight"),
+        cpu_quota: fields.whole_u32("cpu_quota", 1..=MAX_CPU_QUOTA),
     }
 }
 

@@ -1,12 +1,12 @@
 //! What is asked of a VM: start, stop, restart, pause, resume, reset.
 
-use super::{accepted, accepted_before, not_found};
+use super::{accepted, begun_before, not_found};
 use crate::http::{
     dto::operation::OperationBody,
     error::{ApiError, Code, ProblemBody},
     extract::{Post, Query},
     fields::Fields,
-    idempotency::{Keyed, look, result_gone},
+    idempotency::{Key, once, result_gone},
     paging::if_match,
     state::HttpState,
     waiting::MAX_WAIT_S,
@@ -16,9 +16,9 @@ use axum::{
     response::Response,
 };
 use utoipa::ToSchema;
-use vman_actors::vm::{CommandError, CommandRequest};
+use vman_actors::vm::CommandRequest;
 use vman_model::{
-    OperationId, VmId,
+    VmId,
     change::IdempotentAnswer,
     vm::{Command, CommandContext},
 };
@@ -147,34 +147,47 @@ pub(crate) async fn act_on_vm(
     let fields = post.fields();
     let manner = Manner::read(action, &mut query, fields)?;
     query.finish()?;
-    let row = state.inventory().vms.get(&id).cloned();
-    let turn = match look(&state, &post)? {
-        Keyed::Replay(answer) => return answered_before(&state, &answer, wait_ms).await,
-        Keyed::First(turn) => Some(turn),
-        Keyed::Without => None,
+    let (state, id) = (&state, &id);
+    let command = command(action, &manner);
+    let again = |answer| async {
+        let operation = begun_before(answer)?;
+        let row = state.inventory().operations.get(&operation).cloned();
+        let row = row.ok_or_else(|| result_gone("operation"))?;
+        Ok(accepted(state, &row.value, wait_ms).await)
     };
-    let row = row.ok_or_else(|| not_found("VM", &id).vm(&id))?;
+    once(state, post, again, |post, key| async move {
+        let row = state.inventory().vms.get(id).cloned();
+        let row = row.ok_or_else(|| not_found("VM", id).vm(id))?;
+        let request = CommandRequest {
+            if_revision: if_match(&post.headers, row.revision, "VM")
+                .map_err(|error| error.vm(id))?,
+            ..request(state, &post, key, command)
+        };
+        let begun = state.handles().vms.command(id, request).await;
+        let operation = begun.map_err(|error| ApiError::from(error).vm(id))?;
+        Ok(accepted(state, &operation, wait_ms).await)
+    })
+    .await
+}
+
+/// A command with the operation it becomes and the key it is committed with.
+pub(super) fn request(
+    state: &HttpState,
+    post: &Post,
+    key: Option<Key>,
+    command: Command,
+) -> CommandRequest {
     let handles = state.handles();
-    let operation: OperationId = handles.vms.new_operation_id();
+    let operation = handles.vms.new_operation_id();
     let answer = IdempotentAnswer::Operation(operation.clone());
-    let request = CommandRequest {
-        command: command(action, &manner),
-        if_revision: if_match(&post.headers, row.revision, "VM").map_err(|error| error.vm(&id))?,
-        idempotency: turn
-            .as_ref()
-            .map(|turn| turn.record(answer, handles.clock.now())),
+    CommandRequest {
+        command,
+        if_revision: None,
+        idempotency: key.map(|key| key.record(answer, handles.clock.now())),
         context: CommandContext {
             operation,
             origin: post.caller.origin(),
         },
-    };
-    match (handles.vms.command(&id, request).await, turn) {
-        (Ok(operation), _) => Ok(accepted(&state, &operation, wait_ms).await),
-        (Err(CommandError::KeyInUse), Some(turn)) => {
-            let answer = turn.used_meanwhile(&state)?;
-            answered_before(&state, &answer, wait_ms).await
-        }
-        (Err(error), _) => Err(ApiError::from(error).vm(&id)),
     }
 }
 
@@ -189,18 +202,4 @@ fn target(path: Result<Path<(String, String)>, PathRejection>) -> Result<(VmId, 
         ApiError::new(Code::NotFound, detail).vm(&id)
     })?;
     Ok((id, *action))
-}
-
-async fn answered_before(
-    state: &HttpState,
-    answer: &IdempotentAnswer,
-    wait_ms: u64,
-) -> Result<Response, ApiError> {
-    match answer {
-        IdempotentAnswer::Operation(id) => accepted_before(state, id, wait_ms).await,
-        IdempotentAnswer::Vm(_)
-        | IdempotentAnswer::Template(_)
-        | IdempotentAnswer::Disk(_)
-        | IdempotentAnswer::Forward(_) => Err(result_gone("operation")),
-    }
 }

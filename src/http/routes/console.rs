@@ -1,21 +1,18 @@
 //! A VM's serial console: its end, or as it is written.
 
-use super::not_found;
+use super::{not_found, stream};
 use crate::http::{
     dto::host::ConsoleBody,
-    error::{ApiError, Code, ProblemBody},
+    error::{ApiError, ProblemBody},
     extract::{Id, Query},
     paging::json,
     state::HttpState,
 };
 use axum::{
-    body::Body,
     extract::State,
-    http::{HeaderValue, StatusCode, Uri, header},
-    response::{IntoResponse, Response},
+    http::{StatusCode, Uri},
+    response::Response,
 };
-use futures_util::StreamExt;
-use std::convert::Infallible;
 use vman_model::VmId;
 
 /// Bytes of the console that are told.
@@ -60,45 +57,6 @@ pub(crate) async fn get_console(
 }
 
 fn follow_console(state: &HttpState, id: &VmId) -> Result<Response, ApiError> {
-    let permit = state.waiting.clone().try_acquire_owned().map_err(|_| {
-        ApiError::new(
-            Code::Overloaded,
-            "too many streams are open: close one, or try again later",
-        )
-    })?;
     let bytes = state.handles().vms.follow_console(id, TAIL);
-    let until = ended(state.clone(), id.clone());
-    let stream = bytes.take_until(until).map(move |bytes| {
-        // Held as long as the stream is.
-        let _held = &permit;
-        Ok::<_, Infallible>(bytes)
-    });
-    let headers = [
-        (
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("text/plain; charset=utf-8"),
-        ),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        (
-            header::X_CONTENT_TYPE_OPTIONS,
-            HeaderValue::from_static("nosniff"),
-        ),
-    ];
-    Ok((headers, Body::from_stream(stream)).into_response())
-}
-
-/// Until the VM is gone or the daemon stops.
-async fn ended(state: HttpState, id: VmId) {
-    let mut revision = state.handles().store.watch();
-    let gone = async {
-        while state.inventory().vms.contains_key(&id) {
-            if revision.changed().await.is_err() {
-                return;
-            }
-        }
-    };
-    tokio::select! {
-        () = gone => {}
-        () = state.settings.shutdown.cancelled() => {}
-    }
+    stream::of_vm(state, id, "text/plain; charset=utf-8", bytes)
 }

@@ -11,7 +11,7 @@ use crate::http::{
 use axum::response::Response;
 use std::{sync::Arc, time::Duration};
 use vman_actors::store::Versioned;
-use vman_model::{OperationId, OperationRecord, OperationStatus, change::IdempotentAnswer};
+use vman_model::{OperationId, OperationRecord, OperationStatus};
 
 /// How long the guest is waited for.
 const GUEST_WAIT: Duration = Duration::from_secs(10);
@@ -46,16 +46,5 @@ pub(super) async fn outcome(
             Err(ApiError::new(Code::OperationFailed, why).operation(id))
         }
         OperationStatus::Running => Ok(Outcome::Open(accepted(state, operation, 0).await)),
-    }
-}
-
-/// The operation that was answered before under the client's key.
-pub(super) fn begun_before(answer: &IdempotentAnswer) -> Result<&OperationId, ApiError> {
-    match answer {
-        IdempotentAnswer::Operation(id) => Ok(id),
-        IdempotentAnswer::Template(_)
-        | IdempotentAnswer::Vm(_)
-        | IdempotentAnswer::Disk(_)
-        | IdempotentAnswer::Forward(_) => Err(result_gone("operation")),
     }
 }

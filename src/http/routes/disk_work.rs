@@ -4,15 +4,17 @@
 //! without one. Look next: `device_work.rs` for how the guest is waited for.
 
 use super::{
-    device_work::{Outcome, begun_before, outcome},
+    actions::request,
+    begun_before,
+    device_work::{Outcome, outcome},
     disks::{body, shown},
-    not_found, replayed,
+    not_found,
 };
 use crate::http::{
     dto::disk::{DiskBody, read_size},
     error::{ApiError, Code, ProblemBody},
     extract::{Id, Post, Query},
-    idempotency::{KeyTurn, Keyed, look},
+    idempotency::{Key, once},
     paging::json,
     state::HttpState,
 };
@@ -23,13 +25,12 @@ use utoipa::ToSchema;
 use vman_actors::{
     disks::{DiskFault, check_growth},
     store::Versioned,
-    vm::{CommandError, CommandRequest},
+    vm::CommandError,
 };
 use vman_model::{
     DiskId, DiskRecord, OperationId, VmId,
-    change::IdempotentAnswer,
     disk::{FIRST_DATA_SLOT, MAX_DATA_DISKS},
-    vm::{Command, CommandContext, Phase, Refusal},
+    vm::{Command, Phase, Refusal},
 };
 
 /// To which VM a disk is to be attached.
@@ -92,28 +93,25 @@ impl Work<'_> {
         vm: &VmId,
         command: Command,
         post: &Post,
-        turn: Option<&KeyTurn>,
+        key: Option<Key>,
     ) -> Result<Response, ApiError> {
-        let handles = self.state.handles();
-        let operation = handles.vms.new_operation_id();
-        let answer = IdempotentAnswer::Operation(operation.clone());
-        let request = CommandRequest {
-            command,
-            if_revision: None,
-            idempotency: turn.map(|turn| turn.record(answer, handles.clock.now())),
-            context: CommandContext {
-                operation,
-                origin: post.caller.origin(),
-            },
-        };
-        match (handles.vms.command(vm, request).await, turn) {
-            (Ok(operation), _) => self.outcome(&operation.id).await,
-            (Err(CommandError::KeyInUse), Some(turn)) => {
-                let answer = turn.used_meanwhile(self.state)?;
-                self.done_before(&answer).await
-            }
-            (Err(error), _) => Err(self.refused(vm, error)),
-        }
+        let request = request(self.state, post, key, command);
+        let begun = self.state.handles().vms.command(vm, request).await;
+        let operation = begun.map_err(|error| self.refused(vm, error))?;
+        self.outcome(&operation.id).await
+    }
+
+    /// Does the work once under the request's key.
+    async fn once<W>(
+        &self,
+        post: Post,
+        work: impl FnOnce(Post, Option<Key>) -> W,
+    ) -> Result<Response, ApiError>
+    where
+        W: Future<Output = Result<Response, ApiError>>,
+    {
+        let again = |answer| async { self.outcome(&begun_before(answer)?).await };
+        once(self.state, post, again, work).await
     }
 
     async fn outcome(&self, id: &OperationId) -> Result<Response, ApiError> {
@@ -122,10 +120,6 @@ impl Work<'_> {
             Outcome::Done(_) => self.done(),
             Outcome::Open(response) => Ok(response),
         }
-    }
-
-    async fn done_before(&self, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
-        self.outcome(begun_before(answer)?).await.map(replayed)
     }
 
     fn refused(&self, vm: &VmId, error: CommandError) -> ApiError {
@@ -197,28 +191,27 @@ pub(crate) async fn attach_disk(
     let vm: Option<VmId> = fields.name("vm_id");
     fields.finish()?;
     let vm = vm.ok_or_else(|| ApiError::field("vm_id", "is required"))?;
-    let work = Work {
-        state: &state,
+    let state = &state;
+    let work = &Work {
+        state,
         disk: id.clone(),
         status: "attached",
     };
-    let turn = match look(&state, &post)? {
-        Keyed::Replay(answer) => return work.done_before(&answer).await,
-        Keyed::First(turn) => Some(turn),
-        Keyed::Without => None,
-    };
-    let row = row_of(&state, &id)?;
-    if !state.inventory().vms.contains_key(&vm) {
-        return Err(not_found("VM", &vm).vm(&vm).disk(&id));
-    }
-    if row.value.vm_id.is_some() {
-        return Err(taken(&state, &id));
-    }
-    let command = Command::AttachDisk {
-        disk: id,
-        letter: row.value.wished_letter,
-    };
-    work.command(&vm, command, &post, turn.as_ref()).await
+    work.once(post, |post, key| async move {
+        let row = row_of(state, &id)?;
+        if !state.inventory().vms.contains_key(&vm) {
+            return Err(not_found("VM", &vm).vm(&vm).disk(&id));
+        }
+        if row.value.vm_id.is_some() {
+            return Err(taken(state, &id));
+        }
+        let command = Command::AttachDisk {
+            disk: id,
+            letter: row.value.wished_letter,
+        };
+        work.command(&vm, command, &post, key).await
+    })
+    .await
 }
 
 /// Detach a disk from its VM
@@ -243,23 +236,21 @@ pub(crate) async fn detach_disk(
 ) -> Result<Response, ApiError> {
     Query::of(&post.uri)?.finish()?;
     post.fields().finish()?;
-    let work = Work {
-        state: &state,
+    let state = &state;
+    let work = &Work {
+        state,
         disk: id.clone(),
         status: "detached",
     };
-    let turn = match look(&state, &post)? {
-        Keyed::Replay(answer) => return work.done_before(&answer).await,
-        Keyed::First(turn) => Some(turn),
-        Keyed::Without => None,
-    };
-    let row = row_of(&state, &id)?;
-    let Some(vm) = row.value.vm_id.clone() else {
-        let detail = format!("disk {id} is not attached to any VM: there is nothing to detach");
-        return Err(ApiError::new(Code::DiskNotAttached, detail).disk(&id));
-    };
-    work.command(&vm, Command::DetachDisk(id), &post, turn.as_ref())
-        .await
+    work.once(post, |post, key| async move {
+        let row = row_of(state, &id)?;
+        let Some(vm) = row.value.vm_id.clone() else {
+            let detail = format!("disk {id} is not attached to any VM: there is nothing to detach");
+            return Err(ApiError::new(Code::DiskNotAttached, detail).disk(&id));
+        };
+        work.command(&vm, Command::DetachDisk(id), &post, key).await
+    })
+    .await
 }
 
 /// Grow a disk
@@ -291,45 +282,44 @@ pub(crate) async fn resize_disk(
     let size_mib = read_size(&mut fields);
     fields.finish()?;
     let size_mib = size_mib.ok_or_else(|| ApiError::field("size", "is required"))?;
-    let work = Work {
-        state: &state,
+    let state = &state;
+    let work = &Work {
+        state,
         disk: id.clone(),
         status: "resized",
     };
-    let turn = match look(&state, &post)? {
-        Keyed::Replay(answer) => return work.done_before(&answer).await,
-        Keyed::First(turn) => Some(turn),
-        Keyed::Without => None,
-    };
-    let row = row_of(&state, &id)?;
-    let disk = &row.value;
-    check_growth(disk, size_mib).map_err(|fault| ApiError::from(fault).disk(&id))?;
-    if disk.size_mib == size_mib {
-        return work.done();
-    }
-    let handles = state.handles();
-    let Some(vm) = disk.vm_id.clone() else {
-        let (origin, now) = (post.caller.origin(), handles.clock.now());
-        handles
-            .disks
-            .resize_disk(&id, size_mib, origin, now)
-            .await?;
-        return work.done();
-    };
-    let from_mib = disk.size_mib;
-    let command = Command::ResizeDisk {
-        disk: id.clone(),
-        from_mib,
-        size_mib,
-    };
-    let rests = state.inventory().vms.get(&vm).is_some_and(|vm| {
-        let phase = vm.value.phase;
-        phase.is_rest() || phase == Phase::Backoff
-    });
-    let answer = work.command(&vm, command, &post, turn.as_ref()).await?;
-    if rests && answer.status() == StatusCode::OK {
-        // Before its next use it would be grown anyway; done now, a full storage is told now.
-        handles.disks.grow_file(&id, from_mib).await?;
-    }
-    Ok(answer)
+    work.once(post, |post, key| async move {
+        let row = row_of(state, &id)?;
+        let disk = &row.value;
+        check_growth(disk, size_mib).map_err(|fault| ApiError::from(fault).disk(&id))?;
+        if disk.size_mib == size_mib {
+            return work.done();
+        }
+        let handles = state.handles();
+        let Some(vm) = disk.vm_id.clone() else {
+            let (origin, now) = (post.caller.origin(), handles.clock.now());
+            handles
+                .disks
+                .resize_disk(&id, size_mib, origin, now)
+                .await?;
+            return work.done();
+        };
+        let from_mib = disk.size_mib;
+        let command = Command::ResizeDisk {
+            disk: id.clone(),
+            from_mib,
+            size_mib,
+        };
+        let rests = state.inventory().vms.get(&vm).is_some_and(|vm| {
+            let phase = vm.value.phase;
+            phase.is_rest() || phase == Phase::Backoff
+        });
+        let answer = work.command(&vm, command, &post, key).await?;
+        if rests && answer.status() == StatusCode::OK {
+            // Before its next use it would be grown anyway; done now, a full storage is told now.
+            handles.disks.grow_file(&id, from_mib).await?;
+        }
+        Ok(answer)
+    })
+    .await
 }

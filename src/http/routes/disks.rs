@@ -1,13 +1,15 @@
 //! Disks: made, listed, read, changed, deleted. What involves a VM is in
 //! `disk_work.rs`.
 
-use super::{not_found, replayed};
+use super::{
+    made::{Made, make},
+    not_found,
+};
 use crate::http::{
     dto::disk::{DiskBody, DiskChangeBody, NewDiskBody, OptionFields, check_limits, read_disk},
     error::{ApiError, ProblemBody},
     extract::{Caller, Id, Post, Query},
-    idempotency::{KeyTurn, Keyed, look, result_gone},
-    paging::{Page, if_match, json, tagged, unchanged, with_header},
+    paging::{List, if_match, json, tagged, with_header},
     state::HttpState,
 };
 use axum::{
@@ -15,10 +17,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use vman_actors::{
-    disks::DiskFault,
-    store::{Inventory, Versioned},
-};
+use vman_actors::store::{Inventory, Versioned};
 use vman_model::{DiskFile, DiskId, DiskRecord, change::IdempotentAnswer};
 
 /// A disk that is being made is not there yet; one that is being deleted is there no more.
@@ -46,46 +45,38 @@ pub(super) fn body<'a>(
 )]
 pub(crate) async fn create_disk(
     State(state): State<HttpState>,
-    mut post: Post,
+    post: Post,
 ) -> Result<Response, ApiError> {
-    Query::of(&post.uri)?.finish()?;
-    let turn = match look(&state, &post)? {
-        Keyed::Replay(answer) => return made_before(&state, &answer),
-        Keyed::First(turn) => Some(turn),
-        Keyed::Without => None,
-    };
-    let mut new = read_disk(&mut post)?;
-    new.idempotency = turn.as_ref().map(KeyTurn::pair);
-    let handles = state.handles();
-    let made = handles.disks.create_disk(new, handles.clock.clone()).await;
-    match (made, turn) {
-        (Err(DiskFault::KeyInUse), Some(turn)) => {
-            made_before(&state, &turn.used_meanwhile(&state)?)
-        }
-        (made, _) => {
-            let id = made?;
-            created(&state, &id).ok_or_else(|| not_found("disk", id))
+    let state = &state;
+    make(state, post, |mut post, key| async move {
+        let mut new = read_disk(&mut post)?;
+        new.idempotency = key;
+        let handles = state.handles();
+        Ok(handles
+            .disks
+            .create_disk(new, handles.clock.clone())
+            .await?)
+    })
+    .await
+}
+
+impl Made for DiskId {
+    const WHAT: &'static str = "disk";
+
+    fn of(answer: IdempotentAnswer) -> Option<Self> {
+        match answer {
+            IdempotentAnswer::Disk(id) => Some(id),
+            _ => None,
         }
     }
-}
 
-fn created(state: &HttpState, id: &DiskId) -> Option<Response> {
-    let inventory = state.inventory();
-    let row = inventory.disks.get(id)?;
-    let response = json(StatusCode::CREATED, &body(state, &inventory, row));
-    let response = with_header(response, header::LOCATION, &format!("/disks/{id}"));
-    Some(tagged(response, row.revision))
-}
-
-fn made_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
-    let response = match answer {
-        IdempotentAnswer::Disk(id) => created(state, id),
-        IdempotentAnswer::Template(_)
-        | IdempotentAnswer::Vm(_)
-        | IdempotentAnswer::Operation(_)
-        | IdempotentAnswer::Forward(_) => None,
-    };
-    response.map(replayed).ok_or_else(|| result_gone("disk"))
+    fn created(&self, state: &HttpState) -> Option<Response> {
+        let inventory = state.inventory();
+        let row = inventory.disks.get(self)?;
+        let response = json(StatusCode::CREATED, &body(state, &inventory, row));
+        let response = with_header(response, header::LOCATION, &format!("/disks/{self}"));
+        Some(tagged(response, row.revision))
+    }
 }
 
 /// List the disks
@@ -103,22 +94,15 @@ fn made_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Response,
 )]
 pub(crate) async fn list_disks(
     State(state): State<HttpState>,
-    uri: Uri,
-    headers: HeaderMap,
+    list: List<DiskId>,
 ) -> Result<Response, ApiError> {
-    let mut query = Query::of(&uri)?;
-    let page = Page::<DiskId>::read(&mut query)?;
-    query.finish()?;
+    let page = list.finish()?;
     let inventory = state.inventory();
-    if let Some(same) = unchanged(&headers, inventory.revision) {
-        return Ok(same);
-    }
     let rows = inventory
         .disks
         .range::<_, DiskId>(page.upwards())
         .filter(|(_, row)| shown(row));
-    let response = page.answer(&uri, rows, |row| body(&state, &inventory, row));
-    Ok(tagged(response, inventory.revision))
+    Ok(page.answer(&inventory, rows, |row| body(&state, &inventory, row)))
 }
 
 /// One disk

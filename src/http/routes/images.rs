@@ -5,7 +5,7 @@ use crate::http::{
     dto::image::{Clones, ImageBody},
     error::{ApiError, Code, ProblemBody},
     extract::{Caller, Id, Query, content_length, discard},
-    paging::{Page, if_match, json, tagged, unchanged, with_header},
+    paging::{List, if_match, json, tagged, with_header},
     refusal::too_large,
     state::HttpState,
 };
@@ -17,7 +17,7 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http_body_util::BodyExt;
-use std::{fmt::Write as _, time::Duration};
+use std::{cell::LazyCell, fmt::Write as _, time::Duration};
 use utoipa::ToSchema;
 use vman_actors::{disks::ImageError, disks::StartedUpload};
 use vman_model::{ImageKind, ImageName, ImageRecord};
@@ -235,24 +235,17 @@ fn hex_of(item: &str) -> Option<String> {
 )]
 pub(crate) async fn list_images(
     State(state): State<HttpState>,
-    uri: Uri,
-    headers: HeaderMap,
+    mut list: List<ImageName>,
 ) -> Result<Response, ApiError> {
-    let mut query = Query::of(&uri)?;
-    let page = Page::<ImageName>::read(&mut query)?;
-    let kind = query.word("kind", &KINDS);
-    query.finish()?;
+    let kind = list.query.word("kind", &KINDS);
+    let page = list.finish()?;
     let inventory = state.inventory();
-    if let Some(same) = unchanged(&headers, inventory.revision) {
-        return Ok(same);
-    }
-    let clones = Clones::of(&inventory);
+    let clones = LazyCell::new(|| Clones::of(&inventory));
     let rows = inventory
         .images
         .range::<_, ImageName>(page.upwards())
         .filter(|(_, row)| kind.is_none_or(|kind| row.value.kind == kind));
-    let response = page.answer(&uri, rows, |row| ImageBody::of(row, &clones));
-    Ok(tagged(response, inventory.revision))
+    Ok(page.answer(&inventory, rows, |row| ImageBody::of(row, &clones)))
 }
 
 /// One image

@@ -8,11 +8,15 @@ pub(crate) mod disk_work;
 pub(crate) mod disks;
 pub(crate) mod events;
 pub(crate) mod health;
+pub(crate) mod host;
 pub(crate) mod images;
+pub(crate) mod logs;
+mod made;
 pub(crate) mod network;
 pub(crate) mod nics;
 pub(crate) mod observer;
 pub(crate) mod operations;
+mod stream;
 pub(crate) mod templates;
 pub(crate) mod tokens;
 pub(crate) mod vms;
@@ -30,7 +34,7 @@ use axum::{
     response::Response,
 };
 use std::time::Duration;
-use vman_model::{OperationId, OperationRecord};
+use vman_model::{OperationId, OperationRecord, change::IdempotentAnswer};
 
 /// There is no `what` of this id.
 pub(crate) fn not_found(what: &str, id: impl std::fmt::Display) -> ApiError {
@@ -60,19 +64,10 @@ pub(crate) async fn accepted(
     )
 }
 
-/// The same for a request that was answered before under its key.
-pub(crate) async fn accepted_before(
-    state: &HttpState,
-    id: &OperationId,
-    wait_ms: u64,
-) -> Result<Response, ApiError> {
-    let row = state.inventory().operations.get(id).cloned();
-    let row = row.ok_or_else(|| result_gone("operation"))?;
-    Ok(replayed(accepted(state, &row.value, wait_ms).await))
-}
-
-/// Marks an answer as given before.
-pub(crate) fn replayed(response: Response) -> Response {
-    let name = axum::http::HeaderName::from_static("idempotency-replayed");
-    with_header(response, name, "true")
+/// The operation that a request began which was answered before under its key.
+pub(crate) fn begun_before(answer: IdempotentAnswer) -> Result<OperationId, ApiError> {
+    match answer {
+        IdempotentAnswer::Operation(id) => Ok(id),
+        _ => Err(result_gone("operation")),
+    }
 }

@@ -1,21 +1,23 @@
 //! The network: how it is configured, who holds which address, and which ports
 //! of the host lead into guests.
 
-use super::{not_found, replayed};
+use super::{
+    made::{Made, make},
+    not_found,
+};
 use crate::http::{
     dto::network::{ForwardBody, LeaseBody, NetworkConfigBody, NewForwardBody},
     error::{ApiError, ProblemBody},
     extract::{Caller, Id, Post, Query},
-    idempotency::{KeyTurn, Keyed, look, result_gone},
-    paging::{Page, json, tagged, unchanged, with_header},
+    paging::{List, json, tagged, with_header},
     state::HttpState,
 };
 use axum::{
     extract::State,
-    http::{HeaderMap, StatusCode, Uri, header},
+    http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use vman_actors::network::{ForwardError, NewForward};
+use vman_actors::network::NewForward;
 use vman_model::{ForwardId, LeaseId, Protocol, change::IdempotentAnswer};
 
 /// How VMs are connected
@@ -51,19 +53,12 @@ pub(crate) async fn get_network_config(
 )]
 pub(crate) async fn list_leases(
     State(state): State<HttpState>,
-    uri: Uri,
-    headers: HeaderMap,
+    list: List<LeaseId>,
 ) -> Result<Response, ApiError> {
-    let mut query = Query::of(&uri)?;
-    let page = Page::<LeaseId>::read(&mut query)?;
-    query.finish()?;
+    let page = list.finish()?;
     let inventory = state.inventory();
-    if let Some(same) = unchanged(&headers, inventory.revision) {
-        return Ok(same);
-    }
     let rows = inventory.leases.range::<_, LeaseId>(page.upwards());
-    let response = page.answer(&uri, rows, |row| LeaseBody::of(row));
-    Ok(tagged(response, inventory.revision))
+    Ok(page.answer(&inventory, rows, |row| LeaseBody::of(row)))
 }
 
 /// The ports of the host that lead into guests
@@ -81,19 +76,12 @@ pub(crate) async fn list_leases(
 )]
 pub(crate) async fn list_forwards(
     State(state): State<HttpState>,
-    uri: Uri,
-    headers: HeaderMap,
+    list: List<ForwardId>,
 ) -> Result<Response, ApiError> {
-    let mut query = Query::of(&uri)?;
-    let page = Page::<ForwardId>::read(&mut query)?;
-    query.finish()?;
+    let page = list.finish()?;
     let inventory = state.inventory();
-    if let Some(same) = unchanged(&headers, inventory.revision) {
-        return Ok(same);
-    }
     let rows = inventory.forwards.range::<_, ForwardId>(page.upwards());
-    let response = page.answer(&uri, rows, |row| ForwardBody::of(row));
-    Ok(tagged(response, inventory.revision))
+    Ok(page.answer(&inventory, rows, |row| ForwardBody::of(row)))
 }
 
 /// Let a port of the host lead into a guest
@@ -108,25 +96,15 @@ pub(crate) async fn list_forwards(
 )]
 pub(crate) async fn create_forward(
     State(state): State<HttpState>,
-    mut post: Post,
+    post: Post,
 ) -> Result<Response, ApiError> {
-    Query::of(&post.uri)?.finish()?;
-    let turn = match look(&state, &post)? {
-        Keyed::Replay(answer) => return made_before(&state, &answer),
-        Keyed::First(turn) => Some(turn),
-        Keyed::Without => None,
-    };
-    let mut new = read_forward(&mut post)?;
-    new.idempotency = turn.as_ref().map(KeyTurn::pair);
-    match (state.handles().network.forward(new).await, turn) {
-        (Err(ForwardError::KeyInUse), Some(turn)) => {
-            made_before(&state, &turn.used_meanwhile(&state)?)
-        }
-        (made, _) => {
-            let id = made?.id;
-            created(&state, &id).ok_or_else(|| not_found("forward", id))
-        }
-    }
+    let state = &state;
+    make(state, post, |mut post, key| async move {
+        let mut new = read_forward(&mut post)?;
+        new.idempotency = key;
+        Ok(state.handles().network.forward(new).await?.id)
+    })
+    .await
 }
 
 fn read_forward(post: &mut Post) -> Result<NewForward, ApiError> {
@@ -157,26 +135,24 @@ fn read_forward(post: &mut Post) -> Result<NewForward, ApiError> {
     })
 }
 
-fn created(state: &HttpState, id: &ForwardId) -> Option<Response> {
-    let row = state.inventory().forwards.get(id).cloned()?;
-    let response = json(StatusCode::CREATED, &ForwardBody::of(&row));
-    let response = with_header(
-        response,
-        header::LOCATION,
-        &format!("/network/forwards/{id}"),
-    );
-    Some(tagged(response, row.revision))
-}
+impl Made for ForwardId {
+    const WHAT: &'static str = "forward";
 
-fn made_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
-    let response = match answer {
-        IdempotentAnswer::Forward(id) => created(state, id),
-        IdempotentAnswer::Vm(_)
-        | IdempotentAnswer::Template(_)
-        | IdempotentAnswer::Operation(_)
-        | IdempotentAnswer::Disk(_) => None,
-    };
-    response.map(replayed).ok_or_else(|| result_gone("forward"))
+    fn of(answer: IdempotentAnswer) -> Option<Self> {
+        match answer {
+            IdempotentAnswer::Forward(id) => Some(id),
+            _ => None,
+        }
+    }
+
+    fn created(&self, state: &HttpState) -> Option<Response> {
+        let inventory = state.inventory();
+        let row = inventory.forwards.get(self)?;
+        let response = json(StatusCode::CREATED, &ForwardBody::of(row));
+        let location = format!("/network/forwards/{self}");
+        let response = with_header(response, header::LOCATION, &location);
+        Some(tagged(response, row.revision))
+    }
 }
 
 /// One forwarded port

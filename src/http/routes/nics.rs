@@ -1,8 +1,9 @@
 //! A VM's network cards: what went through them, further ones, and their cables.
 
 use super::{
-    device_work::{Outcome, begun_before, outcome},
-    not_found, replayed,
+    begun_before,
+    device_work::{Outcome, outcome},
+    not_found,
 };
 use crate::http::{
     dto::{
@@ -12,7 +13,7 @@ use crate::http::{
     error::{ApiError, Code, ProblemBody},
     extract::{Caller, Id, Post, Query},
     fields::Fields,
-    idempotency::{KeyTurn, Keyed, look},
+    idempotency::{Key, once},
     paging::{json, with_header},
     state::HttpState,
 };
@@ -25,7 +26,7 @@ use std::{sync::Arc, time::Duration};
 use vman_actors::{
     ports::Traffic,
     store::Versioned,
-    vm::{CommandError, CommandRequest, NicError, WantedNic},
+    vm::{CommandRequest, WantedNic},
 };
 use vman_model::{
     OperationId, Origin, VmId,
@@ -139,55 +140,54 @@ pub(crate) async fn get_nic(
 pub(crate) async fn attach_nic(
     State(state): State<HttpState>,
     Id(id): Id<VmId>,
-    mut post: Post,
+    post: Post,
 ) -> Result<Response, ApiError> {
     Query::of(&post.uri)?.finish()?;
+    let (state, id) = (&state, &id);
+    let again = |answer| async { attached(state, id, &begun_before(answer)?).await };
+    once(state, post, again, |mut post, key| async move {
+        let wanted = read_nic(state, id, &mut post, key)?;
+        let begun = state.handles().vms.attach_nic(id, wanted).await;
+        let operation = begun.map_err(|error| ApiError::from(error).vm(id))?;
+        attached(state, id, &operation.id).await
+    })
+    .await
+}
+
+fn read_nic(
+    state: &HttpState,
+    id: &VmId,
+    post: &mut Post,
+    key: Option<Key>,
+) -> Result<WantedNic, ApiError> {
     let mut fields = post.fields();
     let address = fields.address("address");
     let link = read_link(&mut fields);
     fields.finish()?;
-    let turn = match look(&state, &post)? {
-        Keyed::Replay(answer) => return attached_before(&state, &id, &answer).await,
-        Keyed::First(turn) => Some(turn),
-        Keyed::Without => None,
-    };
-    row_of(&state, &id)?;
+    row_of(state, id)?;
     let handles = state.handles();
     let kind = handles.network.facts().kind;
     if kind == NetworkKind::None {
         let detail = "VMs have no network on this host (VMAN_NETWORK_MODE=none), so they get no network cards";
-        return Err(ApiError::new(Code::NoNetwork, detail).vm(&id));
+        return Err(ApiError::new(Code::NoNetwork, detail).vm(id));
     }
-    let context = context(&state, post.caller.origin());
-    let wanted = WantedNic {
+    let operation = handles.vms.new_operation_id();
+    let answer = IdempotentAnswer::Operation(operation.clone());
+    Ok(WantedNic {
         kind,
         address,
         link: link.unwrap_or_default(),
-        idempotency: turn.as_ref().map(|turn: &KeyTurn| {
-            let answer = IdempotentAnswer::Operation(context.operation.clone());
-            turn.record(answer, handles.clock.now())
-        }),
-        context,
-    };
-    match (handles.vms.attach_nic(&id, wanted).await, turn) {
-        (Ok(operation), _) => attached(&state, &id, &operation.id).await,
-        (Err(NicError::Command(CommandError::KeyInUse)), Some(turn)) => {
-            attached_before(&state, &id, &turn.used_meanwhile(&state)?).await
-        }
-        (Err(error), _) => Err(ApiError::from(error).vm(&id)),
-    }
+        idempotency: key.map(|key| key.record(answer, handles.clock.now())),
+        context: CommandContext {
+            operation,
+            origin: post.caller.origin(),
+        },
+    })
 }
 
 fn read_link(fields: &mut Fields) -> Option<LinkState> {
     let words = [LinkState::Up, LinkState::Down].map(|link| (link.as_str(), link));
     fields.word("link", &words)
-}
-
-fn context(state: &HttpState, origin: Origin) -> CommandContext {
-    CommandContext {
-        operation: state.handles().vms.new_operation_id(),
-        origin,
-    }
 }
 
 async fn attached(
@@ -212,15 +212,6 @@ async fn ended(state: &HttpState, vm: &VmId, operation: &OperationId) -> Result<
     outcome.map_err(|error| error.vm(vm))
 }
 
-async fn attached_before(
-    state: &HttpState,
-    vm: &VmId,
-    answer: &IdempotentAnswer,
-) -> Result<Response, ApiError> {
-    let again = attached(state, vm, begun_before(answer)?).await;
-    again.map(replayed)
-}
-
 /// Gives a command about a card to its VM and waits for its end.
 async fn command(
     state: &HttpState,
@@ -236,7 +227,10 @@ async fn command(
         command,
         if_revision: None,
         idempotency: None,
-        context: context(state, origin),
+        context: CommandContext {
+            operation: state.handles().vms.new_operation_id(),
+            origin,
+        },
     };
     let begun = state.handles().vms.command(vm, request).await;
     let operation = begun.map_err(|error| ApiError::from(error).vm(vm))?;

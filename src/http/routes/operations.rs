@@ -5,7 +5,7 @@ use crate::http::{
     dto::operation::OperationBody,
     error::{ApiError, Code, ProblemBody},
     extract::{Id, Query},
-    paging::{Page, json},
+    paging::{List, json},
     state::HttpState,
     waiting::{MAX_WAIT_S, operation_end},
 };
@@ -31,15 +31,15 @@ const WAIT_MS: u64 = 30_000;
     ),
     responses(
         (status = 200, description = "Newest first", body = Vec<OperationBody<'static>>),
+        (status = 304, description = "Unchanged since the revision in If-None-Match"),
         (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
     )
 )]
 pub(crate) async fn list_operations(
     State(state): State<HttpState>,
-    uri: Uri,
+    mut list: List<OperationId>,
 ) -> Result<Response, ApiError> {
-    let mut query = Query::of(&uri)?;
-    let page = Page::<OperationId>::read(&mut query)?;
+    let query = &mut list.query;
     let vm = query.parsed("vm_id", |text| VmId::parse(text).ok(), "the id of a VM");
     let statuses = [
         OperationStatus::Running,
@@ -48,7 +48,7 @@ pub(crate) async fn list_operations(
         OperationStatus::Cancelled,
     ];
     let status = query.word("status", &statuses.map(|status| (status.as_str(), status)));
-    query.finish()?;
+    let page = list.finish()?;
     let inventory = state.inventory();
     let rows = inventory
         .operations
@@ -60,7 +60,7 @@ pub(crate) async fn list_operations(
                 .is_none_or(|vm| row.value.vm_id.as_ref() == Some(vm));
             of_vm && status.is_none_or(|status| row.value.status == status)
         });
-    Ok(page.answer(&uri, rows, |row| OperationBody::of(row)))
+    Ok(page.answer(&inventory, rows, |row| OperationBody::of(row)))
 }
 
 /// One operation

@@ -1,12 +1,14 @@
 //! Templates: plain rows of the store.
 
-use super::{not_found, replayed};
+use super::{
+    made::{Made, make},
+    not_found,
+};
 use crate::http::{
     dto::template::{NewTemplate, TemplateBody, read_template},
     error::{ApiError, ProblemBody},
     extract::{Caller, Id, Post, Query},
-    idempotency::{KeyTurn, Keyed, look, result_gone},
-    paging::{Page, if_match, json, tagged, unchanged, with_header},
+    paging::{List, if_match, json, tagged, unchanged, with_header},
     state::HttpState,
 };
 use axum::{
@@ -14,7 +16,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use vman_actors::templates::{self, TemplateError};
+use vman_actors::templates;
 use vman_model::{TemplateName, change::IdempotentAnswer};
 
 /// Make a template
@@ -29,48 +31,36 @@ use vman_model::{TemplateName, change::IdempotentAnswer};
 )]
 pub(crate) async fn create_template(
     State(state): State<HttpState>,
-    mut post: Post,
+    post: Post,
 ) -> Result<Response, ApiError> {
-    Query::of(&post.uri)?.finish()?;
-    let turn = match look(&state, &post)? {
-        Keyed::Replay(answer) => return answered_before(&state, &answer),
-        Keyed::First(turn) => Some(turn),
-        Keyed::Without => None,
-    };
-    let handles = state.handles();
-    let record = read_template(&state, &mut post, handles.clock.now())?;
-    let name = record.name.clone();
-    let key = turn.as_ref().map(KeyTurn::pair);
-    let made = templates::create(&handles.store, record, post.caller.origin(), key).await;
-    match (made, turn) {
-        (Err(TemplateError::KeyInUse), Some(turn)) => {
-            answered_before(&state, &turn.used_meanwhile(&state)?)
-        }
-        (made, _) => {
-            made?;
-            created(&state, &name).ok_or_else(|| not_found("template", name))
+    let state = &state;
+    make(state, post, |mut post, key| async move {
+        let handles = state.handles();
+        let record = read_template(state, &mut post, handles.clock.now())?;
+        let name = record.name.clone();
+        templates::create(&handles.store, record, post.caller.origin(), key).await?;
+        Ok(name)
+    })
+    .await
+}
+
+impl Made for TemplateName {
+    const WHAT: &'static str = "template";
+
+    fn of(answer: IdempotentAnswer) -> Option<Self> {
+        match answer {
+            IdempotentAnswer::Template(name) => Some(name),
+            _ => None,
         }
     }
-}
 
-fn created(state: &HttpState, name: &TemplateName) -> Option<Response> {
-    let row = state.inventory().templates.get(name).cloned()?;
-    let response = json(StatusCode::CREATED, &TemplateBody::of(&row));
-    let response = with_header(response, header::LOCATION, &format!("/templates/{name}"));
-    Some(tagged(response, row.revision))
-}
-
-fn answered_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
-    let response = match answer {
-        IdempotentAnswer::Template(name) => created(state, name),
-        IdempotentAnswer::Vm(_)
-        | IdempotentAnswer::Operation(_)
-        | IdempotentAnswer::Disk(_)
-        | IdempotentAnswer::Forward(_) => None,
-    };
-    response
-        .map(replayed)
-        .ok_or_else(|| result_gone("template"))
+    fn created(&self, state: &HttpState) -> Option<Response> {
+        let inventory = state.inventory();
+        let row = inventory.templates.get(self)?;
+        let response = json(StatusCode::CREATED, &TemplateBody::of(row));
+        let response = with_header(response, header::LOCATION, &format!("/templates/{self}"));
+        Some(tagged(response, row.revision))
+    }
 }
 
 /// List the templates
@@ -88,19 +78,12 @@ fn answered_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Respo
 )]
 pub(crate) async fn list_templates(
     State(state): State<HttpState>,
-    uri: Uri,
-    headers: HeaderMap,
+    list: List<TemplateName>,
 ) -> Result<Response, ApiError> {
-    let mut query = Query::of(&uri)?;
-    let page = Page::<TemplateName>::read(&mut query)?;
-    query.finish()?;
+    let page = list.finish()?;
     let inventory = state.inventory();
-    if let Some(same) = unchanged(&headers, inventory.revision) {
-        return Ok(same);
-    }
     let rows = inventory.templates.range::<_, TemplateName>(page.upwards());
-    let response = page.answer(&uri, rows, |row| TemplateBody::of(row));
-    Ok(tagged(response, inventory.revision))
+    Ok(page.answer(&inventory, rows, |row| TemplateBody::of(row)))
 }
 
 /// One template

@@ -1,7 +1,11 @@
 //! VMs: made, listed, read, deleted, explained. Their actions are in
 //! `actions.rs`, their console in `console.rs`.
 
-use super::{accepted, not_found, replayed};
+use super::{
+    accepted,
+    made::{Made, make},
+    not_found,
+};
 use crate::http::{
     dto::{
         event::{EventBody, ExplanationBody},
@@ -9,8 +13,7 @@ use crate::http::{
     },
     error::{ApiError, Code, ProblemBody},
     extract::{Caller, Id, Post, Query},
-    idempotency::{KeyTurn, Keyed, look, result_gone},
-    paging::{Page, if_match, json, tagged, unchanged, with_header},
+    paging::{List, if_match, json, tagged, unchanged, with_header},
     state::HttpState,
     waiting::{MAX_WAIT_S, operation_end},
 };
@@ -20,7 +23,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use std::time::Duration;
-use vman_actors::vm::{CommandError, CommandRequest, CreateError};
+use vman_actors::vm::{CommandError, CommandRequest};
 use vman_model::{
     OperationKind, OperationRecord, OperationStatus, VmId,
     change::IdempotentAnswer,
@@ -45,45 +48,35 @@ const EXPLAINED: u64 = 50;
 )]
 pub(crate) async fn create_vm(
     State(state): State<HttpState>,
-    mut post: Post,
+    post: Post,
 ) -> Result<Response, ApiError> {
-    Query::of(&post.uri)?.finish()?;
-    let turn = match look(&state, &post)? {
-        Keyed::Replay(answer) => return made_before(&state, &answer),
-        Keyed::First(turn) => Some(turn),
-        Keyed::Without => None,
-    };
-    let mut new = read_vm(&state, &mut post)?;
-    new.idempotency = turn.as_ref().map(KeyTurn::pair);
-    match (state.handles().vms.create(new).await, turn) {
-        (Err(CreateError::KeyInUse), Some(turn)) => {
-            made_before(&state, &turn.used_meanwhile(&state)?)
-        }
-        (made, _) => {
-            let id = made?;
-            created(&state, &id).ok_or_else(|| not_found("VM", id))
+    let state = &state;
+    make(state, post, |mut post, key| async move {
+        let mut new = read_vm(state, &mut post)?;
+        new.idempotency = key;
+        Ok(state.handles().vms.create(new).await?)
+    })
+    .await
+}
+
+impl Made for VmId {
+    const WHAT: &'static str = "VM";
+
+    fn of(answer: IdempotentAnswer) -> Option<Self> {
+        match answer {
+            IdempotentAnswer::Vm(id) => Some(id),
+            _ => None,
         }
     }
-}
 
-fn created(state: &HttpState, id: &VmId) -> Option<Response> {
-    let inventory = state.inventory();
-    let row = inventory.vms.get(id).cloned()?;
-    let facts = state.handles().network.facts();
-    let response = json(StatusCode::CREATED, &VmBody::of(&row, &inventory, &facts));
-    let response = with_header(response, header::LOCATION, &format!("/vms/{id}"));
-    Some(tagged(response, row.revision))
-}
-
-fn made_before(state: &HttpState, answer: &IdempotentAnswer) -> Result<Response, ApiError> {
-    let response = match answer {
-        IdempotentAnswer::Vm(id) => created(state, id),
-        IdempotentAnswer::Template(_)
-        | IdempotentAnswer::Operation(_)
-        | IdempotentAnswer::Disk(_)
-        | IdempotentAnswer::Forward(_) => None,
-    };
-    response.map(replayed).ok_or_else(|| result_gone("VM"))
+    fn created(&self, state: &HttpState) -> Option<Response> {
+        let inventory = state.inventory();
+        let row = inventory.vms.get(self)?;
+        let facts = state.handles().network.facts();
+        let response = json(StatusCode::CREATED, &VmBody::of(row, &inventory, &facts));
+        let response = with_header(response, header::LOCATION, &format!("/vms/{self}"));
+        Some(tagged(response, row.revision))
+    }
 }
 
 /// What a list of VMs is narrowed to.
@@ -142,24 +135,17 @@ impl Filter {
 )]
 pub(crate) async fn list_vms(
     State(state): State<HttpState>,
-    uri: Uri,
-    headers: HeaderMap,
+    mut list: List<VmId>,
 ) -> Result<Response, ApiError> {
-    let mut query = Query::of(&uri)?;
-    let page = Page::<VmId>::read(&mut query)?;
-    let filter = Filter::read(&mut query);
-    query.finish()?;
+    let filter = Filter::read(&mut list.query);
+    let page = list.finish()?;
     let inventory = state.inventory();
-    if let Some(same) = unchanged(&headers, inventory.revision) {
-        return Ok(same);
-    }
     let facts = state.handles().network.facts();
     let rows = inventory
         .vms
         .range::<_, VmId>(page.upwards())
         .filter(|(_, row)| filter.keeps(&row.value));
-    let response = page.answer(&uri, rows, |row| VmBody::of(row, &inventory, &facts));
-    Ok(tagged(response, inventory.revision))
+    Ok(page.answer(&inventory, rows, |row| VmBody::of(row, &inventory, &facts)))
 }
 
 /// One VM

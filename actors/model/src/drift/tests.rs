@@ -75,6 +75,7 @@ fn running_vm() -> VmRecord {
             },
             restart: RestartPolicy::default(),
             io_error: crate::vm::IoErrorPolicy::default(),
+            resources: crate::vm::Resources::default(),
         },
         mac: [2; 6],
         root_disk: Some(DiskId::parse("vm-root").unwrap()),

@@ -18,5 +18,5 @@ pub use record::{
     AttachState, Attachment, Claim, Confinement, Ending, Measure, NicClaim, OpenOperation,
     ProcessIdentity, Reason, StopIntent, VmRecord,
 };
-pub use spec::{BootSpec, Firmware, IoErrorPolicy, NetworkKind, VmSize, VmSpec};
+pub use spec::{BootSpec, Firmware, IoErrorPolicy, NetworkKind, Resources, VmSize, VmSpec};
 pub use step::{Decision, DiskChange, Erasure, NicChange, step};

@@ -129,6 +129,14 @@ pub enum Measure {
     ResourceLimits,
     /// It goes before the daemon when memory is short.
     OomScore,
+    /// A control group bounds its memory.
+    CgroupMemory,
+    /// A control group bounds and weighs its processor time.
+    CgroupCpu,
+    /// A control group bounds its threads and processes.
+    CgroupPids,
+    /// A control group weighs its use of disks.
+    CgroupIo,
 }
 
 impl Measure {
@@ -143,6 +151,10 @@ impl Measure {
             Measure::IpcNamespace => "ipc_namespace",
             Measure::ResourceLimits => "resource_limits",
             Measure::OomScore => "oom_score",
+            Measure::CgroupMemory => "cgroup_memory",
+            Measure::CgroupCpu => "cgroup_cpu",
+            Measure::CgroupPids => "cgroup_pids",
+            Measure::CgroupIo => "cgroup_io",
         }
     }
 }

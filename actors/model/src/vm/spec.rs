@@ -126,6 +126,23 @@ impl IoErrorPolicy {
     }
 }
 
+/// The highest weight of a control group (`cpu.weight`, `io.weight`; control group v2).
+pub const MAX_WEIGHT: u16 = 10_000;
+
+/// The highest quota of processor time, in percent of one processor (1000 processors).
+pub const MAX_CPU_QUOTA: u32 = 100_000;
+
+/// How much of the host a VM is asked to have beside its size. None: the usual.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Its share of the processors where they are short, 1 to [`MAX_WEIGHT`].
+    pub cpu_weight: Option<u16>,
+    /// Processor time at most, in percent of one processor.
+    pub cpu_quota: Option<u32>,
+    /// Its share of the disks where they are short, 1 to [`MAX_WEIGHT`].
+    pub io_weight: Option<u16>,
+}
+
 /// What a VM is asked to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
@@ -137,4 +154,6 @@ pub struct VmSpec {
     pub restart: RestartPolicy,
     /// What follows when its CPUs were stopped for want of space.
     pub io_error: IoErrorPolicy,
+    /// How much of the host it has beside its size.
+    pub resources: Resources,
 }

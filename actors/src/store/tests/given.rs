@@ -19,7 +19,7 @@ use vman_model::{
     vm::{
         AttachState, Attachment, BootSpec, Claim, Confinement, Desired, Ending, Firmware,
         IoErrorPolicy, Measure, NetworkKind, NicClaim, OpenOperation, Phase, ProcessIdentity,
-        Reason, StopIntent, VmRecord, VmSize, VmSpec,
+        Reason, Resources, StopIntent, VmRecord, VmSize, VmSpec,
     },
 };
 
@@ -148,6 +148,11 @@ pub(super) fn vm() -> VmRecord {
             size: size(),
             restart: RestartPolicy::default(),
             io_error: IoErrorPolicy::Hold,
+            resources: Resources {
+                cpu_weight: Some(300),
+                cpu_quota: Some(150),
+                io_weight: None,
+            },
         },
         mac: nic.mac,
         root_disk: Some(disk.clone()),

@@ -67,6 +67,7 @@ pub(super) fn spec(restart: RestartPolicy) -> VmSpec {
         size: size(),
         restart,
         io_error: vman_model::vm::IoErrorPolicy::default(),
+        resources: vman_model::vm::Resources::default(),
     }
 }
 
@@ -131,6 +132,7 @@ impl Daemon {
         let settings = TreeSettings {
             max_vms: 100,
             max_launches: 4,
+            allowance: vman_model::Allowance::default(),
             observer_interval: Duration::from_secs(5),
             drift: DriftSettings::default(),
         };

@@ -90,6 +90,7 @@ async fn launch(daemon: &Daemon, id: &VmId, incarnation: Incarnation) {
         incarnation,
         cpu_count: 1,
         ram_mib: 64,
+        resources: vman_model::vm::Resources::default(),
         firmware: Firmware::Bios,
         boot: None,
         disks: Vec::new(),

@@ -18,7 +18,7 @@ use crate::{
             Claim, Confinement, Ending, OpenOperation, ProcessIdentity, Reason, StopIntent,
             VmRecord,
         },
-        spec::{Firmware, IoErrorPolicy, NetworkKind, VmSize, VmSpec},
+        spec::{Firmware, IoErrorPolicy, NetworkKind, Resources, VmSize, VmSpec},
     },
 };
 use core::net::Ipv4Addr;
@@ -95,6 +95,7 @@ pub(super) fn new_vm(mode: RestartMode, budget: RestartBudget) -> VmRecord {
             },
             restart: RestartPolicy { mode, budget },
             io_error: IoErrorPolicy::default(),
+            resources: Resources::default(),
         },
         mac: [2, 0, 0, 0, 0, 1],
         root_disk: None,

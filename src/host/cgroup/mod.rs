@@ -1,0 +1,338 @@
+//! A control group for each life of a VM's QEMU, version 1 or 2: how much of the host it may use,
+//! and whether the kernel ended it for memory.
+//!
+//! Owns: finding out by trial what this host lets be bounded, a group's making before the exec and
+//! its removal after the end. Must not: decide how much (`limits.rs` reckons), or end a process.
+//! Look next: `place.rs` (where groups go), `files.rs` (which file says what), `host::jail` (what
+//! else confines a QEMU, and who asks for all this).
+//!
+//! A VM's groups are noted in a file beside its sockets before they are made, so that a daemon that
+//! did not make them (another one may be in other groups itself) removes them and reads them. Note
+//! and groups go when the VM is released. A group whose note was lost is empty one day: the next
+//! daemon sweeps it away.
+
+mod files;
+mod limits;
+mod place;
+#[cfg(test)]
+mod tests;
+
+pub use limits::Limits;
+
+use place::{Controller, Hierarchies, Place, Version};
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use vman_model::vm::Measure;
+
+/// The folder that all VMs' groups are in.
+const FOLDER: &str = "vman";
+/// A group that a launch has just made holds no process yet: what is older is nobody's.
+const SETTLED: Duration = Duration::from_mins(1);
+/// A process that has just been reaped may still be counted: how often, and how long apart, an
+/// emptied group is asked to go before that is a failure.
+const TRIES: u32 = 40;
+const BETWEEN_TRIES: Duration = Duration::from_millis(5);
+/// For trials: more than a trial needs.
+const TRIAL: Limits = Limits {
+    memory_max: 1 << 30,
+    cpu_weight: 100,
+    cpu_quota_percent: Some(100),
+    tasks_max: 64,
+    io_weight: Some(100),
+};
+
+/// A controller that works here.
+#[derive(Clone, Debug)]
+struct Usable {
+    controller: Controller,
+    version: Version,
+    /// Groups are made in it; it is there.
+    folder: PathBuf,
+}
+
+/// What this host lets be bounded.
+#[derive(Debug, Default)]
+pub struct Cgroups {
+    usable: Vec<Usable>,
+    /// What lacks and why, each in a few words that begin with the measure's name.
+    pub lacking: Vec<(Measure, String)>,
+}
+
+/// The word in `confinement` for a controller.
+fn measure(controller: Controller) -> Measure {
+    match controller {
+        Controller::Memory => Measure::CgroupMemory,
+        Controller::Cpu => Measure::CgroupCpu,
+        Controller::Pids => Measure::CgroupPids,
+        Controller::Io => Measure::CgroupIo,
+    }
+}
+
+impl Hierarchies {
+    fn of_this_process() -> Self {
+        let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
+        Self::parse(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"))
+    }
+}
+
+impl Cgroups {
+    /// Tries everything out on this host, and sweeps away what is nobody's. Blocks for some
+    /// milliseconds.
+    pub fn find_out() -> Self {
+        let hierarchies = Hierarchies::of_this_process();
+        let under_systemd = Path::new("/run/systemd/system").exists();
+        let found = Self::try_out(&hierarchies, under_systemd);
+        found.sweep(SETTLED);
+        found
+    }
+
+    fn try_out(hierarchies: &Hierarchies, under_systemd: bool) -> Self {
+        let two = hierarchies.two(under_systemd);
+        let mut found = Self::default();
+        for controller in Controller::ALL {
+            let tried = match (&two, hierarchies.one(controller)) {
+                (_, Some(place)) => usable(controller, &place),
+                (Ok(Some(place)), None) => usable(controller, place),
+                (Ok(None), None) => Err("the kernel has it in no hierarchy".to_owned()),
+                (Err(why), None) => Err(why.clone()),
+            };
+            match tried {
+                Ok(usable) => found.usable.push(usable),
+                Err(why) => found.lacking.push((measure(controller), why)),
+            }
+        }
+        found
+    }
+
+    /// What is bounded for every VM.
+    pub fn measures(&self) -> impl Iterator<Item = Measure> {
+        self.usable.iter().map(|usable| measure(usable.controller))
+    }
+
+    /// Makes the group `name` for what is among `measures`, notes it, and answers what a process
+    /// has to write `0` into to be in it. Repeatable; blocks for a few system calls.
+    pub fn make(
+        &self,
+        name: &str,
+        limits: &Limits,
+        measures: &[Measure],
+        note: &Path,
+    ) -> io::Result<Vec<OwnedFd>> {
+        let wanted = |usable: &&Usable| measures.contains(&measure(usable.controller));
+        let usable: Vec<_> = self.usable.iter().filter(wanted).collect();
+        let mut groups: Vec<PathBuf> = Vec::new();
+        for usable in &usable {
+            let group = usable.folder.join(name);
+            // Controllers of one hierarchy share a group.
+            if !groups.contains(&group) {
+                groups.push(group);
+            }
+        }
+        note_down(note, &groups)?;
+        for group in &groups {
+            there(group)?;
+        }
+        for usable in usable {
+            bound(usable, name, limits)?;
+        }
+        let mut doors = Vec::new();
+        for group in groups {
+            let door = group.join("cgroup.procs");
+            let opened = OpenOptions::new().write(true).open(&door);
+            doors.push(OwnedFd::from(opened.map_err(about(&door))?));
+        }
+        Ok(doors)
+    }
+
+    /// Removes groups that hold nothing and have been there for longer than `settled`.
+    fn sweep(&self, settled: Duration) {
+        for usable in &self.usable {
+            let Ok(entries) = fs::read_dir(&usable.folder) else {
+                continue;
+            };
+            for entry in entries.flatten() {
+                let old = entry.metadata().is_ok_and(|found| age(&found) > settled);
+                let is_group = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                if is_group && old && fs::remove_dir(entry.path()).is_ok() {
+                    let group = entry.path().display().to_string();
+                    tracing::info!(
+                        group,
+                        "an empty control group of an earlier daemon is removed"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// How much memory the daemon and all it starts may use, in bytes, if its own group says so.
+pub fn own_memory_limit() -> Option<u64> {
+    let hierarchies = Hierarchies::of_this_process();
+    let one = hierarchies.one(Controller::Memory).and_then(|place| {
+        // It knows of the limits above.
+        let stat = fs::read_to_string(place.above.join("memory.stat")).ok()?;
+        value_in(&stat, "hierarchical_memory_limit")
+    });
+    let two = hierarchies.own_two().into_iter().filter_map(|group| {
+        // `max` is no number.
+        let most = fs::read_to_string(group.join("memory.max")).ok()?;
+        most.trim().parse::<u64>().ok()
+    });
+    one.into_iter().chain(two).min()
+}
+
+/// Notes which groups a VM's QEMU is in: whoever puts it into others (a scope of systemd's) notes
+/// those.
+pub fn note_down(note: &Path, groups: &[PathBuf]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).truncate(true).mode(0o600);
+    let mut file = options.open(note).map_err(about(note))?;
+    for group in groups {
+        writeln!(file, "{}", group.display()).map_err(about(note))?;
+    }
+    Ok(())
+}
+
+fn noted(note: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_to_string(note) {
+        Ok(text) => Ok(text.lines().map(PathBuf::from).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(about(note)(error)),
+    }
+}
+
+/// How many processes of the noted groups the kernel has ended for memory; none where that is not
+/// counted.
+pub fn oom_kills(note: &Path) -> io::Result<Option<u64>> {
+    for group in noted(note)? {
+        for file in ["memory.events", "memory.oom_control"] {
+            match fs::read_to_string(group.join(file)) {
+                // Since Linux 4.13 in both versions.
+                Ok(text) => return Ok(value_in(&text, "oom_kill")),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(about(&group)(error)),
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// `NAME N`, a line.
+fn value_in(text: &str, name: &str) -> Option<u64> {
+    let values = text.lines().filter_map(|line| line.split_once(' '));
+    let (_, value) = values.into_iter().find(|(known, _)| *known == name)?;
+    value.trim().parse().ok()
+}
+
+/// Removes the noted groups and the note; no process is in them. Repeatable. Blocks, where the
+/// kernel still counts one that has ended, for up to a fifth of a second.
+pub fn remove(note: &Path) -> io::Result<()> {
+    for group in noted(note)? {
+        leave(&group)?;
+    }
+    match fs::remove_file(note) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(about(note)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn leave(group: &Path) -> io::Result<()> {
+    for tried in 1.. {
+        match fs::remove_dir(group) {
+            Ok(()) => break,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) if busy(&error) && tried < TRIES => thread::sleep(BETWEEN_TRIES),
+            Err(error) => return Err(about(group)(error)),
+        }
+    }
+    Ok(())
+}
+
+fn busy(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ResourceBusy
+}
+
+/// Whether groups with this controller can be had at this place, by making one.
+fn usable(controller: Controller, place: &Place) -> Result<Usable, String> {
+    let folder = place.above.join(FOLDER);
+    let usable = Usable {
+        controller,
+        version: place.version,
+        folder: folder.clone(),
+    };
+    let name = format!("trial.{}.{controller:?}", std::process::id());
+    let tried = hand_down(&usable, &place.above).and_then(|()| {
+        there(&folder.join(&name))?;
+        let bounded = bound(&usable, &name, &TRIAL);
+        leave(&folder.join(&name)).and(bounded)
+    });
+    match tried {
+        Ok(()) => Ok(usable),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Makes our folder of groups, and has it give the controller to the groups in it.
+fn hand_down(usable: &Usable, above: &Path) -> io::Result<()> {
+    let name = usable.controller.name(usable.version);
+    let give = |group: &Path| write(&group.join("cgroup.subtree_control"), &format!("+{name}"));
+    if usable.version == Version::One {
+        return there(&usable.folder);
+    }
+    let known = fs::read_to_string(above.join("cgroup.controllers"));
+    let known = known.map_err(about(above))?;
+    if !known.split_whitespace().any(|known| known == name) {
+        let why = format!("version 2 has no controller {name} in {}", above.display());
+        return Err(io::Error::other(why));
+    }
+    give(above)?;
+    there(&usable.folder)?;
+    give(&usable.folder)
+}
+
+fn bound(usable: &Usable, name: &str, limits: &Limits) -> io::Result<()> {
+    let group = usable.folder.join(name);
+    for alternatives in files::settings(usable.controller, usable.version, limits) {
+        let there = alternatives
+            .iter()
+            .find(|(file, _)| group.join(file).exists());
+        let (file, value) = there
+            .or(alternatives.first())
+            .ok_or(io::ErrorKind::NotFound)?;
+        write(&group.join(file), value)?;
+    }
+    Ok(())
+}
+
+fn there(folder: &Path) -> io::Result<()> {
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(about(folder)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Into a file of the kernel's, which takes a value in one write.
+fn write(file: &Path, value: &str) -> io::Result<()> {
+    let opened = OpenOptions::new().write(true).truncate(true).open(file);
+    let written = opened.and_then(|mut opened| opened.write_all(value.as_bytes()));
+    written.map_err(about(file))
+}
+
+fn age(found: &fs::Metadata) -> Duration {
+    let changed = UNIX_EPOCH + Duration::from_secs(found.ctime().unsigned_abs());
+    let since = SystemTime::now().duration_since(changed);
+    since.unwrap_or_default()
+}
+
+fn about(path: &Path) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,239 @@
+//! On this host's control groups where it has them, and on folders that look like version 2's.
+
+use super::*;
+use crate::host::jail::Cage;
+use crate::host::qemu::process::{Exit, Inherited, Process, Spawn};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A group of this test run alone.
+fn name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("test.{}.{number}", std::process::id())
+}
+
+/// This host's, or none and a word aloud.
+fn host(of: Measure) -> Option<Cgroups> {
+    let found = Cgroups::find_out();
+    let has = found.measures().any(|measure| measure == of);
+    if !has {
+        eprintln!(
+            "SKIPPED: {} cannot be had here: {:?}",
+            of.as_str(),
+            found.lacking
+        );
+    }
+    has.then_some(found)
+}
+
+struct Bench {
+    folder: tempfile::TempDir,
+    cgroups: Cgroups,
+    measures: Vec<Measure>,
+}
+
+impl Bench {
+    fn new(cgroups: Cgroups) -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            measures: cgroups.measures().collect(),
+            cgroups,
+        }
+    }
+
+    fn note(&self) -> PathBuf {
+        self.folder.path().join("cgroups")
+    }
+
+    fn make(&self, limits: &Limits) -> Vec<OwnedFd> {
+        let made = self
+            .cgroups
+            .make(&name(), limits, &self.measures, &self.note());
+        made.unwrap()
+    }
+
+    /// What a program in a group with these limits says, and how it ends.
+    async fn run(&self, limits: &Limits, program: &str, arguments: &[&str]) -> (String, Exit) {
+        let log = self.folder.path().join("log");
+        let process = Process::spawn(Spawn {
+            program: Path::new(program),
+            arguments: arguments.iter().map(Into::into).collect(),
+            inherited: Inherited::default(),
+            cage: Some(Cage::of_groups(self.make(limits))),
+            log: &log,
+            banner: "",
+        });
+        let process = process.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(30), process.exited());
+        let exit = ended.await.expect("it ends");
+        (fs::read_to_string(&log).unwrap(), exit)
+    }
+}
+
+#[tokio::test]
+async fn a_child_is_in_its_group_before_it_runs_and_the_group_says_its_limits() {
+    let Some(cgroups) = host(Measure::CgroupPids) else {
+        return;
+    };
+    let bench = Bench::new(cgroups);
+    let limits = Limits {
+        tasks_max: 77,
+        ..TRIAL
+    };
+    let (said, exit) = bench.run(&limits, "/bin/cat", &["/proc/self/cgroup"]).await;
+    assert_eq!(exit, Exit::Code(0));
+    let groups = noted(&bench.note()).unwrap();
+    let name = groups[0].file_name().unwrap().to_str().unwrap();
+    let inside = said.lines().filter(|line| line.ends_with(name)).count();
+    assert_eq!(inside, groups.len(), "{said}");
+    let bounded = groups.iter().find(|group| group.join("pids.max").exists());
+    let pids = fs::read_to_string(bounded.unwrap().join("pids.max")).unwrap();
+    assert_eq!(pids.trim(), "77");
+    remove(&bench.note()).unwrap();
+    assert!(groups.iter().all(|group| !group.exists()));
+    assert!(!bench.note().exists());
+    remove(&bench.note()).unwrap();
+}
+
+#[tokio::test]
+async fn a_program_that_takes_more_memory_than_it_may_is_ended_and_counted() {
+    let Some(cgroups) = host(Measure::CgroupMemory) else {
+        return;
+    };
+    let bench = Bench::new(cgroups);
+    let limits = Limits {
+        memory_max: 16 << 20,
+        ..TRIAL
+    };
+    let modest = ["if=/dev/zero", "of=/dev/null", "bs=1M", "count=1"];
+    let (said, exit) = bench.run(&limits, "/bin/dd", &modest).await;
+    assert_eq!(exit, Exit::Code(0), "{said}");
+    assert_eq!(oom_kills(&bench.note()).unwrap(), Some(0));
+    remove(&bench.note()).unwrap();
+    let greedy = ["if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"];
+    let (said, exit) = bench.run(&limits, "/bin/dd", &greedy).await;
+    assert_eq!(exit, Exit::Signal(9), "{said}");
+    assert_eq!(oom_kills(&bench.note()).unwrap(), Some(1));
+    remove(&bench.note()).unwrap();
+    assert_eq!(oom_kills(&bench.note()).unwrap(), None, "nothing is noted");
+}
+
+#[tokio::test]
+async fn a_group_in_which_somebody_lives_is_neither_removed_nor_swept() {
+    let Some(cgroups) = host(Measure::CgroupPids) else {
+        return;
+    };
+    let bench = Bench::new(cgroups);
+    let doors = bench.make(&TRIAL);
+    let child = Process::spawn(Spawn {
+        program: Path::new("/bin/sleep"),
+        arguments: vec!["1000".into()],
+        inherited: Inherited::default(),
+        cage: Some(Cage::of_groups(doors)),
+        log: &bench.folder.path().join("log"),
+        banner: "",
+    })
+    .unwrap();
+    let groups = noted(&bench.note()).unwrap();
+    assert!(remove(&bench.note()).is_err());
+    // Other tests' groups may be empty for a moment.
+    bench.cgroups.sweep(Duration::from_secs(30));
+    assert!(groups.iter().all(|group| group.exists()));
+    assert!(bench.note().exists(), "what is left is still known");
+    child.kill().unwrap();
+    child.exited().await;
+    remove(&bench.note()).unwrap();
+    assert!(groups.iter().all(|group| !group.exists()));
+}
+
+/// A folder that looks like a version 2 hierarchy. What the kernel makes with a group is made here
+/// before.
+fn version_2(controllers: &str, name: &str) -> (tempfile::TempDir, Hierarchies) {
+    let root = tempfile::tempdir().unwrap();
+    let put = |file: &str, text: &str| {
+        let file = root.path().join(file);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    };
+    put("cgroup.controllers", controllers);
+    for group in ["", "vman/"] {
+        put(&format!("{group}cgroup.subtree_control"), "");
+    }
+    for file in [
+        "memory.max",
+        "cpu.weight",
+        "cpu.max",
+        "pids.max",
+        "cgroup.procs",
+    ] {
+        put(&format!("vman/{name}/{file}"), "");
+    }
+    let mount = format!(
+        "1 0 0:1 / {} rw - cgroup2 cgroup2 rw",
+        root.path().display()
+    );
+    (root, Hierarchies::parse(&mount, "0::/"))
+}
+
+#[test]
+fn in_version_2_the_controllers_are_handed_down_and_one_group_has_them_all() {
+    let (root, hierarchies) = version_2("cpu memory pids", "vm");
+    let place = hierarchies.two(false).unwrap().unwrap();
+    let usable = |controller| Usable {
+        controller,
+        version: Version::Two,
+        folder: place.above.join(FOLDER),
+    };
+    let all = [Controller::Memory, Controller::Cpu, Controller::Pids].map(usable);
+    for one in &all {
+        hand_down(one, &place.above).unwrap();
+    }
+    let given = root.path().join("vman/cgroup.subtree_control");
+    assert_eq!(
+        fs::read_to_string(given).unwrap(),
+        "+pids",
+        "the last of three"
+    );
+    let bench = Bench::new(Cgroups {
+        usable: all.to_vec(),
+        lacking: Vec::new(),
+    });
+    let doors = bench
+        .cgroups
+        .make("vm", &TRIAL, &bench.measures, &bench.note());
+    assert_eq!(doors.unwrap().len(), 1);
+    let group = root.path().join("vman/vm");
+    assert_eq!(noted(&bench.note()).unwrap(), std::slice::from_ref(&group));
+    let read = |file: &str| fs::read_to_string(group.join(file)).unwrap();
+    assert_eq!(read("memory.max"), (1_u64 << 30).to_string());
+    assert_eq!(
+        (read("cpu.max"), read("pids.max")),
+        ("100000 100000".into(), "64".into())
+    );
+    fs::write(group.join("memory.events"), "low 0\noom 3\noom_kill 2\n").unwrap();
+    assert_eq!(oom_kills(&bench.note()).unwrap(), Some(2));
+}
+
+#[test]
+fn what_a_host_has_not_is_said_with_the_reason() {
+    let (root, hierarchies) = version_2("cpu", "vm");
+    let found = Cgroups::try_out(&hierarchies, false);
+    let why = |of: Measure| {
+        let lacking = found.lacking.iter().find(|(measure, _)| *measure == of);
+        lacking.map(|(_, why)| why.as_str()).unwrap_or_default()
+    };
+    assert!(why(Measure::CgroupMemory).contains("no controller memory"));
+    // A real kernel would have made the trial's files.
+    assert!(why(Measure::CgroupCpu).contains("cpu.weight"), "{found:?}");
+    let none = Cgroups::try_out(&Hierarchies::default(), false);
+    assert_eq!(none.lacking.len(), 4);
+    drop(root);
+}
+
+#[test]
+fn only_what_the_claim_says_is_made() {
+    let bench = Bench::new(Cgroups::find_out());
+    let doors = bench.cgroups.make(&name(), &TRIAL, &[], &bench.note());
+    assert!(doors.unwrap().is_empty());
+    assert_eq!(noted(&bench.note()).unwrap(), Vec::<PathBuf>::new());
+}
