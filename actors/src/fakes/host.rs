@@ -6,6 +6,7 @@ use super::{
     files::{FakeDisks, FakeImages},
     folders::FakeFolders,
     hypervisor::FakeHypervisor,
+    manifests::{FakeManifests, MemoryManifests},
     network::{Bridge, FakeNetwork},
     script::Script,
     storage::MemoryStorage,
@@ -36,6 +37,7 @@ pub struct FakeHost {
     /// Whether its files outlive the process; those of a dry run do not.
     lasting: bool,
     bridge: Arc<Bridge>,
+    manifests: MemoryManifests,
 }
 
 impl Default for FakeHost {
@@ -61,6 +63,7 @@ impl FakeHost {
             clock,
             lasting: true,
             bridge: Arc::default(),
+            manifests: MemoryManifests::default(),
         }
     }
 
@@ -99,6 +102,11 @@ impl FakeHost {
                 bridge: self.bridge.clone(),
                 daemon,
             }),
+            manifests: Arc::new(FakeManifests {
+                world: w(),
+                daemon,
+                files: self.manifests.clone(),
+            }),
             clock: Arc::new(self.clock.clone()),
         }
     }
@@ -123,6 +131,11 @@ impl FakeHost {
     /// The rows of the store, and what becomes of its commits.
     pub fn storage(&self) -> &MemoryStorage {
         &self.storage
+    }
+
+    /// The manifests, and whether they can be written.
+    pub fn manifests(&self) -> &MemoryManifests {
+        &self.manifests
     }
 
     /// The wall clock.

@@ -14,3 +14,4 @@ mod faults;
 mod network;
 mod nics;
 mod observed;
+mod rebuilt;
