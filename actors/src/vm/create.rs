@@ -174,13 +174,13 @@ impl VmsHandle {
         )))
     }
 
-    /// The MAC address of a new VM: derived from its id, unless another has it.
-    fn free_mac(&self, id: &VmId) -> [u8; 6] {
+    /// The MAC address of a new card: derived from its VM's id, unless another has it.
+    pub(super) fn free_mac(&self, id: &VmId, nic: u8) -> [u8; 6] {
         let inventory = self.store.inventory();
         (0..MAX_MACS)
-            .map(|attempt| mac_address(id, 0, attempt))
+            .map(|attempt| mac_address(id, nic, attempt))
             .find(|mac| !inventory.has_mac(*mac))
-            .unwrap_or_else(|| mac_address(id, 0, 0))
+            .unwrap_or_else(|| mac_address(id, nic, 0))
     }
 
     fn image_of_kind(
@@ -265,7 +265,7 @@ impl VmsHandle {
             id: id.clone(),
             uuid,
             spec,
-            mac: self.free_mac(id),
+            mac: self.free_mac(id, 0),
             root_disk: disk.map(|disk| disk.id.clone()),
             created_at: now,
             desired: Desired::Stopped,

@@ -22,7 +22,7 @@ use std::{
 };
 use vman_model::{
     Guard, IdempotencyRecord, Incarnation, OperationId, OperationRecord, VmId, Write,
-    network::{LinkState, MAX_NICS, NewNic, mac_address, nic::nic_slot},
+    network::{LinkState, MAX_NICS, NewNic, nic::nic_slot},
     vm::{Command, CommandContext, Fact, NetworkKind, NicChange, NicWork, Refusal, VmRecord},
 };
 
@@ -119,10 +119,7 @@ impl VmsHandle {
         let taken: BTreeSet<u8> = row.value.macs().map(|(nic, _)| nic).collect();
         let number = (1..MAX_NICS).find(|nic| !taken.contains(nic));
         let number = number.ok_or(CommandError::Refused(Refusal::NoFreeNicSlot))?;
-        let mac = (0..)
-            .map(|attempt| mac_address(id, number, attempt))
-            .find(|mac| !inventory.has_mac(*mac))
-            .unwrap_or_default();
+        let mac = self.free_mac(id, number);
         let lease = match (&self.pool, wanted.address) {
             (None, None) => None,
             (None, Some(_)) => return Err(NicError::NoAddresses),

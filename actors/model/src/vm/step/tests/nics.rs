@@ -1,4 +1,5 @@
 //! Network cards that come and go.
+#![allow(clippy::unwrap_used)] // also in what the tests call
 
 use super::{
     given::{context, moment, nic, operation},
