@@ -2,7 +2,7 @@
 //!
 //! Owns: that work on one device is done one after the other and ends with the connection it began
 //! on, and the waiting for a guest to let go. Must not: know what a device is made of. Look next:
-//! `hotplug.rs` (disks), `nics.rs`.
+//! `hotplug` (disks), `nics.rs`.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use vman_actors::failpoint;
 use vman_actors::ports::{BoxFuture, DiskError};
 
-use super::machine::Nudge;
+use super::link::Nudge;
 use crate::host::qmp::{Client, Event, QmpError};
 
 /// How long a guest may take to let go of a device. A guest that listens needs 90 ms (7.2, TCG).

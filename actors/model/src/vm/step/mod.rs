@@ -31,6 +31,7 @@ mod disks;
 mod facts;
 mod nics;
 mod release;
+mod space;
 mod turn;
 
 #[cfg(test)]
