@@ -78,6 +78,7 @@ codes! {
     DiskNotAttached "disk_not_attached" 409 "The disk is not attached to a VM",
     DiskIsRoot "disk_is_root" 409 "The disk is a VM's root disk",
     DiskBusy "disk_busy" 409 "The disk is being made, deleted or changed",
+    DiskFileMissing "disk_file_missing" 409 "The disk's file is gone",
     NoFreeDiskSlot "no_free_disk_slot" 409 "All slots of the VM for disks are taken",
     ImageExists "image_exists" 409 "An image of this name is there",
     ImageBeingUploaded "image_being_uploaded" 409 "Another upload of this image is under way",

@@ -30,6 +30,7 @@ mod commands;
 mod disks;
 mod facts;
 mod release;
+mod space;
 mod turn;
 
 #[cfg(test)]
