@@ -194,7 +194,7 @@ async fn file_there(state: &HttpState, disk: &DiskRecord, vm: &VmId) -> Result<(
         ("id" = String, Path, description = "The disk"),
         ("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again"),
     ),
-    request_body = AttachDisk,
+    request_body(content = AttachDisk, example = json!({"vm_id": "web-1"})),
     responses(
         (status = 200, description = "Attached", body = DiskDone<'static>),
         (status = 202, description = "QEMU has not answered yet", body = crate::http::dto::operation::OperationBody<'static>),
@@ -284,7 +284,7 @@ pub(crate) async fn detach_disk(
         ("id" = String, Path, description = "The disk"),
         ("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again"),
     ),
-    request_body = ResizeDisk,
+    request_body(content = ResizeDisk, example = json!({"size": 2})),
     responses(
         (status = 200, description = "Grown", body = DiskDone<'static>),
         (status = 202, description = "QEMU has not answered yet", body = crate::http::dto::operation::OperationBody<'static>),
