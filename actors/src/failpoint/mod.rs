@@ -67,6 +67,9 @@ pub const POINTS: &[&str] = &[
     "machine.unplug",
     "machine.resize",
     "machine.limit",
+    "machine.plug-nic",
+    "machine.unplug-nic",
+    "machine.link-nic",
     "disks.ensure",
     "disks.remove",
     "images.begin",
@@ -95,6 +98,9 @@ pub const HOST_POINTS: &[&str] = &[
     "qmp.device_add",
     "qmp.device_del",
     "qmp.block_resize",
+    "qmp.netdev_add",
+    "qmp.netdev_del",
+    "qmp.set_link",
 ];
 
 /// Which side of a point.

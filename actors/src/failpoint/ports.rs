@@ -11,8 +11,8 @@ use crate::{
         FileError, Folders, FoundManifest, FoundProcess, HostError, HostProbe, Hypervisor,
         ImageFiles, LaunchError, LaunchPlan, LoadError, Machine, MachineAction, MachineError,
         ManifestChange, ManifestFiles, Network, NetworkError, NetworkFacts, NetworkSurvey,
-        NewDiskFile, NewsSink, NicPlan, NicRequest, Row, SeenFile, Settled, StagedImage, Storage,
-        Table, Traffic, Upload, storage::KeyValue,
+        NewDiskFile, NewsSink, NicAction, NicPlan, NicRequest, Row, SeenFile, Settled, StagedImage,
+        Storage, Table, Traffic, Upload, storage::KeyValue,
     },
     root::Ports,
     store::codec::{self, Kind},
@@ -310,6 +310,16 @@ impl Machine for Watched<dyn Machine> {
         Box::pin(self.door.clone().through(point, async move || effect.await))
     }
 
+    fn nic(&self, action: NicAction) -> BoxFuture<'static, Result<(), DiskError>> {
+        let point = match action {
+            NicAction::Plug(..) => "machine.plug-nic",
+            NicAction::Unplug(_) => "machine.unplug-nic",
+            NicAction::Link(..) => "machine.link-nic",
+        };
+        let effect = self.inner.nic(action);
+        Box::pin(self.door.clone().through(point, async move || effect.await))
+    }
+
     fn disks(&self) -> BoxFuture<'static, Result<Vec<SeenDisk>, MachineError>> {
         self.inner.disks()
     }
@@ -489,8 +499,8 @@ impl Network for Watched<dyn Network> {
         self.inner.survey()
     }
 
-    fn traffic(&self, vm: VmId) -> BoxFuture<'static, Option<Traffic>> {
-        self.inner.traffic(vm)
+    fn traffic(&self, vm: VmId, nic: u8) -> BoxFuture<'static, Option<Traffic>> {
+        self.inner.traffic(vm, nic)
     }
 
     fn health(&self) -> BoxFuture<'static, Result<String, String>> {

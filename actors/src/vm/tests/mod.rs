@@ -13,6 +13,7 @@ mod doc;
 mod faults;
 mod matrix;
 mod network;
+mod nics;
 mod observed;
 mod operations;
 mod rebuilt;

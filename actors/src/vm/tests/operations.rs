@@ -9,7 +9,7 @@ use crate::{
     ports::{BridgeFacts, LaunchError},
     root::Handles,
     templates, tokens,
-    vm::{CommandRequest, NewVm},
+    vm::{CommandRequest, NewVm, WantedNic},
 };
 use core::net::Ipv4Addr;
 use std::{collections::BTreeSet, time::Duration};
@@ -18,7 +18,8 @@ use vman_model::{
     RestartMode, RestartPolicy, TapName, TemplateName, TemplateRecord, TokenId, TokenName,
     TokenRecord, TokenScope, UnixMs,
     drift::{FileKind, Room, SeenFile},
-    vm::{Command, CommandContext, ExitStatus, RunState},
+    network::LinkState,
+    vm::{Command, CommandContext, ExitStatus, NetworkKind, RunState},
 };
 
 macro_rules! operations {
@@ -37,7 +38,7 @@ operations! {
     CreateVm, Start, StopPolitely, StopAfterDeadline, StopByForce, Restart, Pause, Resume, Reset,
     DeleteStopped, DeleteRunning, StartThatFails, StopInBackoff,
     CreateDisk, CloneDisk, AttachToStopped, AttachToRunning, DetachFromStopped,
-    DetachFromRunning, ResizeFree, ResizeAttached, LimitDisk, DeleteDisk,
+    DetachFromRunning, ResizeFree, ResizeAttached, LimitDisk, AttachNic, DetachNic, SetLink, DeleteDisk,
     PutImage, DeleteImage, CreateTemplate, DeleteTemplate,
     CreateToken, UseToken, RevokeToken, CreateForward, DeleteForward,
     GuestPowersOff, QemuIsKilled, TapIsLost, FileIsOrphaned,
@@ -84,14 +85,17 @@ pub(super) fn new_disk(id: &str, from: Option<&str>) -> NewDisk {
     }
 }
 
-pub(super) async fn command(on: &Handles, id: &str, command: Command) -> bool {
-    let context = CommandContext {
+fn context(on: &Handles) -> CommandContext {
+    CommandContext {
         operation: on.vms.new_operation_id(),
         origin: origin(),
-    };
+    }
+}
+
+pub(super) async fn command(on: &Handles, id: &str, command: Command) -> bool {
     let request = CommandRequest {
         command,
-        context,
+        context: context(on),
         if_revision: None,
         idempotency: None,
     };
@@ -178,8 +182,14 @@ impl Operation {
             | O::Reset
             | O::DeleteRunning
             | O::GuestPowersOff
-            | O::TapIsLost => {
+            | O::TapIsLost
+            | O::AttachNic
+            | O::SetLink => {
                 daemon.running("a").await;
+            }
+            O::DetachNic => {
+                daemon.running("a").await;
+                assert!(attach_nic(on, "a").await);
             }
             O::StopAfterDeadline => {
                 host.script_vm(&vm("a"), |script| {
@@ -308,6 +318,15 @@ impl Operation {
                 on.vms.limit_disk(&vm("a"), disk("d"));
                 changed.is_ok()
             }
+            O::AttachNic => attach_nic(&on, "a").await,
+            O::DetachNic => command(&on, "a", Command::DetachNic(1)).await,
+            O::SetLink => {
+                let down = Command::SetLink {
+                    nic: 0,
+                    link: LinkState::Down,
+                };
+                command(&on, "a", down).await
+            }
             O::DeleteDisk => on.disks.delete_disk(disk("d"), origin(), now).await.is_ok(),
             O::PutImage => put_image(&on, "i").await,
             O::DeleteImage => on
@@ -373,6 +392,23 @@ impl Operation {
     }
 }
 
+/// Gives a VM a second card; it needs no third.
+pub(super) async fn attach_nic(on: &Handles, id: &str) -> bool {
+    let inventory = on.store.inventory();
+    let row = inventory.vms.get(&vm(id));
+    if row.is_none_or(|row| !row.value.nics.is_empty()) {
+        return false;
+    }
+    let wanted = WantedNic {
+        kind: NetworkKind::Bridge,
+        address: None,
+        link: LinkState::Up,
+        context: context(on),
+        idempotency: None,
+    };
+    on.vms.attach_nic(&vm(id), wanted).await.is_ok()
+}
+
 fn attach() -> Command {
     Command::AttachDisk {
         disk: disk("d"),
@@ -392,7 +428,10 @@ pub(super) fn summary(daemon: &Daemon) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for vm in inventory.vms.values().map(|row| &row.value) {
         let disks: Vec<_> = vm.disks.iter().map(|held| &held.disk).collect();
-        all.insert(format!("vm {} {:?} {disks:?}", vm.id, vm.phase));
+        let nics: Vec<_> = vm.links().collect();
+        let plugged = daemon.host.nics_of(&vm.id);
+        let (id, phase) = (&vm.id, vm.phase);
+        all.insert(format!("vm {id} {phase:?} {disks:?} {nics:?} {plugged:?}"));
     }
     for disk in inventory.disks.values().map(|row| &row.value) {
         let (id, size, vm, limit) = (

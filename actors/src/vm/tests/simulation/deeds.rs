@@ -9,8 +9,8 @@ use crate::{
     vm::tests::{
         daemon::{DELETE, RESTART, STOP, STOP_BY_FORCE, origin, vm},
         operations::{
-            command, create, disk, forward, image, make_template, make_token, new_disk, on_failure,
-            put_image,
+            attach_nic, command, create, disk, forward, image, make_template, make_token, new_disk,
+            on_failure, put_image,
         },
         trial::Dice,
     },
@@ -19,6 +19,7 @@ use std::sync::Arc;
 use vman_model::{
     DiskOptions, ForwardRecord, Protocol, RestartPolicy, TapName, TemplateName, TokenName, VmId,
     drift::{FileKind, Room, SeenFile},
+    network::LinkState,
     vm::{Command, ExitStatus, RunState},
 };
 
@@ -55,6 +56,7 @@ enum Wish {
     RevokeToken,
     Forward(String),
     Unforward,
+    AttachNic(String),
     Check,
 }
 
@@ -116,6 +118,7 @@ impl Wish {
                 let id = ForwardRecord::id_of(Protocol::Tcp, 2222);
                 on.network.unforward(&id, origin()).await.is_ok()
             }
+            Wish::AttachNic(id) => attach_nic(on, &id).await,
             Wish::Check => on.observer.check().await.is_some(),
         }
     }
@@ -206,7 +209,7 @@ fn wish(dice: &mut Dice, way: Way, id: String) -> Wish {
             Wish::CreateVm(id, policy)
         }
         12..42 => Wish::Command(id, of_a_vm(dice, way)),
-        42..50 => Wish::Command(id, of_its_disks(dice, &disk)),
+        42..50 => Wish::Command(id, of_its_devices(dice, &disk)),
         50..54 => Wish::CreateDisk(disk, (dice.roll(3) == 0).then_some(image)),
         54..56 => Wish::DeleteDisk(disk),
         56 => Wish::Resize(disk, 16 * (1 + dice.roll(4))),
@@ -219,6 +222,7 @@ fn wish(dice: &mut Dice, way: Way, id: String) -> Wish {
         64 => Wish::RevokeToken,
         65 => Wish::Forward(id),
         66 => Wish::Unforward,
+        67 => Wish::AttachNic(id),
         _ => Wish::Check,
     }
 }
@@ -244,8 +248,13 @@ fn of_a_vm(dice: &mut Dice, way: Way) -> Command {
     }
 }
 
-fn of_its_disks(dice: &mut Dice, name: &str) -> Command {
-    match dice.roll(5) {
+fn of_its_devices(dice: &mut Dice, name: &str) -> Command {
+    match dice.roll(7) {
+        5 => Command::DetachNic(1),
+        6 => Command::SetLink {
+            nic: u8::try_from(dice.roll(2)).unwrap(),
+            link: LinkState::Down,
+        },
         0..3 => Command::AttachDisk {
             disk: disk(name),
             letter: None,
