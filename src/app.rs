@@ -5,6 +5,7 @@
 
 mod figures;
 mod listeners;
+pub mod offline;
 mod reload;
 mod systemd;
 mod tls;
@@ -23,6 +24,7 @@ use crate::{
         folders::HostFolders,
         groups,
         images::HostImages,
+        manifests::HostManifests,
         net::{BridgeNetwork, BridgeSettings, UserNetwork, tap::Taps},
         qemu::{QemuHost, QemuSettings, layout::Layout},
         qmp::{CommandTimes, Deadlines},
@@ -303,7 +305,7 @@ async fn ports(
             ..simulated
         });
     }
-    let storage = Arc::new(RedbStorage::new(dirs.store_file()));
+    let storage = Arc::new(RedbStorage::new(dirs.store_file()).with_witnesses(dirs.manifests()));
     let layout = Layout {
         runtime: config.storage.runtime.clone(),
         storage: config.storage.path.clone(),
@@ -313,6 +315,7 @@ async fn ports(
     Ok(Ports {
         storage,
         folders: Arc::new(HostFolders::new(dirs, config.storage.runtime.clone())),
+        manifests: Arc::new(HostManifests::new(dirs)),
         hypervisor: Arc::new(
             QemuHost::new(QemuSettings {
                 binary: config.qemu.binary.clone(),

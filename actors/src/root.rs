@@ -7,7 +7,8 @@
 //! | DiskRegistry | likewise |
 //! | NetworkActor | likewise |
 //! | VmSupervisor | it and the Observer; the VmActors adopt their QEMUs again |
-//! | Observer | alone |
+//! | Observer | it and the ManifestKeeper |
+//! | ManifestKeeper | alone |
 //!
 //! Over its budget the root gives up: the process ends non-zero, systemd starts
 //! it again, guests keep running.
@@ -18,9 +19,10 @@ mod tests;
 
 use crate::{
     disks::{DiskRegistry, DisksArguments, DisksHandle, DisksSlot},
+    manifests::{ManifestArguments, ManifestKeeper, ManifestSlot},
     network::{NetworkActor, NetworkArguments, NetworkHandle},
     observer::{DriftSettings, Observer, ObserverArguments, ObserverHandle, ObserverSlot},
-    ports::{Clock, DiskFiles, Folders, Hypervisor, ImageFiles, Network, Storage},
+    ports::{Clock, DiskFiles, Folders, Hypervisor, ImageFiles, ManifestFiles, Network, Storage},
     slot::Slot,
     store::{StateStore, StoreArguments, StoreHandle, StoreSlot},
     vm::{RecoveryProgress, VmDeps, VmDirectory, VmSupervisor, VmSupervisorArguments, VmsHandle},
@@ -55,6 +57,8 @@ pub struct Ports {
     pub folders: Arc<dyn Folders>,
     /// The network.
     pub network: Arc<dyn Network>,
+    /// The files of the manifests.
+    pub manifests: Arc<dyn ManifestFiles>,
     /// Time and randomness.
     pub clock: Arc<dyn Clock>,
 }
@@ -89,6 +93,8 @@ pub struct Handles {
     pub network: NetworkHandle,
     /// The observer.
     pub observer: ObserverHandle,
+    /// How far the manifests are.
+    pub manifests: Arc<ManifestSlot>,
     /// Time and randomness.
     pub clock: Arc<dyn Clock>,
     /// QEMU, for probes.
@@ -172,6 +178,7 @@ struct Seats {
     network: NetworkArguments,
     vms: VmSupervisorArguments,
     observer: ObserverArguments,
+    manifests: ManifestArguments,
 }
 
 fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProgress) {
@@ -193,6 +200,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
     );
     let observer_slot = Arc::new(ObserverSlot::default());
     let observer = ObserverHandle::new(observer_slot.clone(), settings.observer_interval);
+    let manifests = Arc::new(ManifestSlot::default());
     let directory = Arc::new(VmDirectory::default());
     let (clock, hypervisor) = (ports.clock.clone(), ports.hypervisor.clone());
     let vms = VmsHandle::new(
@@ -243,6 +251,11 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
             vms: vms.clone(),
             slot: observer_slot,
         },
+        manifests: ManifestArguments {
+            store: store.clone(),
+            files: ports.manifests,
+            slot: manifests.clone(),
+        },
     };
     let handles = Handles {
         allowance: settings.allowance,
@@ -251,6 +264,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         disks,
         network,
         observer,
+        manifests,
         clock,
         hypervisor,
     };
@@ -265,15 +279,17 @@ enum Seat {
     Network,
     Vms,
     Observer,
+    Manifests,
 }
 
 impl Seat {
-    const ALL: [Seat; 5] = [
+    const ALL: [Seat; 6] = [
         Seat::Store,
         Seat::Disks,
         Seat::Network,
         Seat::Vms,
         Seat::Observer,
+        Seat::Manifests,
     ];
 
     fn as_str(self) -> &'static str {
@@ -283,6 +299,7 @@ impl Seat {
             Seat::Network => "network",
             Seat::Vms => "vm_supervisor",
             Seat::Observer => "observer",
+            Seat::Manifests => "manifests",
         }
     }
 }
@@ -478,6 +495,13 @@ impl RootState {
                 .await?
                 .0
                 .get_cell(),
+            Seat::Manifests => {
+                let arguments = seats.manifests.clone();
+                Actor::spawn_linked(None, ManifestKeeper, arguments, root)
+                    .await?
+                    .0
+                    .get_cell()
+            }
         })
     }
 

@@ -17,6 +17,7 @@ pub mod groups;
 pub mod images;
 pub mod inspect;
 pub mod jail;
+pub mod manifests;
 pub mod net;
 pub mod proc;
 pub mod qemu;

@@ -16,6 +16,7 @@ pub mod event;
 pub mod explain;
 pub mod ids;
 pub mod image;
+pub mod manifest;
 pub mod network;
 pub mod operation;
 pub mod restart;

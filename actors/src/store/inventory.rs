@@ -126,6 +126,30 @@ impl Inventory {
         }
     }
 
+    /// Nothing, as of a revision.
+    pub(crate) fn empty_at(revision: Revision) -> Self {
+        Self {
+            revision,
+            ..Self::default()
+        }
+    }
+
+    /// How many records there are, by table.
+    pub fn counts(&self) -> Vec<(&'static str, usize)> {
+        [
+            (Table::Templates, self.templates.len()),
+            (Table::Images, self.images.len()),
+            (Table::Disks, self.disks.len()),
+            (Table::Vms, self.vms.len()),
+            (Table::Leases, self.leases.len()),
+            (Table::Forwards, self.forwards.len()),
+            (Table::Tokens, self.tokens.len()),
+            (Table::Operations, self.operations.len()),
+        ]
+        .map(|(table, count)| (table.as_str(), count))
+        .into()
+    }
+
     /// The token of a name.
     pub fn token_named(&self, name: &TokenName) -> Option<&Arc<Versioned<TokenRecord>>> {
         self.tokens.values().find(|row| row.value.name == *name)
@@ -189,7 +213,7 @@ impl Inventory {
 
     /// The state after `change`, and the rows that make it durable; or the guard
     /// that does not hold.
-    pub(super) fn apply(
+    pub(crate) fn apply(
         &self,
         change: Change,
         now: UnixMs,

@@ -290,7 +290,7 @@ fn quarantine(
 }
 
 /// The row that keeps the last revision.
-pub(super) fn revision_row(revision: Revision) -> Row {
+pub(crate) fn revision_row(revision: Revision) -> Row {
     Row {
         table: Table::Meta,
         key: REVISION_KEY.to_vec(),

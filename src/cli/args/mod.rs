@@ -102,6 +102,9 @@ pub enum Command {
     /// Tokens for callers over TCP
     #[command(subcommand)]
     Token(TokenCommand),
+    /// What is durable
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// The daemon's configuration
     #[command(subcommand)]
     Config(ConfigCommand),

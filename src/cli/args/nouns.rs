@@ -445,6 +445,20 @@ pub enum TokenCommand {
     },
 }
 
+/// Commands about the store.
+#[derive(Clone, Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Make a lost or corrupt store again of manifests and running QEMUs, while no daemon runs
+    Rebuild {
+        /// Also where the store can be read: it is put aside
+        #[arg(long)]
+        force: bool,
+        /// The daemon's configuration
+        #[command(flatten)]
+        config: ConfigFlags,
+    },
+}
+
 /// Commands about the configuration.
 #[derive(Clone, Debug, Subcommand)]
 pub enum ConfigCommand {

@@ -154,7 +154,7 @@ impl Daemon {
         daemon
     }
 
-    async fn boot(&mut self) {
+    pub(super) async fn boot(&mut self) {
         let tree = Tree::start(self.host.ports(), &self.settings).await;
         self.tree = Some(tree.unwrap());
     }
