@@ -10,6 +10,7 @@ use crate::{
     vm::{phase::Phase, record::Reason},
 };
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// What an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +132,8 @@ pub enum Origin {
         request_id: RequestId,
         /// Who called (`local:0`, `token:ci`, `anonymous`).
         principal: String,
+        /// From where, over TCP.
+        remote: Option<IpAddr>,
     },
     /// QEMU told it over QMP.
     Qmp,
