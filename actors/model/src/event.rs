@@ -9,8 +9,8 @@ use crate::{
     time::UnixMs,
     vm::{phase::Phase, record::Reason},
 };
+use core::net::IpAddr;
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
 
 /// What an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
