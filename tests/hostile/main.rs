@@ -108,7 +108,7 @@ fn no_row_makes_the_store_panic() {
             &(operation.revision, &operation.value),
         ));
     }
-    for event in inventory.recent_events.iter() {
+    for event in &inventory.recent_events {
         all.push(encode(Kind::Event, event));
     }
     // Also without the envelope, which they get again under a right checksum.
@@ -131,7 +131,7 @@ fn no_configuration_makes_the_daemon_panic() {
         "/a/b",
     ]);
     rounds(&all, 1_000, |bytes| {
-        entries::configuration(bytes, folder.path())
+        entries::configuration(bytes, folder.path());
     });
 }
 
