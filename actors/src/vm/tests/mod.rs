@@ -2,7 +2,7 @@
 //!
 //! `daemon.rs` is the daemon under test, `sight.rs` what the oracle sees of it; the tests are
 //! grouped by what they try: `commands`, `faults` (hangs, failures), `network` (addresses, the
-//! bridge), `deaths` (of actors, of the daemon, of the host), `doc` (the page), `observed` (the
+//! bridge), `deaths` (of actors, of the daemon, of the host), `images` (uploads), `doc` (the page), `observed` (the
 //! observer), `matrix` (each of the `operations` cut at each step), `simulation` (random deeds,
 //! faults and deaths by seed).
 
@@ -11,6 +11,7 @@ mod daemon;
 mod deaths;
 mod doc;
 mod faults;
+mod images;
 mod matrix;
 mod network;
 mod nics;
