@@ -63,10 +63,10 @@ install: ## install the release build below PREFIX (/usr/local); run `make relea
 	install -D -m 755 $(TARGET)/release/vman $(DESTDIR)$(PREFIX)/bin/vman
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/vman CHANGELOG.md docs/*.md
 	install -D -m 644 contrib/vman.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/vman.catalog
-	for unit in vman.service vman.socket; do \
+	for unit in vman.service vman.socket drain/vman-drain.service; do \
 	  install -d $(DESTDIR)$(PREFIX)/lib/systemd/system && \
-	  sed 's|/usr/bin/vman|$(PREFIX)/bin/vman|' contrib/systemd/$$unit \
-	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; done
+	  sed 's|/usr/bin/vman|$(PREFIX)/bin/vman|g' contrib/systemd/$$unit \
+	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/} || exit 1; done
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
 	$(TARGET)/release/vman man $(DESTDIR)$(PREFIX)/share/man/man1
 	for shell in bash:bash-completion/completions/vman zsh:zsh/site-functions/_vman fish:fish/vendor_completions.d/vman.fish; do \
