@@ -72,7 +72,7 @@ impl DeviceEvent {
     }
 }
 
-fn disk_of_device(device: &str) -> Option<DiskId> {
+pub(super) fn disk_of_device(device: &str) -> Option<DiskId> {
     DiskId::parse(device.strip_prefix(DEVICE_PREFIX)?).ok()
 }
 

@@ -11,6 +11,7 @@
 //! | `machine.rs` | the conversation with a living QEMU |
 //! | `hotplug.rs` | disks that come and go while it lives |
 //! | `nics.rs` | a network card plugged anew |
+//! | `samples.rs` | what guests have read, written and hold |
 //! | `console.rs` | logs, and keeping them bounded |
 //! | `layout.rs`, `sockets.rs`, `probe.rs` | paths, sockets, what the host has |
 
@@ -26,6 +27,7 @@ mod machine;
 mod nics;
 mod probe;
 pub mod process;
+pub mod samples;
 pub mod sockets;
 #[cfg(test)]
 pub(crate) mod testing;
