@@ -3,10 +3,10 @@
 use clap::Parser;
 use std::process::ExitCode;
 use vman::{
-    app,
+    app::{self, offline::OfflineError},
     cli::{
         self, Args, Command, ConfigFlags, Global, Terminal,
-        args::{Format, UpgradeCommand},
+        args::{Format, StoreCommand, UpgradeCommand},
         view,
     },
     config::{Config, Environment},
@@ -21,6 +21,13 @@ fn main() -> ExitCode {
     let environment = Environment::capture();
     let flags = match &args.command {
         Command::Serve(flags) => flags,
+        Command::Store(StoreCommand::Rebuild { force, config }) => {
+            let overrides = config.overrides(&args.global);
+            return match Config::load(&overrides, &environment) {
+                Ok(config) => offline(app::offline::rebuild(&config, *force)),
+                Err(error) => fail(&error, WRONG_CONFIGURATION),
+            };
+        }
         Command::Upgrade(UpgradeCommand::Check(flags)) => {
             return upgrade_check(flags, &args.global, &environment);
         }
@@ -50,6 +57,22 @@ fn main() -> ExitCode {
             tracing::error!(%error, "VMAN ends");
             fail(&error, error.exit_code())
         }
+    }
+}
+
+/// Work on the files while no daemon runs.
+fn offline(work: impl Future<Output = Result<Vec<String>, OfflineError>>) -> ExitCode {
+    match runtime(1).block_on(work) {
+        Ok(lines) => {
+            let mut terminal = Terminal::of_process();
+            for line in lines {
+                if let Err(error) = terminal.line(&line) {
+                    return fail(&error, 1);
+                }
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error, error.exit_code()),
     }
 }
 

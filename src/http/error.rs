@@ -78,6 +78,7 @@ codes! {
     DiskNotAttached "disk_not_attached" 409 "The disk is not attached to a VM",
     DiskIsRoot "disk_is_root" 409 "The disk is a VM's root disk",
     DiskBusy "disk_busy" 409 "The disk is being made, deleted or changed",
+    DiskFileMissing "disk_file_missing" 409 "The disk's file is gone",
     NoFreeDiskSlot "no_free_disk_slot" 409 "All slots of the VM for disks are taken",
     ImageExists "image_exists" 409 "An image of this name is there",
     ImageBeingUploaded "image_being_uploaded" 409 "Another upload of this image is under way",
@@ -107,6 +108,7 @@ codes! {
     NotReady "not_ready" 503 "The daemon is still recovering",
     HostFailed "host_failed" 503 "The host refused something VMAN needs",
     ShuttingDown "shutting_down" 503 "The daemon is stopping",
+    HostExhausted "host_exhausted" 507 "More memory or processors would be promised than the host may",
     StorageFull "storage_full" 507 "The host's storage is full",
     StorageReadOnly "storage_read_only" 507 "The host's storage is read-only",
 }

@@ -218,6 +218,7 @@ impl Hypervisor for FakeHypervisor {
                 qemu_img: Ok("7.2.0 (simulated)".to_owned()),
                 accelerator: "simulated: no QEMU is started".to_owned(),
                 jail: "simulated: there is nothing to confine".to_owned(),
+                tool_jail: "simulated: there is nothing to confine".to_owned(),
             }
         })
     }

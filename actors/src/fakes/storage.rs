@@ -75,6 +75,13 @@ impl MemoryStorage {
         apply(&mut self.inner().rows, &[row]);
     }
 
+    /// The file is gone, with everything in it.
+    pub fn lose(&self) {
+        let mut inner = self.inner();
+        inner.rows.clear();
+        inner.opened = false;
+    }
+
     /// How many commits were asked for, whatever became of them.
     pub fn commits(&self) -> u64 {
         self.inner().commits

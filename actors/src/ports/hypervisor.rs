@@ -317,6 +317,8 @@ pub struct HostProbe {
     pub accelerator: String,
     /// How QEMUs are confined, and what lacks and why, in a sentence.
     pub jail: String,
+    /// How qemu-img is confined, and what lacks and why, in a sentence.
+    pub tool_jail: String,
 }
 
 /// Why something on the host failed, in a sentence with the object named.

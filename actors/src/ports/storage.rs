@@ -116,7 +116,9 @@ pub enum LoadError {
         holder: String,
     },
     /// The file cannot be read as a store; it was left as it is.
-    #[error("the store {path} is corrupt: {error}; it was left untouched")]
+    #[error(
+        "the store {path} is corrupt: {error}; it was left untouched: make it again with `vman store rebuild`, or put a backup in its place"
+    )]
     Corrupt {
         /// The file.
         path: String,

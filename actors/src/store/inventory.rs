@@ -11,8 +11,8 @@ use std::sync::Arc;
 use vman_model::{
     Change, DiskId, DiskRecord, Event, ForwardId, ForwardRecord, Guard, IdempotencyKey,
     IdempotencyRecord, ImageName, ImageRecord, LeaseId, LeaseRecord, OperationId, OperationRecord,
-    Revision, TemplateName, TemplateRecord, TokenId, TokenName, TokenRecord, UnixMs, VmId, Write,
-    vm::VmRecord,
+    Promise, Revision, TemplateName, TemplateRecord, TokenId, TokenName, TokenRecord, UnixMs, VmId,
+    Write, vm::VmRecord,
 };
 
 /// Finished operations kept; the oldest are forgotten first.
@@ -62,6 +62,8 @@ pub struct Inventory {
     pub templates: Rows<TemplateName, TemplateRecord>,
     /// VMs by id.
     pub vms: Rows<VmId, VmRecord>,
+    /// What is promised to VMs, in all.
+    pub promised: Promise,
     /// Disks by id.
     pub disks: Rows<DiskId, DiskRecord>,
     /// Images by name.
@@ -99,6 +101,7 @@ impl Inventory {
             Guard::TemplateUnused(name) => self.vms_of_template(name).next().is_none(),
             Guard::VmAbsent(id) => !self.vms.contains_key(id),
             Guard::VmsBelow(limit) => self.vms.len() < *limit,
+            Guard::Room(asked, allowance) => allowance.admits(self.promised, *asked),
             Guard::VmRevision(id, revision) => {
                 self.vms.get(id).is_some_and(|vm| vm.revision == *revision)
             }
@@ -121,6 +124,30 @@ impl Inventory {
             Guard::TokenPresent(id) => self.tokens.contains_key(id),
             Guard::TokensBelow(limit) => self.tokens.len() < *limit,
         }
+    }
+
+    /// Nothing, as of a revision.
+    pub(crate) fn empty_at(revision: Revision) -> Self {
+        Self {
+            revision,
+            ..Self::default()
+        }
+    }
+
+    /// How many records there are, by table.
+    pub fn counts(&self) -> Vec<(&'static str, usize)> {
+        [
+            (Table::Templates, self.templates.len()),
+            (Table::Images, self.images.len()),
+            (Table::Disks, self.disks.len()),
+            (Table::Vms, self.vms.len()),
+            (Table::Leases, self.leases.len()),
+            (Table::Forwards, self.forwards.len()),
+            (Table::Tokens, self.tokens.len()),
+            (Table::Operations, self.operations.len()),
+        ]
+        .map(|(table, count)| (table.as_str(), count))
+        .into()
     }
 
     /// The token of a name.
@@ -186,7 +213,7 @@ impl Inventory {
 
     /// The state after `change`, and the rows that make it durable; or the guard
     /// that does not hold.
-    pub(super) fn apply(
+    pub(crate) fn apply(
         &self,
         change: Change,
         now: UnixMs,
@@ -237,6 +264,7 @@ impl Inventory {
                     value.last_event = Some(revision);
                 }
                 let key = value.id.clone();
+                self.promise(&key, Promise::to(&value));
                 put(
                     &mut self.vms,
                     Table::Vms,
@@ -247,7 +275,10 @@ impl Inventory {
                     rows,
                 );
             }
-            Write::EraseVm(id) => erase(&mut self.vms, Table::Vms, &id, rows),
+            Write::EraseVm(id) => {
+                self.promise(&id, Promise::default());
+                erase(&mut self.vms, Table::Vms, &id, rows);
+            }
             Write::PutDisk(value) => {
                 let key = value.id.clone();
                 put(
@@ -334,6 +365,13 @@ impl Inventory {
                 self.idempotency.insert(value.key.clone(), Arc::new(value));
             }
         }
+    }
+
+    /// Keeps the sum: what this VM had is taken from it, what it has from now on is added.
+    fn promise(&mut self, vm: &VmId, now: Promise) {
+        let before = self.vms.get(vm).map(|row| Promise::to(&row.value));
+        let others = self.promised.minus(before.unwrap_or_default());
+        self.promised = others.plus(now);
     }
 
     /// Changes a row as it is now; one that is not there stays away.

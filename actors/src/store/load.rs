@@ -11,7 +11,7 @@ use imbl::OrdMap;
 use serde::de::DeserializeOwned;
 use std::{str::FromStr, sync::Arc};
 use vman_model::{
-    Cause, Event, EventDraft, EventKind, IdempotencyRecord, Origin, Revision, Subject,
+    Cause, Event, EventDraft, EventKind, IdempotencyRecord, Origin, Promise, Revision, Subject,
 };
 
 /// The row of [`Table::Meta`] that holds the last revision.
@@ -73,6 +73,8 @@ pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory
         tokens: reader.table(Table::Tokens, Kind::Token)?,
         ..Inventory::default()
     };
+    let promises = inventory.vms.values().map(|row| Promise::to(&row.value));
+    inventory.promised = promises.fold(Promise::default(), Promise::plus);
     inventory.leases_of = inventory
         .leases
         .values()
@@ -288,7 +290,7 @@ fn quarantine(
 }
 
 /// The row that keeps the last revision.
-pub(super) fn revision_row(revision: Revision) -> Row {
+pub(crate) fn revision_row(revision: Revision) -> Row {
     Row {
         table: Table::Meta,
         key: REVISION_KEY.to_vec(),

@@ -24,6 +24,7 @@ mod tests;
 pub use handle::{EventLog, StoreError, StoreHandle, StoreSlot};
 pub use inventory::{Committed, Inventory, Quarantined, Versioned};
 pub use load::StoreLoadError;
+pub(crate) use load::revision_row;
 
 use crate::{
     ports::{Clock, Storage},

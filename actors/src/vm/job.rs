@@ -117,7 +117,7 @@ impl Job {
             return given_up();
         }
         for disk in self.disk_records() {
-            let file = disks::file_of(&self.deps, &disk);
+            let file = self.deps.disks.file_of(&disk);
             if let Err(error) = self.deps.disks.ensure(file).await {
                 return Fact::ClaimDenied {
                     detail: format!("disk {}: {error}", disk.id),

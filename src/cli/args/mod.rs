@@ -1,8 +1,10 @@
 //! The whole command line, as clap derives it. Only names, kinds and help: what a command does is in `commands/`.
-//! Look next: `nouns.rs`, the commands of each noun.
+//! Look next: `nouns.rs` and `disks.rs`, the commands of each noun.
 
+mod disks;
 mod nouns;
 
+pub use disks::*;
 pub use nouns::*;
 
 use crate::config::Overrides;
@@ -102,6 +104,9 @@ pub enum Command {
     /// Tokens for callers over TCP
     #[command(subcommand)]
     Token(TokenCommand),
+    /// What is durable
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// The daemon's configuration
     #[command(subcommand)]
     Config(ConfigCommand),

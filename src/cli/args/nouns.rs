@@ -214,83 +214,6 @@ pub enum TemplateCommand {
     },
 }
 
-/// A size in GiB or in MiB.
-#[derive(Clone, Debug, ClapArgs)]
-#[group(required = true, multiple = false)]
-pub struct DiskSize {
-    /// Size in GiB
-    #[arg(long, value_name = "GIB")]
-    pub size: Option<u64>,
-    /// Size in MiB
-    #[arg(long, value_name = "MIB")]
-    pub size_mib: Option<u64>,
-}
-
-/// Commands about disks.
-#[derive(Clone, Debug, Subcommand)]
-pub enum DiskCommand {
-    /// List disks
-    #[command(visible_alias = "ls")]
-    List,
-    /// Make a disk
-    Create {
-        /// Its name; made up if not given
-        name: Option<String>,
-        /// How large
-        #[command(flatten)]
-        size: DiskSize,
-        /// Image it is a linked clone of
-        #[arg(long, value_name = "NAME")]
-        image: Option<String>,
-        /// Device name the guest sees it under
-        #[arg(long, value_name = "PATH")]
-        mount_point: Option<String>,
-        /// qcow2 or raw
-        #[arg(long, value_name = "WORD")]
-        format: Option<String>,
-    },
-    /// Show a disk
-    Info {
-        /// The disk
-        id: String,
-    },
-    /// Delete a disk that is attached nowhere
-    #[command(visible_alias = "rm")]
-    Delete {
-        /// The disk
-        id: String,
-    },
-    /// Attach a disk to a VM
-    Attach {
-        /// The disk
-        id: String,
-        /// The VM
-        vm: String,
-        /// Waiting
-        #[command(flatten)]
-        wait: Wait,
-    },
-    /// Detach a disk from its VM
-    Detach {
-        /// The disk
-        id: String,
-        /// Waiting
-        #[command(flatten)]
-        wait: Wait,
-    },
-    /// Make a disk larger
-    Resize {
-        /// The disk
-        id: String,
-        /// How large
-        #[command(flatten)]
-        size: DiskSize,
-        /// Waiting
-        #[command(flatten)]
-        wait: Wait,
-    },
-}
-
 /// What an image is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ImageKind {
@@ -442,6 +365,20 @@ pub enum TokenCommand {
     Revoke {
         /// The token's name
         name: String,
+    },
+}
+
+/// Commands about the store.
+#[derive(Clone, Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Make a lost or corrupt store again of manifests and running QEMUs, while no daemon runs
+    Rebuild {
+        /// Also where the store can be read: it is put aside
+        #[arg(long)]
+        force: bool,
+        /// The daemon's configuration
+        #[command(flatten)]
+        config: ConfigFlags,
     },
 }
 

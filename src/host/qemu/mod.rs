@@ -8,8 +8,9 @@
 //! | `launch.rs` | what QEMU needs to be there, then the start |
 //! | `process.rs` | the process by its pidfd |
 //! | `adopt.rs` | finding a QEMU of an earlier daemon |
-//! | `machine.rs` | the conversation with a living QEMU |
-//! | `hotplug.rs` | disks that come and go while it lives |
+//! | `machine.rs` | a living QEMU, and what is asked of it |
+//! | `link.rs` | the conversation with it |
+//! | `hotplug` | disks that come and go while it lives |
 //! | `nics.rs` | a network card plugged anew |
 //! | `samples.rs` | what guests have read, written and hold |
 //! | `console.rs` | logs, and keeping them bounded |
@@ -23,6 +24,7 @@ mod console;
 mod hotplug;
 mod launch;
 pub mod layout;
+mod link;
 mod machine;
 mod nics;
 mod probe;
@@ -53,20 +55,21 @@ use vman_model::{DiskLimits, Incarnation, VmId, VmUuid};
 use self::adopt::AttachError;
 use self::cmdline::Accel;
 use self::layout::Layout;
-use self::machine::{QemuMachine, Setting};
+use self::link::Setting;
+use self::machine::QemuMachine;
 use self::process::Process;
 use super::net::tap::Taps;
 use super::qmp::{CommandTimes, Deadlines};
 use crate::config::{AccelChoice, JailConfig};
-use crate::host::jail::Jail;
+use crate::host::jail::{Jail, ToolJail};
 
 /// All that is to be known about QEMU on this host.
 #[derive(Debug, Clone)]
 pub struct QemuSettings {
     /// The QEMU binary; a bare name is looked for in the system's usual places.
     pub binary: PathBuf,
-    /// The qemu-img binary.
-    pub qemu_img: PathBuf,
+    /// The qemu-img binary and what confines it.
+    pub qemu_img: Arc<ToolJail>,
     /// Which accelerator is wanted.
     pub accel: AccelChoice,
     /// Where VMs' files are.
@@ -415,15 +418,17 @@ impl Hypervisor for QemuHost {
             let install = "install it or set VMAN_QEMU_BINARY";
             let qemu = probe::version(&settings.binary, "-version", install);
             let install = "install it or set VMAN_QEMU_IMG";
-            let qemu_img = probe::version(&settings.qemu_img, "--version", install);
+            let qemu_img = probe::version(settings.qemu_img.binary(), "--version", install);
             let (qemu, qemu_img) = tokio::join!(qemu, qemu_img);
             let (accel, accelerator) = host.accelerator().await.clone();
-            let jail = host.jail.describe(accel).await;
+            let (jail, tool_jail) =
+                tokio::join!(host.jail.describe(accel), settings.qemu_img.describe());
             HostProbe {
                 qemu,
                 qemu_img,
                 accelerator,
                 jail,
+                tool_jail,
             }
         })
     }

@@ -18,6 +18,7 @@ use vman_model::{DiskFormat, Incarnation, VmId, VmUuid};
 use super::layout::Layout;
 use super::{QemuHost, QemuSettings};
 use crate::config::AccelChoice;
+use crate::host::jail::ToolJail;
 use crate::host::qmp::Deadlines;
 
 /// Longer than anything here takes, shorter than a test runner's patience.
@@ -106,7 +107,9 @@ impl Bench {
             greeting: second * 20,
             command: second * 2,
         };
-        let (accel, qemu_img) = (AccelChoice::Tcg, "qemu-img".into());
+        let jail = crate::config::JailConfig::default();
+        let qemu_img = Arc::new(ToolJail::new(jail.mode, "qemu-img".into()));
+        let accel = AccelChoice::Tcg;
         QemuHost::new(QemuSettings {
             taps: Arc::default(),
             binary,
@@ -114,7 +117,7 @@ impl Bench {
             accel,
             layout,
             deadlines,
-            jail: crate::config::JailConfig::default(),
+            jail,
         })
     }
 

@@ -74,6 +74,7 @@ metrics! {
     "vman_vm_network_receive_packets_total" Counter ["vm", "nic"] "Packets that came to the guest through the network card; on a bridge.";
     "vman_vm_network_transmit_bytes_total" Counter ["vm", "nic"] "Bytes the guest has sent through the network card; on a bridge.";
     "vman_vm_network_transmit_packets_total" Counter ["vm", "nic"] "Packets the guest has sent through the network card; on a bridge.";
+    "vman_vm_disk_errors_total" Counter ["vm", "disk", "reason"] "Failures of a VM's disks on the host, by disk and reason (no_space, io_error); each stops the guest.";
     "vman_vm_restarts_total" Counter ["reason"] "Restarts by policy, by the reason for which the life before ended.";
     "vman_records" Gauge ["kind"] "Records by kind.";
     "vman_quarantined_records" Gauge [] "Records that could not be read and were set aside.";

@@ -24,7 +24,7 @@ use serde::Serialize;
 use std::{sync::Arc, time::Duration};
 use utoipa::ToSchema;
 use vman_actors::{
-    disks::{DiskFault, check_growth},
+    disks::{DiskFault, LastSeen, check_growth},
     store::Versioned,
     vm::CommandError,
 };
@@ -181,6 +181,27 @@ fn taken(state: &HttpState, disk: &DiskId) -> ApiError {
     }
 }
 
+/// Refuses a disk whose file is gone.
+async fn file_there(state: &HttpState, disk: &DiskRecord, vm: &VmId) -> Result<(), ApiError> {
+    let disks = &state.handles().disks;
+    let inventory = state.inventory();
+    let vm_row = inventory.vms.get(vm);
+    let live = vm_row.is_some_and(|row| row.value.process.is_some());
+    // A QEMU that lives opens the file in a moment, and nothing is lost if it was there a moment ago.
+    if !(live && matches!(disks.seen(&disk.id), LastSeen::File(_))) {
+        disks.look_now(disk).await;
+    }
+    if !disks.seen(&disk.id).is_lost(disk) {
+        return Ok(());
+    }
+    let detail = format!(
+        "the file of disk {} is gone: restore it, or delete the disk",
+        disk.id
+    );
+    let error = ApiError::new(Code::DiskFileMissing, detail);
+    Err(error.disk(&disk.id).vm(vm))
+}
+
 /// Attach a disk to a VM
 ///
 /// To a running VM it is plugged in at once; a stopped one has it from its next start on.
@@ -190,7 +211,7 @@ fn taken(state: &HttpState, disk: &DiskId) -> ApiError {
         ("id" = String, Path, description = "The disk"),
         ("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again"),
     ),
-    request_body = AttachDisk,
+    request_body(content = AttachDisk, example = json!({"vm_id": "web-1"})),
     responses(
         (status = 200, description = "Attached", body = DiskDone<'static>),
         (status = 202, description = "QEMU has not answered yet", body = crate::http::dto::operation::OperationBody<'static>),
@@ -222,6 +243,7 @@ pub(crate) async fn attach_disk(
         if row.value.vm_id.is_some() {
             return Err(taken(state, &id));
         }
+        file_there(state, &row.value, &vm).await?;
         let command = Command::AttachDisk {
             disk: id,
             letter: row.value.wished_letter,
@@ -279,7 +301,7 @@ pub(crate) async fn detach_disk(
         ("id" = String, Path, description = "The disk"),
         ("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again"),
     ),
-    request_body = ResizeDisk,
+    request_body(content = ResizeDisk, example = json!({"size": 2})),
     responses(
         (status = 200, description = "Grown", body = DiskDone<'static>),
         (status = 202, description = "QEMU has not answered yet", body = crate::http::dto::operation::OperationBody<'static>),

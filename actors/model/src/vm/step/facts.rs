@@ -5,6 +5,7 @@ use super::{
     commands::{Cpus, begin_stop},
     disks,
     release::{end_by_exit, end_by_gone, release, released},
+    space,
     turn::{Turn, is_action, wants_end, wants_running},
 };
 use crate::{
@@ -73,8 +74,8 @@ pub(super) fn fact(turn: &mut Turn<'_>, fact: Fact) {
             disk,
             no_space,
             detail,
-        } => disks::failed(turn, disk, no_space, &detail),
-        Fact::SpaceSeen { available } => disks::space_seen(turn, available),
+        } => space::failed(turn, disk, no_space, &detail),
+        Fact::SpaceSeen { available } => space::space_seen(turn, available),
     }
 }
 
@@ -160,10 +161,10 @@ fn alive(turn: &mut Turn<'_>, state: RunState) {
         RunState::Paused => stand_still(turn, Reason::User, "the guest's CPUs stand still"),
         RunState::IoError => {
             let was = (turn.record.phase, turn.record.reason);
-            let detail = disks::io_error_detail(&turn.record);
+            let detail = space::io_error_detail(&turn.record);
             stand_still(turn, Reason::IoError, &detail);
             if was != (Phase::Paused, Reason::IoError) {
-                disks::wait_for_space(turn);
+                space::wait_for_space(turn);
             }
         }
         RunState::Prelaunch => turn.effect(Effect::Continue),
@@ -386,7 +387,7 @@ fn timer_due(turn: &mut Turn<'_>, timer: Timer) {
                 release(turn);
             }
         }
-        Timer::SpaceAgain => disks::look_for_space(turn),
+        Timer::SpaceAgain => space::look_for_space(turn),
         Timer::BackoffDue => {
             if phase == Phase::Backoff {
                 turn.begin_life(Reason::RestartPolicy, "started again by the restart policy");

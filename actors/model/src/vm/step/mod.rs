@@ -30,10 +30,11 @@ mod commands;
 mod disks;
 mod facts;
 mod release;
+mod space;
 mod turn;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::{
     event::EventDraft,
