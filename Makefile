@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-clean test test-long fuzz bench build release fmt lint guest deny deb install clean
+.PHONY: help run run-clean test test-long fuzz bench build release fmt lint guest coverage deny deb install clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ lint: ## check format and lints
 guest: ## build the guest that tests and demo boot (contrib/guest/out), its disk image too
 	@contrib/guest/build.sh
 	@contrib/guest/build.sh --disk
+
+coverage: ## measure which lines the tests run (some minutes)
+	@contrib/setup.sh test
+	@contrib/coverage.sh
 
 deny: ## check licences, banned crates and sources of the dependencies
 	@cargo deny --version >/dev/null 2>&1 || { \
