@@ -30,6 +30,12 @@ pub enum OperationKind {
     DiskDetach,
     /// Grow a disk.
     DiskResize,
+    /// Give a VM another network card.
+    NicAttach,
+    /// Take a network card from a VM.
+    NicDetach,
+    /// Plug a network card's cable in, or pull it.
+    NicLink,
 }
 
 impl OperationKind {
@@ -46,6 +52,9 @@ impl OperationKind {
             OperationKind::DiskAttach => "disk.attach",
             OperationKind::DiskDetach => "disk.detach",
             OperationKind::DiskResize => "disk.resize",
+            OperationKind::NicAttach => "nic.attach",
+            OperationKind::NicDetach => "nic.detach",
+            OperationKind::NicLink => "nic.link",
         }
     }
 }
@@ -110,6 +119,8 @@ pub struct OperationRecord {
     pub vm_id: Option<VmId>,
     /// The disk it is about.
     pub disk_id: Option<DiskId>,
+    /// The VM's network card it is about.
+    pub nic: Option<u8>,
     /// Where it is.
     pub status: OperationStatus,
     /// The step it is at, for people (`launching`).
@@ -124,4 +135,29 @@ pub struct OperationRecord {
     pub error: Option<Problem>,
     /// The request that asked for it; none if the daemon itself did.
     pub request_id: Option<RequestId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clients and people's alarms know these words.
+    #[test]
+    fn the_words_of_operations_never_change() {
+        for (kind, word) in [
+            (OperationKind::VmStart, "vm.start"),
+            (OperationKind::VmDelete, "vm.delete"),
+            (OperationKind::DiskAttach, "disk.attach"),
+        ] {
+            assert_eq!(kind.as_str(), word);
+        }
+        for (status, word) in [
+            (OperationStatus::Running, "running"),
+            (OperationStatus::Succeeded, "succeeded"),
+            (OperationStatus::Failed, "failed"),
+            (OperationStatus::Cancelled, "cancelled"),
+        ] {
+            assert_eq!(status.as_str(), word);
+        }
+    }
 }

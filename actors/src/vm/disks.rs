@@ -87,11 +87,9 @@ struct Report {
 impl Report {
     fn tell(self, result: Result<(), DiskError>) {
         let disk = self.disk;
-        let outcome = match result {
-            Ok(()) => DiskOutcome::Done,
-            Err(DiskError::Refused(why)) => DiskOutcome::Refused(why),
-            Err(DiskError::Held(why)) => DiskOutcome::Held(why),
-            Err(DiskError::Unknown(why)) => {
+        let outcome = match outcome(result) {
+            Ok(outcome) => outcome,
+            Err(why) => {
                 tracing::warn!(disk_id = %disk, why, "what became of the work on a disk is unknown");
                 return;
             }
@@ -109,8 +107,18 @@ impl Report {
     }
 }
 
+/// What is known to have become of work on a device, or why that is not known.
+pub(super) fn outcome(result: Result<(), DiskError>) -> Result<DiskOutcome, String> {
+    match result {
+        Ok(()) => Ok(DiskOutcome::Done),
+        Err(DiskError::Refused(why)) => Ok(DiskOutcome::Refused(why)),
+        Err(DiskError::Held(why)) => Ok(DiskOutcome::Held(why)),
+        Err(DiskError::Unknown(why)) => Err(why),
+    }
+}
+
 impl VmState {
-    fn machine_now(&self) -> Result<Arc<dyn Machine>, DiskError> {
+    pub(super) fn machine_now(&self) -> Result<Arc<dyn Machine>, DiskError> {
         let machine = self.machine.as_ref().map(|(_, machine)| machine.clone());
         machine.ok_or_else(|| DiskError::Refused("there is no QMP connection".to_owned()))
     }

@@ -2,9 +2,11 @@
 //! Look next: `nouns.rs` and `disks.rs`, the commands of each noun.
 
 mod disks;
+mod nics;
 mod nouns;
 
 pub use disks::*;
+pub use nics::*;
 pub use nouns::*;
 
 use crate::config::Overrides;
@@ -87,6 +89,9 @@ pub enum Command {
     /// Disks
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// Network cards of VMs
+    #[command(subcommand)]
+    Nic(NicCommand),
     /// Disk images, kernels and initrds
     #[command(subcommand)]
     Image(ImageCommand),

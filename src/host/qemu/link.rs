@@ -23,11 +23,12 @@ use serde_json::Value;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::sleep;
 use vman_actors::ports::{MachineError, MachineNews, NewsSink};
+use vman_model::VmUuid;
 use vman_model::vm::{ExitStatus, RunState};
-use vman_model::{DiskLimits, VmUuid};
 
 use super::console::last_words;
-use super::hotplug::{self, DeviceEvent};
+use super::devices::DeviceEvent;
+use super::hotplug;
 use super::process::{Exit, Process};
 use crate::host::qmp::{
     Client, CommandTimes, Connected, Deadlines, Event, Events, Incoming, QmpError, Request,
@@ -67,8 +68,8 @@ pub(super) struct Setting {
     pub(super) uuid: VmUuid,
     /// Whether the guest is still to be let run.
     pub(super) fresh: bool,
-    /// Limits that disks have from the first instruction on.
-    pub(super) limits: Vec<(String, DiskLimits)>,
+    /// What is said to QEMU before its guest's first instruction.
+    pub(super) first: Vec<Request>,
     pub(super) log: PathBuf,
     pub(super) banner: String,
     pub(super) deadlines: Deadlines,
@@ -174,7 +175,8 @@ impl Link {
         let fresh = std::mem::take(&mut self.setting.fresh);
         let first = if fresh {
             // Nothing beside it: the guest's first instructions compete with the monitor.
-            self.limits().chain([Request::new("cont")]).collect()
+            let first = std::mem::take(&mut self.setting.first).into_iter();
+            first.chain([Request::new("cont")]).collect()
         } else {
             vec![Request::new("query-uuid"), Request::new("query-status")]
         };
@@ -211,13 +213,6 @@ impl Link {
         Ok(run_state(&status))
     }
 
-    fn limits(&self) -> impl Iterator<Item = Request> {
-        let limits = self.setting.limits.iter();
-        limits.map(|(device, limits)| {
-            Request::new("block_set_io_throttle").with(hotplug::throttle(device, limits))
-        })
-    }
-
     fn ready(&mut self, state: RunState) {
         (self.told, self.deaf) = (Some(state), false);
         self.news.tell(MachineNews::Ready(state));
@@ -245,7 +240,9 @@ impl Link {
             self.news.tell(MachineNews::GuestReset);
         }
         if let Some(device) = DeviceEvent::of(event) {
-            if let Some(disk) = device.deleted_disk() {
+            if let DeviceEvent::Deleted(name) = &device
+                && let Some(disk) = hotplug::disk_of_device(name)
+            {
                 self.news.tell(MachineNews::DiskLetGo(disk));
             }
             // Nobody may be waiting for it.

@@ -2,7 +2,7 @@
 //!
 //! Owns: the way to its monitor for whoever has a command. Must not: decide anything, or hold a
 //! connection that was given up. Look next: `link.rs` for the conversation and its news, `hotplug`
-//! for disks, `process.rs` for the pidfd.
+//! for disks, `nics.rs` for network cards, `process.rs` for the pidfd.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +13,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use vman_actors::ports::{
-    BoxFuture, DiskAction, DiskError, Machine, MachineAction, MachineError, NewsSink,
+    BoxFuture, DiskAction, DiskError, Machine, MachineAction, MachineError, NewsSink, NicAction,
 };
 use vman_model::vm::{ProcessIdentity, SeenDisk};
 
+use super::devices::Devices;
 use super::hotplug::{self, Hotplug, Owner};
 use super::link::{GRACE, Link, Nudge, Setting, millis, told};
+use super::nics::Cards;
 use super::process::Process;
 use crate::host::qmp::{Client, QmpError};
 
@@ -31,6 +33,7 @@ pub(super) struct QemuMachine {
     client: watch::Receiver<Option<Client>>,
     nudges: mpsc::Sender<Nudge>,
     hotplug: Hotplug,
+    cards: Cards,
     within: Duration,
     task: AbortHandle,
 }
@@ -51,13 +54,14 @@ impl QemuMachine {
             pid: process.identity().pid,
             disks: setting.disks.clone(),
         };
-        let hotplug = Hotplug::new(published.clone(), nudges.clone(), within, owner);
+        let devices = Devices::new(published.clone(), nudges.clone(), within);
+        let cards = Cards::new(devices.clone());
         let link = Link {
             setting,
             news,
             client,
             nudges: nudged,
-            devices: hotplug.events(),
+            devices: devices.events(),
             told: None,
             deaf: false,
         };
@@ -66,7 +70,8 @@ impl QemuMachine {
             process,
             client: published,
             nudges,
-            hotplug,
+            hotplug: Hotplug::new(devices, owner),
+            cards,
             within,
             task,
         })
@@ -79,14 +84,14 @@ impl QemuMachine {
         self.client.borrow().clone()
     }
 
+    /// Its network cards.
+    pub(super) fn cards(&self) -> &Cards {
+        &self.cards
+    }
+
     /// Whether its process has ended.
     pub(super) fn is_gone(&self) -> bool {
         self.process.is_gone()
-    }
-
-    /// How long a command may take.
-    pub(super) fn within(&self) -> Duration {
-        self.within
     }
 }
 
@@ -122,6 +127,10 @@ impl Machine for QemuMachine {
 
     fn disk(&self, action: DiskAction) -> BoxFuture<'static, Result<(), DiskError>> {
         self.hotplug.begin(action)
+    }
+
+    fn nic(&self, action: NicAction) -> BoxFuture<'static, Result<(), DiskError>> {
+        self.cards.begin(action)
     }
 
     fn disks(&self) -> BoxFuture<'static, Result<Vec<SeenDisk>, MachineError>> {

@@ -12,6 +12,7 @@ use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use vman_actors::ports::{DiskPlan, LaunchPlan, Machine, MachineNews, NewsSink, NicPlan};
+use vman_model::network::LinkState;
 use vman_model::vm::{Confinement, Firmware, NetworkKind};
 use vman_model::{DiskFormat, Incarnation, VmId, VmUuid};
 
@@ -156,6 +157,7 @@ impl Bench {
             boot: None,
             disks: disks.into_iter().collect(),
             nics: vec![NicPlan {
+                link: LinkState::Up,
                 kind: NetworkKind::User,
                 mac: [0x52, 0x54, 0, 0, 0, 1],
                 slot: 1,

@@ -1,12 +1,12 @@
 //! What is asked of a disk and its VM together: attach, detach, resize.
 //!
 //! A command to the VM that has the disk, or is to have it; a free disk is grown
-//! without one. The guest is waited for at most [`GUEST_WAIT`].
+//! without one. Look next: `device_work.rs` for how the guest is waited for.
 
 use super::{
-    accepted,
     actions::request,
     begun_before,
+    device_work::{Outcome, outcome},
     disks::{body, shown},
     not_found,
 };
@@ -14,14 +14,13 @@ use crate::http::{
     dto::disk::{DiskBody, read_size},
     error::{ApiError, Code, ProblemBody},
     extract::{Id, Post, Query},
-    idempotency::{Key, once, result_gone},
+    idempotency::{Key, once},
     paging::json,
     state::HttpState,
-    waiting::operation_end,
 };
 use axum::{extract::State, http::StatusCode, response::Response};
 use serde::Serialize;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use utoipa::ToSchema;
 use vman_actors::{
     disks::{DiskFault, LastSeen, check_growth},
@@ -29,13 +28,10 @@ use vman_actors::{
     vm::CommandError,
 };
 use vman_model::{
-    DiskId, DiskRecord, OperationId, OperationStatus, VmId,
+    DiskId, DiskRecord, OperationId, VmId,
     disk::{FIRST_DATA_SLOT, MAX_DATA_DISKS},
     vm::{Command, Phase, Refusal},
 };
-
-/// How long the guest is waited for.
-const GUEST_WAIT: Duration = Duration::from_secs(10);
 
 /// To which VM a disk is to be attached.
 #[derive(ToSchema)]
@@ -118,24 +114,11 @@ impl Work<'_> {
         once(self.state, post, again, work).await
     }
 
-    /// The end of an operation, or the operation itself where it has none yet.
     async fn outcome(&self, id: &OperationId) -> Result<Response, ApiError> {
-        let row = operation_end(self.state, id, GUEST_WAIT).await;
-        let row = row.ok_or_else(|| result_gone("operation"))?;
-        let operation = &row.value;
-        let error = operation.error.as_ref();
-        match operation.status {
-            OperationStatus::Succeeded => self.done(),
-            OperationStatus::Failed if error.is_some_and(|e| e.code == "guest_holds_disk") => {
-                Ok(accepted(self.state, operation, 0).await)
-            }
-            OperationStatus::Failed | OperationStatus::Cancelled => {
-                let why = error.map_or("it came to nothing", |error| error.detail.as_str());
-                Err(ApiError::new(Code::OperationFailed, why)
-                    .operation(id)
-                    .disk(&self.disk))
-            }
-            OperationStatus::Running => Ok(accepted(self.state, operation, 0).await),
+        let outcome = outcome(self.state, id, "guest_holds_disk").await;
+        match outcome.map_err(|error| error.disk(&self.disk))? {
+            Outcome::Done(_) => self.done(),
+            Outcome::Open(response) => Ok(response),
         }
     }
 

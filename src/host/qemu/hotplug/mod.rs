@@ -1,7 +1,7 @@
 //! Disks that come and go while a QEMU lives.
 //!
-//! Owns: one piece of work at a time for each disk, and whose its file is meanwhile. Must not: decide
-//! which disk goes where, or keep a connection that its machine has given up.
+//! Owns: what is done to a disk, and whose its file is meanwhile. Must not: decide which disk goes
+//! where.
 //!
 //! | work (`work.rs`) | is |
 //! |---|---|
@@ -10,74 +10,34 @@
 //! | resize | `block_resize` |
 //! | limit | `block_set_io_throttle` |
 //!
-//! Look next: `seen.rs` for what QEMU is asked when nobody knows.
+//! Look next: `seen.rs` for what QEMU is asked when nobody knows, `devices.rs` for what disks and
+//! network cards have in common.
 
 mod seen;
 mod work;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
 
-use tokio::sync::{Mutex as Turn, broadcast, mpsc, watch};
-use vman_actors::ports::{BoxFuture, DiskAction, DiskError};
+use vman_actors::ports::{BoxFuture, DiskAction, DiskError, device_name};
 use vman_model::DiskId;
 
 pub(super) use self::seen::{disk_of_node, disks};
 use self::work::Work;
 pub(super) use self::work::throttle;
-use super::link::Nudge;
+use super::devices::{Devices, refused};
 use crate::host::jail;
-use crate::host::qmp::{Client, Event};
-
-/// Events kept for those who wait: one a disk, and there are eight.
-const EVENTS: usize = 64;
 
 /// The devices of ours among all.
 const DEVICE_PREFIX: &str = "dev-disk-";
 
-/// What QEMU tells of a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum DeviceEvent {
-    /// It has left the machine.
-    Deleted(String),
-    /// The guest said no.
-    Refused(String),
-}
-
-impl DeviceEvent {
-    pub(super) fn of(event: &Event) -> Option<Self> {
-        let device = event.data.get("device")?.as_str()?.to_owned();
-        match event.name.as_str() {
-            "DEVICE_DELETED" => Some(Self::Deleted(device)),
-            "DEVICE_UNPLUG_GUEST_ERROR" => Some(Self::Refused(device)),
-            _ => None,
-        }
-    }
-
-    /// The disk whose device has left the machine.
-    pub(super) fn deleted_disk(&self) -> Option<DiskId> {
-        match self {
-            Self::Deleted(device) => disk_of_device(device),
-            Self::Refused(_) => None,
-        }
-    }
-}
-
+/// The disk of a device.
 pub(super) fn disk_of_device(device: &str) -> Option<DiskId> {
     DiskId::parse(device.strip_prefix(DEVICE_PREFIX)?).ok()
 }
 
-type Turns = Arc<Mutex<HashMap<DiskId, Weak<Turn<()>>>>>;
-
 /// The work on one machine's disks.
 pub(super) struct Hotplug {
-    client: watch::Receiver<Option<Client>>,
-    nudges: mpsc::Sender<Nudge>,
-    events: broadcast::Sender<DeviceEvent>,
-    turns: Turns,
-    within: Duration,
+    devices: Devices,
     owner: Owner,
 }
 
@@ -122,36 +82,8 @@ impl Owner {
 const DISK_SUFFIXES: [&str; 2] = ["qcow2", "raw"];
 
 impl Hotplug {
-    pub(super) fn new(
-        client: watch::Receiver<Option<Client>>,
-        nudges: mpsc::Sender<Nudge>,
-        within: Duration,
-        owner: Owner,
-    ) -> Self {
-        Self {
-            owner,
-            client,
-            nudges,
-            events: broadcast::channel(EVENTS).0,
-            turns: Arc::default(),
-            within,
-        }
-    }
-
-    /// Where the conversation tells what it hears.
-    pub(super) fn events(&self) -> broadcast::Sender<DeviceEvent> {
-        self.events.clone()
-    }
-
-    fn turn(&self, disk: &DiskId) -> Arc<Turn<()>> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.retain(|_, turn| turn.strong_count() > 0);
-        if let Some(turn) = turns.get(disk).and_then(Weak::upgrade) {
-            return turn;
-        }
-        let turn = Arc::new(Turn::new(()));
-        turns.insert(disk.clone(), Arc::downgrade(&turn));
-        turn
+    pub(super) fn new(devices: Devices, owner: Owner) -> Self {
+        Self { devices, owner }
     }
 
     /// Begins a piece of work. It ends with the connection it began on.
@@ -159,39 +91,16 @@ impl Hotplug {
         let Some(disk) = disk_of(&action) else {
             return Box::pin(async { Err(refused("its device has no disk's name")) });
         };
-        let turn = self.turn(&disk);
-        let (mut connection, within) = (self.client.clone(), self.within);
-        let client = connection.borrow_and_update().clone();
-        let (nudges, heard) = (self.nudges.clone(), self.events.subscribe());
         let owner = self.owner.clone();
-        Box::pin(async move {
-            let Some(client) = client else {
-                return Err(refused("there is no QMP connection"));
-            };
-            let work = Work {
-                owner,
-                client,
-                within,
-                disk,
-            };
-            let done = async {
-                let _turn = turn.lock().await;
-                work.run(action, heard).await
-            };
-            tokio::select! {
-                done = done => {
-                    if let Err(DiskError::Unknown(why)) = &done {
-                        // A full queue of nudges says the same already.
-                        let _ = nudges.try_send(Nudge::Suspect(why.clone()));
-                    }
-                    done
-                }
-                // What was answered is answered: lost is only what comes after.
-                _ = connection.changed() => {
-                    Err(DiskError::Unknown("the connection was lost".to_owned()))
-                }
-            }
-        })
+        self.devices
+            .begin(device_name(&disk), |monitor| async move {
+                let work = Work {
+                    owner,
+                    monitor,
+                    disk,
+                };
+                work.run(action).await
+            })
     }
 }
 
@@ -202,8 +111,4 @@ fn disk_of(action: &DiskAction) -> Option<DiskId> {
             Some(disk.clone())
         }
     }
-}
-
-fn refused(why: &str) -> DiskError {
-    DiskError::Refused(why.to_owned())
 }

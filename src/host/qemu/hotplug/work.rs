@@ -7,20 +7,16 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::broadcast;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::sleep;
 use vman_actors::failpoint;
 use vman_actors::ports::{DiskAction, DiskError, DiskPlan, device_name, node_name};
 use vman_model::vm::SeenDisk;
 use vman_model::{DiskId, DiskLimits};
 
+use super::Owner;
 use super::seen::disks;
-use super::{DeviceEvent, Owner};
 use crate::host::qemu::cmdline::{CmdlineError, disk_device, disk_node};
-use crate::host::qmp::{Client, QmpError};
-
-/// How long a guest may take to let go of a disk. A guest that listens needs 90 ms (7.2, TCG).
-const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
+use crate::host::qemu::devices::{Answer, Monitor, unknown};
 
 /// A node is free a moment after its device is gone: how often, and how long apart, that is tried.
 const CLOSE_TRIES: u32 = 200;
@@ -49,47 +45,23 @@ pub(in crate::host::qemu) fn throttle(device: &str, limits: &DiskLimits) -> Valu
 /// One piece of work.
 pub(super) struct Work {
     pub(super) owner: Owner,
-    pub(super) client: Client,
-    pub(super) within: Duration,
+    pub(super) monitor: Monitor,
     pub(super) disk: DiskId,
 }
 
-/// What became of one command.
-enum Answer {
-    Done,
-    /// QEMU said no.
-    No(String),
-}
-
 impl Work {
-    pub(super) async fn run(
-        &self,
-        action: DiskAction,
-        heard: broadcast::Receiver<DeviceEvent>,
-    ) -> Result<(), DiskError> {
+    pub(super) async fn run(&self, action: DiskAction) -> Result<(), DiskError> {
         match action {
             DiskAction::Plug(plan) => self.plug(&plan).await,
-            DiskAction::Unplug(_) => self.unplug(heard).await,
+            DiskAction::Unplug(_) => self.unplug().await,
             DiskAction::Resize(_, size_mib) => self.resize(size_mib).await,
             DiskAction::Limit(_, limits) => self.limit(&limits).await,
         }
     }
 
-    async fn ask(&self, command: &str, arguments: Value) -> Result<Answer, DiskError> {
-        match self
-            .client
-            .execute(command, Some(arguments), self.within)
-            .await
-        {
-            Ok(_) => Ok(Answer::Done),
-            Err(QmpError::Refused { desc, .. }) => Ok(Answer::No(desc)),
-            Err(error) => Err(DiskError::Unknown(error.to_string())),
-        }
-    }
-
     async fn seen(&self) -> Result<SeenDisk, DiskError> {
-        let unknown = |error: QmpError| DiskError::Unknown(error.to_string());
-        let all = disks(&self.client, self.within).await.map_err(unknown)?;
+        let all = disks(&self.monitor.client, self.monitor.within).await;
+        let all = all.map_err(unknown)?;
         let found = all.into_iter().find(|seen| seen.disk == self.disk);
         Ok(found.unwrap_or(SeenDisk {
             disk: self.disk.clone(),
@@ -105,8 +77,8 @@ impl Work {
         self.owner.hand(plan.path.clone()).await?;
         // Both at once, in this order: a device whose node was refused is refused as well.
         let (opened, added) = tokio::join!(
-            self.ask("blockdev-add", node),
-            self.ask("device_add", device)
+            self.monitor.ask("blockdev-add", node),
+            self.monitor.ask("device_add", device)
         );
         let refusals = [opened?, added?].map(|answer| match answer {
             Answer::Done => None,
@@ -129,18 +101,10 @@ impl Work {
         Ok(())
     }
 
-    async fn unplug(&self, heard: broadcast::Receiver<DeviceEvent>) -> Result<(), DiskError> {
-        let device = device_name(&self.disk);
-        if let Answer::No(why) = self.ask("device_del", json!({"id": device})).await? {
-            // It is gone already, or it is asked for already and the guest has not answered.
-            if self.seen().await?.device {
-                tracing::debug!(disk_id = %self.disk, why, "QEMU asks the guest already");
-                self.wait_for_guest(heard, &device).await?;
-            }
-        } else {
-            failpoint::hit("detach.asked");
-            self.wait_for_guest(heard, &device).await?;
-        }
+    async fn unplug(&self) -> Result<(), DiskError> {
+        self.monitor
+            .let_go(&device_name(&self.disk), "disk")
+            .await?;
         failpoint::hit("detach.released");
         self.close().await?;
         self.owner.take(&self.disk).await;
@@ -148,46 +112,11 @@ impl Work {
         Ok(())
     }
 
-    async fn wait_for_guest(
-        &self,
-        mut heard: broadcast::Receiver<DeviceEvent>,
-        device: &str,
-    ) -> Result<(), DiskError> {
-        let until = Instant::now() + RELEASE_DEADLINE;
-        loop {
-            match timeout_at(until, heard.recv()).await {
-                Ok(Ok(DeviceEvent::Deleted(gone))) if gone == device => return Ok(()),
-                Ok(Ok(DeviceEvent::Refused(kept))) if kept == device => {
-                    return Err(DiskError::Held(
-                        "the guest refused to let go of the disk; it is still attached".to_owned(),
-                    ));
-                }
-                Ok(Ok(_)) => {}
-                Ok(Err(broadcast::error::RecvError::Lagged(_))) => {
-                    if !self.seen().await?.device {
-                        return Ok(());
-                    }
-                }
-                Ok(Err(broadcast::error::RecvError::Closed)) => {
-                    return Err(DiskError::Unknown("the machine is gone".to_owned()));
-                }
-                Err(_) if !self.seen().await?.device => return Ok(()),
-                Err(_) => {
-                    let seconds = RELEASE_DEADLINE.as_secs();
-                    return Err(DiskError::Held(format!(
-                        "the guest did not let go of the disk within {seconds} s; it is still \
-                         attached: try again when the guest runs and listens"
-                    )));
-                }
-            }
-        }
-    }
-
     /// Closes the file. The device is gone, or was never there.
     async fn close(&self) -> Result<(), DiskError> {
         let node = json!({"node-name": node_name(&self.disk)});
         for _ in 0..CLOSE_TRIES {
-            let Answer::No(why) = self.ask("blockdev-del", node.clone()).await? else {
+            let Answer::No(why) = self.monitor.ask("blockdev-del", node.clone()).await? else {
                 return Ok(());
             };
             let seen = self.seen().await?;
@@ -207,7 +136,7 @@ impl Work {
             "node-name": node_name(&self.disk),
             "size": size_mib.saturating_mul(MIB),
         });
-        match self.ask("block_resize", arguments).await? {
+        match self.monitor.ask("block_resize", arguments).await? {
             Answer::Done => {
                 failpoint::hit("resize.done");
                 Ok(())
@@ -218,7 +147,7 @@ impl Work {
 
     async fn limit(&self, limits: &DiskLimits) -> Result<(), DiskError> {
         let arguments = throttle(&device_name(&self.disk), limits);
-        match self.ask("block_set_io_throttle", arguments).await? {
+        match self.monitor.ask("block_set_io_throttle", arguments).await? {
             Answer::Done => Ok(()),
             Answer::No(why) => Err(DiskError::Refused(why)),
         }

@@ -38,14 +38,14 @@ pub(super) struct Growth {
 }
 
 /// Where a command finds the VM's machine.
-enum Machine {
+pub(super) enum Machine {
     /// No QEMU lives: only rows change.
     Cold,
     /// QEMU has to do it.
     Live,
 }
 
-fn machine(phase: Phase) -> Result<Machine, Refusal> {
+pub(super) fn machine(phase: Phase) -> Result<Machine, Refusal> {
     match phase {
         Phase::Stopped | Phase::Failed | Phase::Backoff => Ok(Machine::Cold),
         Phase::Running | Phase::Paused => Ok(Machine::Live),
@@ -240,7 +240,7 @@ pub(super) fn done(
         // Late news of what was settled otherwise.
         return;
     };
-    let problem = problem(outcome);
+    let problem = problem(outcome, "guest_holds_disk");
     if open.kind == OperationKind::DiskResize {
         resized(turn, disk, open.size_before_mib, problem.as_ref());
         return finish(turn, operation, problem.as_ref());
@@ -286,11 +286,12 @@ fn finish(turn: &mut Turn<'_>, operation: &OperationId, problem: Option<&Problem
     turn.finish_one(operation, status, problem);
 }
 
-fn problem(outcome: DiskOutcome) -> Option<Problem> {
+/// Why nothing came of it; `held` is the code for a guest that does not let go.
+pub(super) fn problem(outcome: DiskOutcome, held: &str) -> Option<Problem> {
     match outcome {
         DiskOutcome::Done => None,
         DiskOutcome::Refused(detail) => Some(Problem::new("qemu_refused", detail)),
-        DiskOutcome::Held(detail) => Some(Problem::new("guest_holds_disk", detail)),
+        DiskOutcome::Held(detail) => Some(Problem::new(held, detail)),
     }
 }
 

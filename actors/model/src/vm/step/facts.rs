@@ -3,7 +3,7 @@
 use super::{
     KILL_AGAIN_MS, LAUNCH_DEADLINE_MS, POWERDOWN_AGAIN_MS, RELEASE_AGAIN_MS,
     commands::{Cpus, begin_stop},
-    disks,
+    disks, nics,
     release::{end_by_exit, end_by_gone, release, released},
     space,
     turn::{Turn, is_action, wants_end, wants_running},
@@ -75,6 +75,11 @@ pub(super) fn fact(turn: &mut Turn<'_>, fact: Fact) {
             no_space,
             detail,
         } => space::failed(turn, disk, no_space, &detail),
+        Fact::NicDone {
+            operation,
+            nic,
+            outcome,
+        } => nics::done(turn, &operation, nic, outcome),
         Fact::SpaceSeen { available } => space::space_seen(turn, available),
     }
 }
@@ -104,6 +109,7 @@ fn ready(turn: &mut Turn<'_>, state: RunState) {
             turn.record.unresponsive = false;
             alive(turn, state);
             disks::ask_again(turn);
+            nics::go_on(turn);
         }
         Phase::Stopping => {
             turn.record.unresponsive = false;
@@ -219,6 +225,7 @@ fn adopted(turn: &mut Turn<'_>, state: RunState) {
         if disks::concern(&turn.record) {
             turn.effect(Effect::LookAtDisks);
         }
+        nics::go_on(turn);
         return;
     }
     match state {
