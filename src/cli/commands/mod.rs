@@ -10,6 +10,7 @@ pub(super) mod image;
 pub(super) mod local;
 pub(super) mod logs;
 pub(super) mod operation;
+pub(super) mod power;
 pub(super) mod template;
 pub(super) mod token;
 pub(super) mod vm;

@@ -10,6 +10,7 @@ pub(crate) mod image;
 pub(crate) mod log;
 pub(crate) mod network;
 pub(crate) mod operation;
+pub(crate) mod power;
 pub(crate) mod size;
 pub(crate) mod template;
 pub(crate) mod token;

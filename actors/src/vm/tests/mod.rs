@@ -13,4 +13,5 @@ mod doc;
 mod faults;
 mod network;
 mod observed;
+mod power;
 mod rebuilt;

@@ -5,6 +5,7 @@ use crate::{
     event::Origin,
     ids::{BootId, DiskId, Incarnation, OperationId, RequestId, TemplateName, VmId, VmUuid},
     operation::OperationKind,
+    power::StartSpec,
     restart::{RestartBudget, RestartHistory, RestartMode, RestartPolicy},
     time::UnixMs,
     vm::{
@@ -93,6 +94,7 @@ pub(crate) fn new_vm(mode: RestartMode, budget: RestartBudget) -> VmRecord {
             },
             restart: RestartPolicy { mode, budget },
             io_error: IoErrorPolicy::default(),
+            start: StartSpec::default(),
             resources: Resources::default(),
         },
         mac: [2, 0, 0, 0, 0, 1],
@@ -183,6 +185,10 @@ pub(super) fn all_commands() -> Vec<Command> {
         Command::Pause,
         Command::Resume,
         Command::Reset,
+        Command::SetStart(StartSpec {
+            autostart: true,
+            ..StartSpec::default()
+        }),
         DELETE,
         Command::Delete {
             keep_root_disk: true,
