@@ -34,6 +34,12 @@ pub enum OperationKind {
     VmConfigure,
     /// Stop all VMs because the host is to go down.
     HostDrain,
+    /// Give a VM another network card.
+    NicAttach,
+    /// Take a network card from a VM.
+    NicDetach,
+    /// Plug a network card's cable in, or pull it.
+    NicLink,
 }
 
 impl OperationKind {
@@ -52,6 +58,9 @@ impl OperationKind {
             OperationKind::DiskResize => "disk.resize",
             OperationKind::VmConfigure => "vm.configure",
             OperationKind::HostDrain => "host.drain",
+            OperationKind::NicAttach => "nic.attach",
+            OperationKind::NicDetach => "nic.detach",
+            OperationKind::NicLink => "nic.link",
         }
     }
 }
@@ -116,6 +125,8 @@ pub struct OperationRecord {
     pub vm_id: Option<VmId>,
     /// The disk it is about.
     pub disk_id: Option<DiskId>,
+    /// The VM's network card it is about.
+    pub nic: Option<u8>,
     /// Where it is.
     pub status: OperationStatus,
     /// The step it is at, for people (`launching`).

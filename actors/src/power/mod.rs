@@ -552,6 +552,7 @@ fn operation(drain: &Drain) -> OperationRecord {
         kind: OperationKind::HostDrain,
         vm_id: None,
         disk_id: None,
+        nic: None,
         status: OperationStatus::Running,
         step: "stopping".to_owned(),
         progress: 0,

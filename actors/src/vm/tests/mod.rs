@@ -12,6 +12,7 @@ mod deaths;
 mod doc;
 mod faults;
 mod network;
+mod nics;
 mod observed;
 mod power;
 mod rebuilt;
