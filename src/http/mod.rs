@@ -16,6 +16,7 @@ mod error;
 mod extract;
 mod fields;
 mod idempotency;
+mod leash;
 mod metrics;
 mod openapi;
 mod paging;
