@@ -15,6 +15,7 @@ pub mod observer;
 #[cfg(any(test, feature = "fakes"))]
 pub mod oracle;
 pub mod ports;
+pub mod power;
 pub mod root;
 pub mod slot;
 pub mod store;

@@ -18,6 +18,7 @@ use crate::{
     store::codec::{self, Kind},
 };
 use bytes::Bytes;
+use core::net::Ipv4Addr;
 use futures_util::stream::BoxStream;
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 use vman_model::{
@@ -493,6 +494,10 @@ impl Network for Watched<dyn Network> {
         let (inner, door) = self.parts();
         let effect = async move || inner.release(vm).await;
         Box::pin(door.through("network.release", effect))
+    }
+
+    fn answers(&self, address: Ipv4Addr, mac: [u8; 6]) -> BoxFuture<'static, bool> {
+        self.inner.answers(address, mac)
     }
 
     fn survey(&self) -> BoxFuture<'static, Result<NetworkSurvey, NetworkError>> {

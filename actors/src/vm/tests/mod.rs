@@ -2,8 +2,8 @@
 //!
 //! `daemon.rs` is the daemon under test, `sight.rs` what the oracle sees of it; the tests are
 //! grouped by what they try: `commands`, `faults` (hangs, failures), `network` (addresses, the
-//! bridge), `deaths` (of actors, of the daemon, of the host), `images` (uploads), `doc` (the page), `observed` (the
-//! observer), `matrix` (each of the `operations` cut at each step), `simulation` (random deeds,
+//! bridge), `deaths` (of actors, of the daemon, of the host), `images` (uploads), `doc` (the page),
+//! `observed` (the observer), `matrix` (each of the `operations` cut at each step), `simulation` (random deeds,
 //! faults and deaths by seed).
 
 mod commands;
@@ -17,6 +17,7 @@ mod network;
 mod nics;
 mod observed;
 mod operations;
+mod power;
 mod rebuilt;
 mod sight;
 mod simulation;
