@@ -105,7 +105,7 @@ impl Bench {
 
     async fn confine(&self, name: &str) -> Confinement {
         let (vm, none) = (vm(name), BTreeSet::new());
-        let confined = self.jail.confine(&vm, &none, Accel::Tcg);
+        let confined = self.jail.confine(&vm, &none, false, Accel::Tcg);
         confined.await.unwrap()
     }
 }
@@ -255,7 +255,7 @@ async fn what_lacks_is_told_and_with_require_nothing_starts() {
     let told = bench.jail.describe(Accel::Tcg).await;
     assert!(told.contains("without own_user: "), "{told}");
     let (vm, none) = (vm("a"), BTreeSet::new());
-    let refused = bench.jail.confine(&vm, &none, Accel::Tcg).await;
+    let refused = bench.jail.confine(&vm, &none, false, Accel::Tcg).await;
     let why = refused.unwrap_err().to_string();
     assert!(
         why.contains("VMAN_JAIL=require") && why.contains("own_user"),
