@@ -54,7 +54,9 @@ impl Bodies {
         };
         let (method, target) = TARGETS[usize::from(*first) % TARGETS.len()];
         let headers = [("content-type", "application/json")];
-        let sending = self.api.send(method, target, &headers, Body::from(body.to_vec()));
+        let sending = self
+            .api
+            .send(method, target, &headers, Body::from(body.to_vec()));
         let answer = self.runtime.block_on(sending);
         assert!(answer.status < 500, "{method} {target}: {answer:?}");
         if answer.status >= 400 {

