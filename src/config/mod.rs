@@ -194,7 +194,10 @@ fn read_http(reader: &mut Reader, runtime: &Path) -> HttpConfig {
 
 fn parse_hosts(text: &str) -> Result<Vec<String>, String> {
     const MOST: usize = 32;
-    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let parts = text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
     let hosts: Vec<String> = parts.map(str::to_owned).collect();
     // A name or an address, without port and brackets.
     let valid = |host: &String| {
@@ -205,7 +208,9 @@ fn parse_hosts(text: &str) -> Result<Vec<String>, String> {
         return Ok(hosts);
     }
     let given = quoted(text);
-    Err(format!("must be at most {MOST} names or addresses without port, separated by commas; it is {given}"))
+    Err(format!(
+        "must be at most {MOST} names or addresses without port, separated by commas; it is {given}"
+    ))
 }
 
 fn read_tls(reader: &mut Reader) -> Option<TlsConfig> {

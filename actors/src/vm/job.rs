@@ -20,7 +20,7 @@ use std::{
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use vman_model::{
     DiskFormat, DiskRecord,
-    vm::{Claim, Confinement, Effect, ExitStatus, Fact, VmRecord},
+    vm::{Claim, Confinement, Effect, ExitStatus, Fact, NetworkKind, VmRecord},
 };
 
 /// How long after an adoption that could not look it looks again.

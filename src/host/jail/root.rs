@@ -16,8 +16,7 @@ use rustix::{
 use std::{
     collections::BTreeSet,
     ffi::CString,
-    fs,
-    io,
+    fs, io,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
@@ -141,7 +140,9 @@ impl<'a> Plan<'a> {
 
     /// Where `path` is while the root is made.
     fn at(&self, path: &Path) -> io::Result<CString> {
-        let below = path.strip_prefix("/").map_err(|_| io::ErrorKind::InvalidInput)?;
+        let below = path
+            .strip_prefix("/")
+            .map_err(|_| io::ErrorKind::InvalidInput)?;
         c_string(&self.base.join(below))
     }
 

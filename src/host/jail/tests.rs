@@ -233,9 +233,17 @@ async fn a_child_sees_no_more_of_the_host_than_it_may_open_and_no_link() {
         assert!(said.contains(own), "{own}: {said}");
     }
     let links = fs::read_to_string("/proc/net/dev").unwrap();
-    assert!(links.lines().count() >= 3, "this test is not in that network");
+    assert!(
+        links.lines().count() >= 3,
+        "this test is not in that network"
+    );
     assert!(bench.storage("vms/a/new").exists());
-    assert!(fs::read_dir(bench.jail.layout.empty()).unwrap().next().is_none());
+    assert!(
+        fs::read_dir(bench.jail.layout.empty())
+            .unwrap()
+            .next()
+            .is_none()
+    );
 }
 
 #[tokio::test]
