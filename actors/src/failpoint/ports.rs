@@ -184,9 +184,10 @@ impl Hypervisor for Watched<dyn Hypervisor> {
         &self,
         vm: &VmId,
         taken: BTreeSet<u32>,
+        user_network: bool,
     ) -> BoxFuture<'static, Result<Confinement, HostError>> {
         let ((inner, door), vm) = (self.parts(), vm.clone());
-        let effect = async move || inner.confine(&vm, taken).await;
+        let effect = async move || inner.confine(&vm, taken, user_network).await;
         Box::pin(door.through("hypervisor.confine", effect))
     }
 
