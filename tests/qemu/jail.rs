@@ -172,7 +172,11 @@ fn squeeze(pid: u32) -> bool {
     for line in own.lines().filter(|line| line.contains("/vman/")) {
         let group = line.splitn(3, ':').nth(2).unwrap();
         for (root, usage, limit) in [
-            ("/sys/fs/cgroup/memory", "memory.usage_in_bytes", "memory.limit_in_bytes"),
+            (
+                "/sys/fs/cgroup/memory",
+                "memory.usage_in_bytes",
+                "memory.limit_in_bytes",
+            ),
             ("/sys/fs/cgroup", "memory.current", "memory.max"),
         ] {
             let group = PathBuf::from(format!("{root}{group}"));

@@ -102,7 +102,12 @@ const SIGKILL: i32 = 9;
 
 /// Who was killed, or ended unseen, may have been so for memory: the group's counter knows.
 fn how_it_ended(exit: Exit, groups: &Path) -> ExitStatus {
-    let killed = || cgroup::oom_kills(groups).ok().flatten().is_some_and(|kills| kills > 0);
+    let killed = || {
+        cgroup::oom_kills(groups)
+            .ok()
+            .flatten()
+            .is_some_and(|kills| kills > 0)
+    };
     match exit {
         Exit::Signal(SIGKILL) | Exit::Unknown if killed() => ExitStatus::OomKilled,
         Exit::Code(code) => ExitStatus::Code(code),
