@@ -3,9 +3,12 @@
 //!
 //! `apply` is the one place where guards are checked and retention is kept.
 
-use super::codec::{self, Kind};
+use super::{
+    codec::{self, Kind},
+    memo::Memo,
+};
 use crate::ports::{Row, RowBatch, Table};
-use imbl::{OrdMap, Vector};
+use imbl::{OrdMap, OrdSet, Vector};
 use serde::Serialize;
 use std::sync::Arc;
 use vman_model::{
@@ -33,6 +36,20 @@ pub struct Versioned<T> {
     pub revision: Revision,
     /// The record.
     pub value: T,
+    /// What readers have derived from it.
+    pub memo: Memo,
+}
+
+impl<T> Versioned<T> {
+    /// A record as a change has written it.
+    pub fn new(revision: Revision, value: T) -> Self {
+        let memo = Memo::default();
+        Self {
+            revision,
+            value,
+            memo,
+        }
+    }
 }
 
 /// A row that could not be read and was set aside.
@@ -62,6 +79,8 @@ pub struct Inventory {
     pub templates: Rows<TemplateName, TemplateRecord>,
     /// VMs by id.
     pub vms: Rows<VmId, VmRecord>,
+    /// Their MAC addresses.
+    pub(super) macs: OrdSet<[u8; 6]>,
     /// Disks by id.
     pub disks: Rows<DiskId, DiskRecord>,
     /// Images by name.
@@ -123,6 +142,17 @@ impl Inventory {
         }
     }
 
+    /// The recent events after a revision. A group of changes is never larger than
+    /// what is remembered of them.
+    pub(super) fn events_after(&self, since: Revision) -> impl Iterator<Item = &Arc<Event>> {
+        let recent = &self.recent_events;
+        let first = recent
+            .binary_search_by(|event| event.revision.cmp(&Revision(since.0.saturating_add(1))))
+            .unwrap_or_else(|place| place);
+        // By place: to skip would walk over all that is older.
+        (first..recent.len()).filter_map(|place| recent.get(place))
+    }
+
     /// The token of a name.
     pub fn token_named(&self, name: &TokenName) -> Option<&Arc<Versioned<TokenRecord>>> {
         self.tokens.values().find(|row| row.value.name == *name)
@@ -141,7 +171,7 @@ impl Inventory {
 
     /// Whether a VM has this MAC address.
     pub fn has_mac(&self, mac: [u8; 6]) -> bool {
-        self.vms.values().any(|vm| vm.value.mac == mac)
+        self.macs.contains(&mac)
     }
 
     /// The lease of a VM's network card, from 0.
@@ -237,6 +267,7 @@ impl Inventory {
                     value.last_event = Some(revision);
                 }
                 let key = value.id.clone();
+                self.macs.insert(value.mac);
                 put(
                     &mut self.vms,
                     Table::Vms,
@@ -247,7 +278,12 @@ impl Inventory {
                     rows,
                 );
             }
-            Write::EraseVm(id) => erase(&mut self.vms, Table::Vms, &id, rows),
+            Write::EraseVm(id) => {
+                if let Some(vm) = self.vms.get(&id) {
+                    self.macs.remove(&vm.value.mac);
+                }
+                erase(&mut self.vms, Table::Vms, &id, rows);
+            }
             Write::PutDisk(value) => {
                 let key = value.id.clone();
                 put(
@@ -435,7 +471,7 @@ fn put<K: Ord + Clone + AsRef<str>, V: Serialize + Clone>(
         key: key.as_ref().into(),
         value: Some(bytes),
     });
-    map.insert(key, Arc::new(Versioned { revision, value }));
+    map.insert(key, Arc::new(Versioned::new(revision, value)));
 }
 
 fn erase<K: Ord + Clone + AsRef<str>, V: Clone>(

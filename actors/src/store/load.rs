@@ -65,6 +65,7 @@ pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory
             )
         })
         .collect();
+    inventory.macs = inventory.vms.values().map(|vm| vm.value.mac).collect();
     let mut keys = reader.idempotency()?;
     keys.sort_by_key(|row| row.created_at);
     inventory.key_order = keys.iter().map(|row| row.key.clone()).collect();
@@ -136,7 +137,7 @@ impl Reader<'_> {
                     return Err(StoreLoadError::Newer { found });
                 }
                 (Some(id), Ok((revision, value))) => {
-                    map.insert(id, Arc::new(Versioned { revision, value }));
+                    map.insert(id, Arc::new(Versioned::new(revision, value)));
                 }
                 (None, Ok(_)) => self
                     .set_aside

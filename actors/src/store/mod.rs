@@ -13,6 +13,7 @@ pub mod codec;
 mod handle;
 mod inventory;
 mod load;
+mod memo;
 mod tell;
 mod writer;
 
@@ -22,6 +23,7 @@ mod tests;
 pub use handle::{EventLog, StoreError, StoreHandle, StoreSlot};
 pub use inventory::{Committed, Inventory, Quarantined, Versioned};
 pub use load::StoreLoadError;
+pub use memo::Memo;
 
 use crate::{
     ports::{Clock, Storage},

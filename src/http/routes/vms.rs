@@ -9,11 +9,11 @@ use super::{
 use crate::http::{
     dto::{
         event::{EventBody, ExplanationBody},
-        vm::{NewVmBody, VmBody, read_vm},
+        vm::{NewVmBody, VmBody, read_vm, vm_json},
     },
     error::{ApiError, Code, ProblemBody},
     extract::{Caller, Id, Post, Query},
-    paging::{List, if_match, json, tagged, unchanged, with_header},
+    paging::{List, if_match, json, json_bytes, tagged, unchanged, unwritten, with_header},
     state::HttpState,
     waiting::{MAX_WAIT_S, operation_end},
 };
@@ -22,7 +22,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use vman_actors::vm::{CommandError, CommandRequest};
 use vman_model::{
     OperationKind, OperationRecord, OperationStatus, VmId,
@@ -72,8 +72,8 @@ impl Made for VmId {
     fn created(&self, state: &HttpState) -> Option<Response> {
         let inventory = state.inventory();
         let row = inventory.vms.get(self)?;
-        let facts = state.handles().network.facts();
-        let response = json(StatusCode::CREATED, &VmBody::of(row, &inventory, &facts));
+        let body = vm_json(state, &inventory, row).ok()?;
+        let response = json_bytes(StatusCode::CREATED, body);
         let response = with_header(response, header::LOCATION, &format!("/vms/{self}"));
         Some(tagged(response, row.revision))
     }
@@ -140,12 +140,15 @@ pub(crate) async fn list_vms(
     let filter = Filter::read(&mut list.query);
     let page = list.finish()?;
     let inventory = state.inventory();
-    let facts = state.handles().network.facts();
     let rows = inventory
         .vms
         .range::<_, VmId>(page.upwards())
         .filter(|(_, row)| filter.keeps(&row.value));
-    Ok(page.answer(&inventory, rows, |row| VmBody::of(row, &inventory, &facts)))
+    let write = |out: &mut Vec<u8>, row: &Arc<_>| {
+        out.extend_from_slice(&vm_json(&state, &inventory, row)?);
+        Ok(())
+    };
+    Ok(page.answer_kept(&state.vm_lists, &inventory, rows, write))
 }
 
 /// One VM
@@ -173,9 +176,8 @@ pub(crate) async fn get_vm(
     if let Some(same) = unchanged(&headers, row.revision) {
         return Ok(same);
     }
-    let facts = state.handles().network.facts();
-    let body = VmBody::of(row, &inventory, &facts);
-    Ok(tagged(json(StatusCode::OK, &body), row.revision))
+    let body = vm_json(&state, &inventory, row).map_err(unwritten)?;
+    Ok(tagged(json_bytes(StatusCode::OK, body), row.revision))
 }
 
 /// Delete a VM: stops it by force if it runs, releases its disks, address and files
