@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-clean test test-long bench bench-scale bench-peers build release fmt lint guest deny deb install clean
+.PHONY: help run run-clean test test-long fuzz bench bench-scale bench-peers build release fmt lint guest deny deb install clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: ## run everything: fmt, clippy, unit, property, contract and real-QEMU tes
 test-long: ## the same with the long tests (those marked ignored)
 	@contrib/setup.sh test
 	@contrib/test.sh --run-ignored all
+
+fuzz: ## fuzz what reads strangers' bytes, FUZZ_SECONDS=60 a target
+	@contrib/fuzz.sh $(FUZZ_TARGETS)
 
 bench: ## measure, beside the bare floor
 	@contrib/setup.sh run

@@ -5,15 +5,18 @@
 
 mod figures;
 mod listeners;
+pub mod offline;
 mod reload;
 mod systemd;
 mod tls;
+pub mod upgrade;
 
 pub use reload::Reread;
 
 use crate::{
     config::{Config, NetworkMode, ObserverPolicy},
     host::{
+        capacity,
         clock::SystemClock,
         descriptors,
         dirs::{StorageLock, StorageLockError},
@@ -21,6 +24,7 @@ use crate::{
         folders::HostFolders,
         groups,
         images::HostImages,
+        manifests::HostManifests,
         net::{BridgeNetwork, BridgeSettings, UserNetwork, tap::Taps},
         qemu::{QemuHost, QemuSettings, layout::Layout},
         qmp::{CommandTimes, Deadlines},
@@ -44,7 +48,8 @@ use vman_actors::observer::DriftSettings;
 use vman_actors::ports::{Clock, Network};
 use vman_actors::{Handles, Ports, StartError, Tree, TreeSettings};
 use vman_model::{
-    Cause, Change, EventDraft, EventKind, ImageName, Origin, Pool, Subject, vm::NetworkKind,
+    Allowance, Cause, Change, EventDraft, EventKind, ImageName, Origin, Pool, Subject,
+    vm::NetworkKind,
 };
 
 /// How long the tree may take to stop after the last request was answered.
@@ -121,7 +126,7 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
     let metrics = figures::sources(outer.log.clone(), times.clone(), config.qemu.dry_run);
     let ports = ports(&config, &lock, times).await?;
     let hypervisor = ports.hypervisor.clone();
-    let settings = settings(&config);
+    let settings = settings(&config, allowance(&config)?);
     let (tree, probe) = tokio::join!(Tree::start(ports, &settings), hypervisor.probe());
     let tree = tree?;
     tracing::info!(
@@ -254,10 +259,22 @@ async fn announce(
     }
 }
 
-fn settings(config: &Config) -> TreeSettings {
+/// How much may be promised: of a simulated host, all that is asked for.
+fn allowance(config: &Config) -> Result<Allowance, AppError> {
+    if config.qemu.dry_run {
+        return Ok(Allowance::default());
+    }
+    let host = capacity::look().map_err(start_error("find out how much memory there is"))?;
+    let allowance = Allowance::of(host, config.admission.overcommit());
+    tracing::debug!(?host, ?allowance, "this much may be promised to VMs");
+    Ok(allowance)
+}
+
+fn settings(config: &Config, allowance: Allowance) -> TreeSettings {
     TreeSettings {
         max_vms: config.limits.max_vms as usize,
         max_launches: config.limits.max_launches as usize,
+        allowance,
         observer_interval: config.observer.interval,
         drift: DriftSettings {
             repair: config.observer.policy == ObserverPolicy::Repair,
@@ -288,7 +305,7 @@ async fn ports(
             ..simulated
         });
     }
-    let storage = Arc::new(RedbStorage::new(dirs.store_file()));
+    let storage = Arc::new(RedbStorage::new(dirs.store_file()).with_witnesses(dirs.manifests()));
     let layout = Layout {
         runtime: config.storage.runtime.clone(),
         storage: config.storage.path.clone(),
@@ -298,6 +315,7 @@ async fn ports(
     Ok(Ports {
         storage,
         folders: Arc::new(HostFolders::new(dirs, config.storage.runtime.clone())),
+        manifests: Arc::new(HostManifests::new(dirs)),
         hypervisor: Arc::new(
             QemuHost::new(QemuSettings {
                 binary: config.qemu.binary.clone(),

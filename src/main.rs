@@ -3,8 +3,12 @@
 use clap::Parser;
 use std::process::ExitCode;
 use vman::{
-    app,
-    cli::{self, Args, Command},
+    app::{self, offline::OfflineError},
+    cli::{
+        self, Args, Command, ConfigFlags, Global, Terminal,
+        args::{Format, StoreCommand, UpgradeCommand},
+        view,
+    },
     config::{Config, Environment},
     telemetry,
 };
@@ -15,8 +19,19 @@ const WRONG_CONFIGURATION: u8 = 2;
 fn main() -> ExitCode {
     let args = Args::parse();
     let environment = Environment::capture();
-    let Command::Serve(flags) = &args.command else {
-        return runtime(1).block_on(cli::run(args, &environment));
+    let flags = match &args.command {
+        Command::Serve(flags) => flags,
+        Command::Store(StoreCommand::Rebuild { force, config }) => {
+            let overrides = config.overrides(&args.global);
+            return match Config::load(&overrides, &environment) {
+                Ok(config) => offline(app::offline::rebuild(&config, *force)),
+                Err(error) => fail(&error, WRONG_CONFIGURATION),
+            };
+        }
+        Command::Upgrade(UpgradeCommand::Check(flags)) => {
+            return upgrade_check(flags, &args.global, &environment);
+        }
+        _ => return runtime(1).block_on(cli::run(args, &environment)),
     };
     let config = match Config::load(&flags.overrides(&args.global), &environment) {
         Ok(config) => config,
@@ -42,6 +57,42 @@ fn main() -> ExitCode {
             tracing::error!(%error, "VMAN ends");
             fail(&error, error.exit_code())
         }
+    }
+}
+
+/// Work on the files while no daemon runs.
+fn offline(work: impl Future<Output = Result<Vec<String>, OfflineError>>) -> ExitCode {
+    match runtime(1).block_on(work) {
+        Ok(lines) => {
+            let mut terminal = Terminal::of_process();
+            for line in lines {
+                if let Err(error) = terminal.line(&line) {
+                    return fail(&error, 1);
+                }
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error, error.exit_code()),
+    }
+}
+
+fn upgrade_check(flags: &ConfigFlags, global: &Global, environment: &Environment) -> ExitCode {
+    let config = match Config::load(&flags.overrides(global), environment) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, WRONG_CONFIGURATION),
+    };
+    let report = app::upgrade::check(&config.storage.path);
+    let mut terminal = Terminal::of_process();
+    let printed = match global.output {
+        Format::Table | Format::Name => terminal.line(&report.lines().join("\n")),
+        format => {
+            let value = serde_json::to_value(&report).unwrap_or_default();
+            view::document(&value, format, &mut terminal)
+        }
+    };
+    match printed {
+        Ok(()) => ExitCode::from(report.exit_code()),
+        Err(error) => fail(&error, error.exit_code()),
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
     },
     time::Duration,
 };
-use vman_model::{Change, Event, Write, vm::Phase};
+use vman_model::{Change, Event, EventKind, VmId, Write, vm::Phase};
 
 /// Series of one family. Labels are words of ours, so that no client can make
 /// more; this is the net below.
@@ -146,6 +146,12 @@ impl<V: Default, const N: usize> Family<V, N> {
         known.entry(labels).or_default().clone()
     }
 
+    /// Forgets the figures whose labels are of something that is no more.
+    fn forget(&self, gone: impl Fn(&[String; N]) -> bool) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|labels, _| !gone(labels));
+    }
+
     /// Every figure, in the order of the labels.
     pub fn all(&self) -> Vec<([String; N], Arc<V>)> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -170,6 +176,8 @@ pub struct TreeMeters {
     pub vm_restarts: Family<Counter, 1>,
     /// Ended operations by kind and end, with how long they took.
     pub operations: Family<Histogram, 2>,
+    /// Failures of disks that QEMU told: by VM, disk and why (`no_space`, `io_error`).
+    pub disk_errors: Family<Counter, 3>,
 }
 
 impl Default for TreeMeters {
@@ -182,6 +190,7 @@ impl Default for TreeMeters {
             events: Family::default(),
             vm_restarts: Family::default(),
             operations: Family::default(),
+            disk_errors: Family::default(),
         }
     }
 }
@@ -190,6 +199,8 @@ impl Default for TreeMeters {
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     ended: Vec<(&'static str, &'static str, Duration)>,
+    disk_failed: Option<[String; 3]>,
+    erased: Vec<VmId>,
 }
 
 impl Tally {
@@ -204,16 +215,50 @@ impl Tally {
             }
             _ => None,
         });
+        let erased = change.writes.iter().filter_map(|write| match write {
+            Write::EraseVm(vm) => Some(vm.clone()),
+            _ => None,
+        });
         Self {
             ended: ended.collect(),
+            disk_failed: disk_failed(change),
+            erased: erased.collect(),
         }
     }
+}
+
+/// The VM, the disk and the reason, if the change tells that a disk failed.
+fn disk_failed(change: &Change) -> Option<[String; 3]> {
+    change
+        .event
+        .as_ref()
+        .filter(|event| event.kind == EventKind::DiskFailed)?;
+    change.writes.iter().find_map(|write| match write {
+        Write::PutVm(vm) => {
+            let reason = if vm.failed_for_space {
+                "no_space"
+            } else {
+                "io_error"
+            };
+            let disk = vm.failed_disk.as_ref()?;
+            Some([vm.id.as_str(), disk.as_str(), reason].map(str::to_owned))
+        }
+        _ => None,
+    })
 }
 
 impl TreeMeters {
     pub(crate) fn count(&self, tally: &Tally) {
         for (kind, end, took) in &tally.ended {
             self.operations.with([kind, end]).observe(*took);
+        }
+        if let Some(labels) = &tally.disk_failed {
+            self.disk_errors
+                .with(labels.each_ref().map(String::as_str))
+                .inc();
+        }
+        for vm in &tally.erased {
+            self.disk_errors.forget(|[of, ..]| of == vm.as_str());
         }
     }
 
@@ -240,6 +285,17 @@ mod tests {
         let spread = histogram.spread();
         assert_eq!(spread.up_to, [(1.0, 2), (10.0, 4)]);
         assert_eq!((spread.count, spread.sum), (5, 24.0));
+    }
+
+    #[test]
+    fn what_is_erased_has_no_figures_any_more() {
+        let family = Family::<Counter, 1>::default();
+        for vm in ["gone", "there"] {
+            family.with([vm]).inc();
+        }
+        family.forget(|[vm]| vm == "gone");
+        let left: Vec<_> = family.all().into_iter().map(|(labels, _)| labels).collect();
+        assert_eq!(left, [["there".to_owned()]]);
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! | DiskRegistry | likewise |
 //! | NetworkActor | likewise |
 //! | VmSupervisor | it and the Observer; the VmActors adopt their QEMUs again |
-//! | Observer | alone |
+//! | Observer | it and the ManifestKeeper |
+//! | ManifestKeeper | alone |
 //!
 //! Over its budget the root gives up: the process ends non-zero, systemd starts
 //! it again, guests keep running.
@@ -18,9 +19,10 @@ mod tests;
 
 use crate::{
     disks::{DiskRegistry, DisksArguments, DisksHandle, DisksSlot},
+    manifests::{ManifestArguments, ManifestKeeper, ManifestSlot},
     network::{NetworkActor, NetworkArguments, NetworkHandle},
     observer::{DriftSettings, Observer, ObserverArguments, ObserverHandle, ObserverSlot},
-    ports::{Clock, DiskFiles, Folders, Hypervisor, ImageFiles, Network, Storage},
+    ports::{Clock, DiskFiles, Folders, Hypervisor, ImageFiles, ManifestFiles, Network, Storage},
     slot::Slot,
     store::{StateStore, StoreArguments, StoreHandle, StoreSlot},
     vm::{RecoveryProgress, VmDeps, VmDirectory, VmSupervisor, VmSupervisorArguments, VmsHandle},
@@ -31,6 +33,7 @@ use tokio::{
     sync::{Semaphore, oneshot, watch},
     time::Instant,
 };
+use vman_model::Allowance;
 
 /// The root's budget: more restarts than this within [`WINDOW`] and it gives up.
 const MAX_RESTARTS: usize = 3;
@@ -54,6 +57,8 @@ pub struct Ports {
     pub folders: Arc<dyn Folders>,
     /// The network.
     pub network: Arc<dyn Network>,
+    /// The files of the manifests.
+    pub manifests: Arc<dyn ManifestFiles>,
     /// Time and randomness.
     pub clock: Arc<dyn Clock>,
 }
@@ -65,6 +70,8 @@ pub struct TreeSettings {
     pub max_vms: usize,
     /// The most QEMUs launching at once.
     pub max_launches: usize,
+    /// How much of the host may be promised to VMs.
+    pub allowance: Allowance,
     /// Between the Observer's checks.
     pub observer_interval: Duration,
     /// What the Observer does about drift.
@@ -74,6 +81,8 @@ pub struct TreeSettings {
 /// How everything outside the tree reaches it.
 #[derive(Clone)]
 pub struct Handles {
+    /// How much of the host may be promised to VMs.
+    pub allowance: Allowance,
     /// The store and its inventory.
     pub store: StoreHandle,
     /// VMs.
@@ -84,6 +93,8 @@ pub struct Handles {
     pub network: NetworkHandle,
     /// The observer.
     pub observer: ObserverHandle,
+    /// How far the manifests are.
+    pub manifests: Arc<ManifestSlot>,
     /// Time and randomness.
     pub clock: Arc<dyn Clock>,
     /// QEMU, for probes.
@@ -167,6 +178,7 @@ struct Seats {
     network: NetworkArguments,
     vms: VmSupervisorArguments,
     observer: ObserverArguments,
+    manifests: ManifestArguments,
 }
 
 fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProgress) {
@@ -188,6 +200,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
     );
     let observer_slot = Arc::new(ObserverSlot::default());
     let observer = ObserverHandle::new(observer_slot.clone(), settings.observer_interval);
+    let manifests = Arc::new(ManifestSlot::default());
     let directory = Arc::new(VmDirectory::default());
     let (clock, hypervisor) = (ports.clock.clone(), ports.hypervisor.clone());
     let vms = VmsHandle::new(
@@ -205,6 +218,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         network: network.clone(),
         clock: clock.clone(),
         launches: Arc::new(Semaphore::new(settings.max_launches)),
+        allowance: settings.allowance,
     };
     let (vm_arguments, recovery) = VmSupervisorArguments::new(deps, directory);
     let seats = Seats {
@@ -237,13 +251,20 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
             vms: vms.clone(),
             slot: observer_slot,
         },
+        manifests: ManifestArguments {
+            store: store.clone(),
+            files: ports.manifests,
+            slot: manifests.clone(),
+        },
     };
     let handles = Handles {
+        allowance: settings.allowance,
         store,
         vms,
         disks,
         network,
         observer,
+        manifests,
         clock,
         hypervisor,
     };
@@ -258,15 +279,17 @@ enum Seat {
     Network,
     Vms,
     Observer,
+    Manifests,
 }
 
 impl Seat {
-    const ALL: [Seat; 5] = [
+    const ALL: [Seat; 6] = [
         Seat::Store,
         Seat::Disks,
         Seat::Network,
         Seat::Vms,
         Seat::Observer,
+        Seat::Manifests,
     ];
 
     fn as_str(self) -> &'static str {
@@ -276,6 +299,7 @@ impl Seat {
             Seat::Network => "network",
             Seat::Vms => "vm_supervisor",
             Seat::Observer => "observer",
+            Seat::Manifests => "manifests",
         }
     }
 }
@@ -471,6 +495,13 @@ impl RootState {
                 .await?
                 .0
                 .get_cell(),
+            Seat::Manifests => {
+                let arguments = seats.manifests.clone();
+                Actor::spawn_linked(None, ManifestKeeper, arguments, root)
+                    .await?
+                    .0
+                    .get_cell()
+            }
         })
     }
 

@@ -24,7 +24,7 @@ pub use error::CliError;
 pub use terminal::Terminal;
 
 use crate::config::{Environment, Overrides, client_socket};
-use args::Format;
+use args::{Format, StoreCommand};
 use client::Client;
 use std::process::ExitCode;
 use target::Target;
@@ -63,8 +63,11 @@ async fn command(
 ) -> Result<(), CliError> {
     let Args { global, command } = args;
     match command {
-        Command::Serve(_) => Err(CliError::Usage(
-            "serve is the daemon, no client command".to_owned(),
+        Command::Serve(_) | Command::Upgrade(_) => Err(CliError::Usage(
+            "it works on the daemon's own files and is no client command".to_owned(),
+        )),
+        Command::Store(StoreCommand::Rebuild { .. }) => Err(CliError::Usage(
+            "rebuild works on the files, it is no client command".to_owned(),
         )),
         Command::Completion { shell } => commands::local::completion(shell, terminal),
         Command::Man { folder } => commands::local::manual(&folder),
@@ -96,6 +99,8 @@ async fn ask(command: Command, mut session: Session<'_>) -> Result<(), CliError>
         Command::Token(command) => commands::token::run(command, session).await,
         Command::Version => commands::host::version(session).await,
         Command::Serve(_)
+        | Command::Store(_)
+        | Command::Upgrade(_)
         | Command::Completion { .. }
         | Command::Man { .. }
         | Command::Config(_) => Ok(()),

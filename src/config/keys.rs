@@ -102,6 +102,16 @@ pub const KEYS: &[Key] = &[
         "How many such ids there are; each running VM has one, and all share the first as group.",
     ),
     key(
+        "memory_overcommit",
+        "1.5",
+        "How often the host's memory may be promised to VMs that run, 0 to 1000; 0 is without limit.",
+    ),
+    key(
+        "cpu_overcommit",
+        "0.0",
+        "How often the host's processors may be promised to VMs that run, 0 to 1000; 0 is without limit.",
+    ),
+    key(
         "operator_dry_run",
         "0",
         "`1` runs the whole daemon on a simulated host.",

@@ -41,6 +41,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// How QEMUs are confined.
     pub jail: JailConfig,
+    /// How much of the host may be promised to VMs.
+    pub admission: AdmissionConfig,
     /// QEMU and its tools.
     pub qemu: QemuConfig,
     /// The VMs' network.
@@ -73,6 +75,10 @@ impl Config {
         let mut http = read_http(reader, &storage.runtime);
         let qemu = read_qemu(reader, environment);
         let jail = read_jail(reader);
+        let admission = AdmissionConfig {
+            memory_overcommit: reader.decimal("memory_overcommit", 1.5, 0.0, 1_000.0),
+            cpu_overcommit: reader.decimal("cpu_overcommit", 0.0, 0.0, 1_000.0),
+        };
         let observer = read_observer(reader);
         let network = read_network(reader, environment);
         let log = read_log(reader);
@@ -83,6 +89,7 @@ impl Config {
             storage,
             http,
             jail,
+            admission,
             qemu,
             network,
             observer,

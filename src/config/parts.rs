@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
     time::Duration,
 };
+use vman_model::Overcommit;
 
 /// One effective value, for `vman config show`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +110,35 @@ impl Default for JailConfig {
             uids: 20_001,
         }
     }
+}
+
+/// How often memory and processors may be promised to VMs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdmissionConfig {
+    /// Times the host's memory; 0 for without limit.
+    pub memory_overcommit: f64,
+    /// Times the host's processors; 0 for without limit.
+    pub cpu_overcommit: f64,
+}
+
+impl AdmissionConfig {
+    /// The same in percent.
+    pub fn overcommit(&self) -> Overcommit {
+        let percent = |times: f64| (times > 0.0).then(|| in_percent(times));
+        Overcommit {
+            memory_percent: percent(self.memory_overcommit),
+            cpu_percent: percent(self.cpu_overcommit),
+        }
+    }
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the configuration allows 0 to 1000"
+)]
+fn in_percent(times: f64) -> u64 {
+    (times * 100.0).round() as u64
 }
 
 /// How much of the jail there must be.

@@ -122,6 +122,22 @@ impl Reader {
         )
     }
 
+    /// A number with a fraction within limits, both included.
+    pub(super) fn decimal(
+        &mut self,
+        name: &'static str,
+        default: f64,
+        least: f64,
+        most: f64,
+    ) -> f64 {
+        self.value(
+            name,
+            |_| default,
+            |text| within(text, least, most),
+            |value| format!("{value:?}"),
+        )
+    }
+
     /// An absolute path.
     pub(super) fn path(
         &mut self,

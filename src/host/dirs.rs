@@ -61,6 +61,16 @@ impl StorageDirs {
         self.root.join("tmp")
     }
 
+    /// A manifest for each record, from which a lost database is made again.
+    pub fn manifests(&self) -> PathBuf {
+        self.root.join("manifests")
+    }
+
+    /// What was put away, until its retention ends.
+    pub fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
     /// The database.
     pub fn store_file(&self) -> PathBuf {
         self.root.join("vman.redb")

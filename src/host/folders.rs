@@ -48,7 +48,7 @@ impl HostFolders {
     }
 
     fn trash(&self) -> PathBuf {
-        self.storage.join("trash")
+        StorageDirs::new(&self.storage).trash()
     }
 
     fn list(&self, room: Room) -> io::Result<Vec<SeenFile>> {
@@ -92,16 +92,8 @@ impl HostFolders {
             remove_sockets(&path)?;
             return Ok(true);
         }
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(self.trash())?;
-        let entry = format!("{}-{}-{name}", unix_ms(), room.as_str());
-        // Never over something that is there.
-        let (from, to) = (rustix::fs::CWD, rustix::fs::CWD);
-        let target = self.trash().join(entry);
-        rustix::fs::renameat_with(from, &path, to, &target, RenameFlags::NOREPLACE)?;
-        super::dirs::sync_dir(&self.trash())?;
+        let label = format!("{}-{name}", room.as_str());
+        into_trash(&self.trash(), &path, &label)?;
         super::dirs::sync_dir(&self.folder(room))?;
         Ok(true)
     }
@@ -148,6 +140,20 @@ impl HostFolders {
         // Only now is it sure whose descriptors those were.
         Ok(holds && proc::start_time(pid)? == Some(process.start_time))
     }
+}
+
+/// Moves `path` into the trash folder as `<unix ms>-<label>`, durably there; the
+/// folder that it leaves is the caller's to sync.
+pub(crate) fn into_trash(trash: &Path, path: &Path, label: &str) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(trash)?;
+    // Never over something that is there.
+    let (from, to) = (rustix::fs::CWD, rustix::fs::CWD);
+    let target = trash.join(format!("{}-{label}", unix_ms()));
+    rustix::fs::renameat_with(from, path, to, &target, RenameFlags::NOREPLACE)?;
+    super::dirs::sync_dir(trash)
 }
 
 fn is_gone(error: &io::Error) -> bool {

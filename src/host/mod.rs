@@ -5,6 +5,7 @@
 //! [`store_redb`] for the durable rows, [`dirs`] for the layout of the storage path, [`images`]
 //! and [`disks`] for the files in it, [`jail`] for what confines a QEMU, [`cgroup`] for how much of the host it may use.
 
+pub mod capacity;
 pub mod cgroup;
 pub mod clock;
 pub mod descriptors;
@@ -16,6 +17,7 @@ pub mod groups;
 pub mod images;
 pub mod inspect;
 pub mod jail;
+pub mod manifests;
 pub mod net;
 pub mod proc;
 pub mod qemu;

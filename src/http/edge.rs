@@ -194,6 +194,7 @@ mod tests {
         let settings = TreeSettings {
             max_vms: 1,
             max_launches: 1,
+            allowance: vman_model::Allowance::default(),
             observer_interval: Duration::from_secs(5),
             drift: vman_actors::observer::DriftSettings::default(),
         };

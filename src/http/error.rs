@@ -107,6 +107,7 @@ codes! {
     NotReady "not_ready" 503 "The daemon is still recovering",
     HostFailed "host_failed" 503 "The host refused something VMAN needs",
     ShuttingDown "shutting_down" 503 "The daemon is stopping",
+    HostExhausted "host_exhausted" 507 "More memory or processors would be promised than the host may",
     StorageFull "storage_full" 507 "The host's storage is full",
     StorageReadOnly "storage_read_only" 507 "The host's storage is read-only",
 }

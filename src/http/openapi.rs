@@ -36,8 +36,8 @@ struct ApiDoc;
 
 fn documented() -> OpenApiRouter<HttpState> {
     use routes::{
-        actions, console, disk_work, disks, events, health, images, logs, network, nics, observer,
-        operations, templates, tokens, vms,
+        actions, console, disk_work, disks, events, health, host, images, logs, network, nics,
+        observer, operations, templates, tokens, vms,
     };
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(vms::list_vms, vms::create_vm))
@@ -83,6 +83,7 @@ fn documented() -> OpenApiRouter<HttpState> {
         .routes(routes!(tokens::list_tokens, tokens::create_token))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(health::health))
+        .routes(routes!(host::capacity))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(metrics::metrics))

@@ -131,6 +131,13 @@ impl From<CommandError> for ApiError {
                 Code::Unavailable,
                 "the VM's actor is being restarted, the command was not taken: try again in a moment",
             ),
+            CommandError::NoRoom(sum) => ApiError::new(
+                Code::HostExhausted,
+                format!(
+                    "the host has no room for this VM: {sum}. Stop another VM, make this one smaller, \
+                     or raise VMAN_MEMORY_OVERCOMMIT or VMAN_CPU_OVERCOMMIT"
+                ),
+            ),
             CommandError::Store(error) => error.into(),
             CommandError::Unknown => outcome_unknown(),
         }

@@ -124,6 +124,12 @@ classes! {
     "record.quarantined" "878d8d14d64f4ce098408be212c298ad"
         "A record could not be read and was set aside"
         "A row of the store could not be read. It was set aside, the others are not concerned: @VMAN_DETAIL@\n\nLook for a failing disk under the storage path; the observer's status names the row until it is dealt with.";
+    "store.rebuilt" "4f0d1c7e9a5b4b6d8e2f3a1c5d7b9e80"
+        "The store was made again of manifests"
+        "@VMAN_DETAIL@\n\nThe log of events and the operations of the lost store are gone; 'vman observer check' tells what differs from the host.";
+    "store.migrated" "0d0c64c3a5a14c2bb5c1dd8a2a3f9e61"
+        "The store was brought up to this VMAN's schema"
+        "@VMAN_ROWS@ records that an older VMAN wrote are now as this one writes them. What was there before is in @VMAN_BACKUP@; remove it when you will not go back.";
     "config.reloaded" "7a67a76b6f2a40a491b2cc0e311a99f4"
         "The configuration was read again"
         "Applied at once: @VMAN_APPLIED@. Waiting for a restart, which guests do not notice: @VMAN_WAITING@.";

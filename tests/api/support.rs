@@ -43,6 +43,7 @@ pub(crate) struct Setup {
     pub(crate) access: Access,
     pub(crate) default_boot_disk: Option<&'static str>,
     pub(crate) max_vms: usize,
+    pub(crate) allowance: vman_model::Allowance,
     pub(crate) log: LogReader,
 }
 
@@ -57,6 +58,7 @@ impl Default for Setup {
             access: Access::new(AuthMode::None).with_local(LocalCallers::default()),
             default_boot_disk: None,
             max_vms: 100,
+            allowance: vman_model::Allowance::default(),
             log: LogReader::default(),
         }
     }
@@ -126,6 +128,7 @@ impl Api {
         let settings = TreeSettings {
             max_vms: setup.max_vms,
             max_launches: 8,
+            allowance: setup.allowance,
             observer_interval: Duration::from_secs(5),
             drift: vman_actors::observer::DriftSettings::default(),
         };

@@ -427,3 +427,35 @@ async fn ready_is_told_only_when_recovery_is_done_and_live_always() {
     api.get("/ready").await.problem(503, "shutting_down");
     api.get("/live").await.expect(200);
 }
+
+#[tokio::test]
+async fn a_host_without_room_refuses_a_start_with_the_sum_and_tells_what_is_left() {
+    let api = Api::with(Setup {
+        allowance: vman_model::Allowance {
+            memory_mib: Some(5_000),
+            cpus: None,
+        },
+        ..Setup::default()
+    })
+    .await;
+    let small = json!({"name": "small", "cpu_count": 1, "ram_amount": 1});
+    api.post("/templates", &small).await.expect(201);
+    for name in ["a", "b"] {
+        let vm = json!({"template_name": "small", "name": name, "ram_mib": 3000, "cpu_count": 2});
+        api.post("/vms", &vm).await.expect(201);
+    }
+    api.act("a", "start").await.expect(200);
+    let refused = api.act("b", "start").await.problem(507, "host_exhausted");
+    let detail = refused["detail"].as_str().unwrap();
+    let sum = "it asks for 3000 MiB of memory, 3000 are promised to other VMs, and 5000 may be";
+    assert!(detail.contains(sum), "{detail}");
+    assert_eq!(api.get("/vms/b").await.expect(200)["state"], "stopped");
+    let capacity = api.get("/host/capacity").await.expect(200);
+    let expected = json!({
+        "memory_mib": {"allowed": 5000, "promised": 3000, "available": 2000},
+        "cpus": {"allowed": null, "promised": 2, "available": null},
+    });
+    assert_eq!(capacity, expected);
+    api.act("a", "stop").await.expect(200);
+    api.act("b", "start").await.expect(200);
+}

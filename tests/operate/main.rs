@@ -10,3 +10,4 @@ mod journald;
 mod metrics;
 mod package;
 mod systemd;
+mod upgrade;

@@ -5,7 +5,7 @@ use crate::support::{
     daemon::{Daemon, PATIENCE},
     skip, wait_for,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     fs,
     io::Write,
@@ -92,6 +92,9 @@ fn a_guest_on_a_full_storage_stands_still_and_goes_on_when_there_is_space() {
     });
     let events = daemon.get("/vms/writer/explain").to_string();
     assert!(events.contains("disk.failed"), "{events}");
+    let metrics = daemon.call("GET", "/metrics", &Value::Null);
+    let told = "vman_vm_disk_errors_total{vm=\"writer\",disk=\"data\",reason=\"no_space\"}";
+    assert!(String::from_utf8_lossy(&metrics.body).contains(told));
 
     fs::remove_file(&ballast).unwrap();
     daemon.wait_state("writer", "running");

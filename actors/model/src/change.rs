@@ -2,6 +2,7 @@
 //! write, the event that tells it. What belongs together is one [`Change`].
 
 use crate::{
+    admission::{Allowance, Promise},
     disk::DiskRecord,
     event::EventDraft,
     ids::{
@@ -32,6 +33,8 @@ pub enum Guard {
     VmAbsent(VmId),
     /// Fewer VMs than this.
     VmsBelow(usize),
+    /// So much more may be promised to a VM.
+    Room(Promise, Allowance),
     /// The VM is there and still has this revision (`If-Match`).
     VmRevision(VmId, Revision),
     /// No disk of that id.

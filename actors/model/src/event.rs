@@ -84,6 +84,8 @@ pub enum EventKind {
     TokenCreated,
     /// A bearer token was made useless.
     TokenRevoked,
+    /// The store was made again of manifests and living QEMUs.
+    StoreRebuilt,
 }
 
 impl EventKind {
@@ -115,6 +117,7 @@ impl EventKind {
             EventKind::NetworkFailed => "network.failed",
             EventKind::TokenCreated => "token.created",
             EventKind::TokenRevoked => "token.revoked",
+            EventKind::StoreRebuilt => "store.rebuilt",
         }
     }
 }

@@ -8,6 +8,7 @@
 //! Look next: [`vm::step`] for the life of a VM, [`change`] for what one
 //! transaction of the store holds.
 
+pub mod admission;
 pub mod change;
 pub mod disk;
 pub mod drift;
@@ -15,6 +16,7 @@ pub mod event;
 pub mod explain;
 pub mod ids;
 pub mod image;
+pub mod manifest;
 pub mod network;
 pub mod operation;
 pub mod restart;
@@ -23,6 +25,7 @@ pub mod time;
 pub mod token;
 pub mod vm;
 
+pub use admission::{Allowance, Capacity, Overcommit, Promise};
 pub use change::{Change, Guard, IdempotencyRecord, Write};
 pub use disk::{DiskCache, DiskFile, DiskFormat, DiskLimits, DiskOptions, DiskRecord};
 pub use event::{Cause, Event, EventDraft, EventKind, Origin, Subject};

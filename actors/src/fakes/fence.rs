@@ -41,6 +41,10 @@ impl Storage for FencedStorage {
         self.inner.commit(batch)
     }
 
+    fn backup(&self, suffix: &str) -> Result<String, CommitError> {
+        self.inner.backup(suffix)
+    }
+
     fn size(&self) -> u64 {
         self.inner.size()
     }

@@ -6,6 +6,7 @@ use super::{
     files::{FakeDisks, FakeImages},
     folders::FakeFolders,
     hypervisor::FakeHypervisor,
+    manifests::{FakeManifests, MemoryManifests},
     network::{Bridge, FakeNetwork},
     script::Script,
     storage::MemoryStorage,
@@ -35,6 +36,7 @@ pub struct FakeHost {
     /// Whether its files outlive the process; those of a dry run do not.
     lasting: bool,
     bridge: Arc<Bridge>,
+    manifests: MemoryManifests,
 }
 
 impl Default for FakeHost {
@@ -60,6 +62,7 @@ impl FakeHost {
             clock,
             lasting: true,
             bridge: Arc::default(),
+            manifests: MemoryManifests::default(),
         }
     }
 
@@ -98,6 +101,11 @@ impl FakeHost {
                 bridge: self.bridge.clone(),
                 daemon,
             }),
+            manifests: Arc::new(FakeManifests {
+                world: w(),
+                daemon,
+                files: self.manifests.clone(),
+            }),
             clock: Arc::new(self.clock.clone()),
         }
     }
@@ -122,6 +130,11 @@ impl FakeHost {
     /// The rows of the store, and what becomes of its commits.
     pub fn storage(&self) -> &MemoryStorage {
         &self.storage
+    }
+
+    /// The manifests, and whether they can be written.
+    pub fn manifests(&self) -> &MemoryManifests {
+        &self.manifests
     }
 
     /// The wall clock.

@@ -15,6 +15,7 @@ mod files;
 mod folders;
 mod host;
 mod hypervisor;
+pub mod manifests;
 mod network;
 mod script;
 pub mod storage;
@@ -22,6 +23,7 @@ mod world;
 
 pub use clock::FakeClock;
 pub use host::FakeHost;
+pub use manifests::MemoryManifests;
 pub use script::{Act, Launch, Powerdown, Script};
 pub use storage::{MemoryStorage, NextCommit};
 pub use world::{LiveQemu, Signalled};

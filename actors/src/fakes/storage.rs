@@ -37,6 +37,8 @@ struct Inner {
     next_open: VecDeque<LoadError>,
     commits: u64,
     opens: u64,
+    backups: BTreeMap<String, BTreeMap<Key, Vec<u8>>>,
+    next_backup: Option<CommitError>,
 }
 
 /// A storage in memory. Clones share it, as two handles of one file would: a
@@ -73,9 +75,29 @@ impl MemoryStorage {
         apply(&mut self.inner().rows, &[row]);
     }
 
+    /// The file is gone, with everything in it.
+    pub fn lose(&self) {
+        let mut inner = self.inner();
+        inner.rows.clear();
+        inner.opened = false;
+    }
+
     /// How many commits were asked for, whatever became of them.
     pub fn commits(&self) -> u64 {
         self.inner().commits
+    }
+
+    /// The next backup fails with this.
+    pub fn fail_backup(&self, error: CommitError) {
+        self.inner().next_backup = Some(error);
+    }
+
+    /// The backup of this name as a storage of its own.
+    pub fn restored(&self, suffix: &str) -> Option<MemoryStorage> {
+        let rows = self.inner().backups.get(suffix)?.clone();
+        let restored = MemoryStorage::new();
+        restored.inner().rows = rows;
+        Some(restored)
     }
 
     /// How often it was opened.
@@ -172,6 +194,16 @@ impl Storage for MemoryStorage {
             NextCommit::Works | NextCommit::Slow(_) => apply(&mut inner.rows, batch),
         }
         Ok(())
+    }
+
+    fn backup(&self, suffix: &str) -> Result<String, CommitError> {
+        let mut inner = self.inner();
+        if let Some(error) = inner.next_backup.take() {
+            return Err(error);
+        }
+        let rows = inner.rows.clone();
+        inner.backups.insert(suffix.to_owned(), rows);
+        Ok(format!("memory{suffix}"))
     }
 
     fn size(&self) -> u64 {

@@ -11,6 +11,7 @@ pub mod contract;
 pub mod files;
 pub mod folders;
 pub mod hypervisor;
+pub mod manifests;
 pub mod network;
 pub mod storage;
 
@@ -23,6 +24,7 @@ pub use hypervisor::{
     HostError, HostProbe, Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction,
     MachineError, MachineNews, NewsSink, NicPlan, device_name, node_name,
 };
+pub use manifests::{FoundManifest, ManifestChange, ManifestFiles, ManifestName};
 pub use network::{
     BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest, SeenBridge,
     SeenTap, Settled, Traffic,

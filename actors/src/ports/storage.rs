@@ -116,7 +116,9 @@ pub enum LoadError {
         holder: String,
     },
     /// The file cannot be read as a store; it was left as it is.
-    #[error("the store {path} is corrupt: {error}; it was left untouched")]
+    #[error(
+        "the store {path} is corrupt: {error}; it was left untouched: make it again with `vman store rebuild`, or put a backup in its place"
+    )]
     Corrupt {
         /// The file.
         path: String,
@@ -147,6 +149,9 @@ pub trait Storage: Send + Sync + 'static {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, LoadError>;
     /// Makes the batch durable.
     fn commit(&self, batch: &[Row]) -> Result<(), CommitError>;
+    /// Makes a durable copy of the file beside it, its name ending in `suffix`; one that is there already is replaced,
+    /// whole or not at all. Answers the copy's path. The errors are those of a commit that did not happen.
+    fn backup(&self, suffix: &str) -> Result<String, CommitError>;
     /// Bytes of the file, for metrics.
     fn size(&self) -> u64;
 }

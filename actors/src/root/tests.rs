@@ -9,6 +9,7 @@ async fn start(ports: Ports) -> Tree {
     let settings = TreeSettings {
         max_vms: 10,
         max_launches: 2,
+        allowance: vman_model::Allowance::default(),
         observer_interval: Duration::from_millis(20),
         drift: DriftSettings::default(),
     };
@@ -49,6 +50,7 @@ async fn a_tree_that_cannot_start_leaves_the_storage_to_the_next_one() {
     let settings = TreeSettings {
         max_vms: 1,
         max_launches: 1,
+        allowance: vman_model::Allowance::default(),
         observer_interval: Duration::from_secs(5),
         drift: DriftSettings::default(),
     };

@@ -9,7 +9,7 @@
 //!
 //! bincode is complete but abandoned (RUSTSEC-2025-0141). `tests` hold golden
 //! bytes of every kind: a struct of a released schema never changes; a new
-//! version gets a new struct and `From` the old one.
+//! version gets a new struct, and `migrate.rs` the way from the old one.
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -48,17 +48,36 @@ pub enum Kind {
     Token = 24,
 }
 
-/// The schema this build writes, for all kinds.
-pub const SCHEMA: u16 = 1;
+impl Kind {
+    /// The schema this build writes. A kind goes up by one when the shape of its record changes, and `STEPS` in
+    /// `migrate.rs` gets the way up from the one before.
+    pub const fn schema(self) -> u16 {
+        match self {
+            Kind::Template
+            | Kind::Vm
+            | Kind::Disk
+            | Kind::Image
+            | Kind::Operation
+            | Kind::Event
+            | Kind::Idempotency
+            | Kind::Meta
+            | Kind::Lease
+            | Kind::Forward
+            | Kind::Token => 1,
+        }
+    }
+}
 
 /// Why a row cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// Written by a newer VMAN.
-    #[error("schema {found} is newer than this build's {SCHEMA}")]
+    #[error("schema {found} is newer than this build's {known}")]
     Newer {
         /// The row's schema.
         found: u16,
+        /// What this build knows.
+        known: u16,
     },
     /// Not a row, or rotten.
     #[error("{0}")]
@@ -74,10 +93,22 @@ pub fn encode<T: Serialize>(kind: Kind, value: &T) -> Vec<u8> {
     let mut out = vec![0; HEADER];
     bincode::serde::encode_into_std_write(value, &mut out, bincode::config::standard())
         .expect("a record serialises into memory: its types hold no map with a failing key");
+    close(kind, kind.schema(), out)
+}
+
+/// The row of a payload of another schema than this build writes.
+pub(super) fn seal(kind: Kind, schema: u16, payload: &[u8]) -> Vec<u8> {
+    let mut out = vec![0; HEADER];
+    out.extend_from_slice(payload);
+    close(kind, schema, out)
+}
+
+/// Writes the header in front of a payload.
+fn close(kind: Kind, schema: u16, mut out: Vec<u8>) -> Vec<u8> {
     let length = u32::try_from(out.len() - HEADER).expect("records are far below 4 GiB");
     out[0..2].copy_from_slice(&MAGIC);
     out[2] = kind as u8;
-    out[3..5].copy_from_slice(&SCHEMA.to_le_bytes());
+    out[3..5].copy_from_slice(&schema.to_le_bytes());
     out[5..9].copy_from_slice(&length.to_le_bytes());
     let checksum = checksum(&out[..CHECKED], &out[HEADER..]);
     out[CHECKED..HEADER].copy_from_slice(&checksum.to_le_bytes());
@@ -101,6 +132,23 @@ pub fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, Decode
 }
 
 fn open(kind: Kind, bytes: &[u8]) -> Result<&[u8], DecodeError> {
+    let (schema, payload) = unseal(kind, bytes)?;
+    let known = kind.schema();
+    if schema > known {
+        return Err(DecodeError::Newer {
+            found: schema,
+            known,
+        });
+    }
+    if schema < known {
+        // Whatever can be brought up was brought up before rows are decoded.
+        return Err(corrupt(format!("there is no way up from schema {schema}")));
+    }
+    Ok(payload)
+}
+
+/// A row's schema and payload, whatever the schema.
+pub(super) fn unseal(kind: Kind, bytes: &[u8]) -> Result<(u16, &[u8]), DecodeError> {
     let (header, payload) = bytes
         .split_at_checked(HEADER)
         .ok_or_else(|| corrupt("shorter than its header"))?;
@@ -124,15 +172,8 @@ fn open(kind: Kind, bytes: &[u8]) -> Result<&[u8], DecodeError> {
             header[2], kind as u8
         )));
     }
-    let schema = u16::from_le_bytes([header[3], header[4]]);
-    if schema > SCHEMA {
-        return Err(DecodeError::Newer { found: schema });
-    }
-    if schema == 0 {
-        return Err(corrupt("schema 0"));
-    }
     if payload.len() > MAX_PAYLOAD {
         return Err(corrupt(format!("{} bytes are too many", payload.len())));
     }
-    Ok(payload)
+    Ok((u16::from_le_bytes([header[3], header[4]]), payload))
 }

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use vman_model::{
     Change, DiskId, DiskRecord, Event, ForwardId, ForwardRecord, Guard, IdempotencyKey,
     IdempotencyRecord, ImageName, ImageRecord, LeaseId, LeaseRecord, OperationId, OperationRecord,
-    Revision, TemplateName, TemplateRecord, TokenId, TokenName, TokenRecord, UnixMs, VmId, Write,
-    vm::VmRecord,
+    Promise, Revision, TemplateName, TemplateRecord, TokenId, TokenName, TokenRecord, UnixMs, VmId,
+    Write, vm::VmRecord,
 };
 
 /// Finished operations kept; the oldest are forgotten first.
@@ -81,6 +81,8 @@ pub struct Inventory {
     pub vms: Rows<VmId, VmRecord>,
     /// Their MAC addresses.
     pub(super) macs: OrdSet<[u8; 6]>,
+    /// What is promised to VMs, in all.
+    pub promised: Promise,
     /// Disks by id.
     pub disks: Rows<DiskId, DiskRecord>,
     /// Images by name.
@@ -118,6 +120,7 @@ impl Inventory {
             Guard::TemplateUnused(name) => self.vms_of_template(name).next().is_none(),
             Guard::VmAbsent(id) => !self.vms.contains_key(id),
             Guard::VmsBelow(limit) => self.vms.len() < *limit,
+            Guard::Room(asked, allowance) => allowance.admits(self.promised, *asked),
             Guard::VmRevision(id, revision) => {
                 self.vms.get(id).is_some_and(|vm| vm.revision == *revision)
             }
@@ -151,6 +154,30 @@ impl Inventory {
             .unwrap_or_else(|place| place);
         // By place: to skip would walk over all that is older.
         (first..recent.len()).filter_map(|place| recent.get(place))
+    }
+
+    /// Nothing, as of a revision.
+    pub(crate) fn empty_at(revision: Revision) -> Self {
+        Self {
+            revision,
+            ..Self::default()
+        }
+    }
+
+    /// How many records there are, by table.
+    pub fn counts(&self) -> Vec<(&'static str, usize)> {
+        [
+            (Table::Templates, self.templates.len()),
+            (Table::Images, self.images.len()),
+            (Table::Disks, self.disks.len()),
+            (Table::Vms, self.vms.len()),
+            (Table::Leases, self.leases.len()),
+            (Table::Forwards, self.forwards.len()),
+            (Table::Tokens, self.tokens.len()),
+            (Table::Operations, self.operations.len()),
+        ]
+        .map(|(table, count)| (table.as_str(), count))
+        .into()
     }
 
     /// The token of a name.
@@ -216,7 +243,7 @@ impl Inventory {
 
     /// The state after `change`, and the rows that make it durable; or the guard
     /// that does not hold.
-    pub(super) fn apply(
+    pub(crate) fn apply(
         &self,
         change: Change,
         now: UnixMs,
@@ -268,6 +295,7 @@ impl Inventory {
                 }
                 let key = value.id.clone();
                 self.macs.insert(value.mac);
+                self.promise(&key, Promise::to(&value));
                 put(
                     &mut self.vms,
                     Table::Vms,
@@ -282,6 +310,7 @@ impl Inventory {
                 if let Some(vm) = self.vms.get(&id) {
                     self.macs.remove(&vm.value.mac);
                 }
+                self.promise(&id, Promise::default());
                 erase(&mut self.vms, Table::Vms, &id, rows);
             }
             Write::PutDisk(value) => {
@@ -370,6 +399,13 @@ impl Inventory {
                 self.idempotency.insert(value.key.clone(), Arc::new(value));
             }
         }
+    }
+
+    /// Keeps the sum: what this VM had is taken from it, what it has from now on is added.
+    fn promise(&mut self, vm: &VmId, now: Promise) {
+        let before = self.vms.get(vm).map(|row| Promise::to(&row.value));
+        let others = self.promised.minus(before.unwrap_or_default());
+        self.promised = others.plus(now);
     }
 
     /// Changes a row as it is now; one that is not there stays away.

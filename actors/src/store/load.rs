@@ -1,16 +1,17 @@
-//! Reads the state back at start: refuses a newer schema, sets aside what it
+//! Reads the state back at start: brings an older schema up (`migrate.rs`), refuses a newer one, sets aside what it
 //! cannot read, and never turns a lost store into an empty inventory.
 
 use super::{
-    codec::{self, DecodeError, Kind, SCHEMA},
+    codec::{self, DecodeError, Kind},
     inventory::{Inventory, Quarantined, RECENT_EVENTS, Versioned, event_key},
+    migrate::{self, BACKUP_SUFFIX, Schemas},
 };
 use crate::ports::{Clock, CommitError, LoadError, Row, RowBatch, Storage, Table};
 use imbl::OrdMap;
 use serde::de::DeserializeOwned;
 use std::{str::FromStr, sync::Arc};
 use vman_model::{
-    Cause, Event, EventDraft, EventKind, IdempotencyRecord, Origin, Revision, Subject,
+    Cause, Event, EventDraft, EventKind, IdempotencyRecord, Origin, Promise, Revision, Subject,
 };
 
 /// The row of [`Table::Meta`] that holds the last revision.
@@ -24,13 +25,29 @@ pub enum StoreLoadError {
     Storage(#[from] LoadError),
     /// Written by a newer VMAN.
     #[error(
-        "the store was written by a newer VMAN (schema {found}, this build knows {SCHEMA}): \
-         install that version again, or restore the backup made before the upgrade"
+        "the store was written by a newer VMAN (schema {found}, this build knows {known}): \
+         install that version again, or restore the backup made before the upgrade \
+         (beside the store, ending in {BACKUP_SUFFIX})"
     )]
     Newer {
         /// The store's schema.
         found: u16,
+        /// What this build knows.
+        known: u16,
     },
+    /// No backup could be made before rows are brought up; nothing was changed.
+    #[error(
+        "the store has to be brought up to this VMAN's schema, and the backup that has to be made \
+         before cannot be: {0}; nothing was changed, make room beside the store or install the \
+         version before again"
+    )]
+    Backup(CommitError),
+    /// The rows that were brought up were not committed.
+    #[error(
+        "the store could not be brought up to this VMAN's schema: {0}; start again, or install the \
+         version before and restore the backup beside the store, ending in {BACKUP_SUFFIX}"
+    )]
+    Migrate(CommitError),
     /// What was set aside could not be made durable.
     #[error("cannot set unreadable records aside: {0}")]
     Quarantine(#[from] CommitError),
@@ -39,6 +56,7 @@ pub enum StoreLoadError {
 /// Reads everything.
 pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory, StoreLoadError> {
     storage.open()?;
+    migrate::bring_up(storage, &Schemas::CURRENT)?;
     let mut reader = Reader {
         storage,
         set_aside: Vec::new(),
@@ -55,6 +73,8 @@ pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory
         tokens: reader.table(Table::Tokens, Kind::Token)?,
         ..Inventory::default()
     };
+    let promises = inventory.vms.values().map(|row| Promise::to(&row.value));
+    inventory.promised = promises.fold(Promise::default(), Promise::plus);
     inventory.leases_of = inventory
         .leases
         .values()
@@ -102,7 +122,7 @@ impl Reader<'_> {
         };
         match codec::decode(Kind::Meta, &bytes) {
             Ok(revision) => Ok(revision),
-            Err(DecodeError::Newer { found }) => Err(StoreLoadError::Newer { found }),
+            Err(DecodeError::Newer { found, known }) => Err(StoreLoadError::Newer { found, known }),
             // Without it revisions could repeat: take the highest that is seen.
             Err(DecodeError::Corrupt(_)) => self.highest_event(),
         }
@@ -133,8 +153,8 @@ impl Reader<'_> {
                 .and_then(|s| K::from_str(s).ok());
             let value = codec::decode::<(Revision, V)>(kind, &bytes);
             match (id, value) {
-                (_, Err(DecodeError::Newer { found })) => {
-                    return Err(StoreLoadError::Newer { found });
+                (_, Err(DecodeError::Newer { found, known })) => {
+                    return Err(StoreLoadError::Newer { found, known });
                 }
                 (Some(id), Ok((revision, value))) => {
                     map.insert(id, Arc::new(Versioned::new(revision, value)));
@@ -155,7 +175,9 @@ impl Reader<'_> {
         for (key, bytes) in self.storage.load(Table::Idempotency)? {
             match codec::decode(Kind::Idempotency, &bytes) {
                 Ok(row) => out.push(row),
-                Err(DecodeError::Newer { found }) => return Err(StoreLoadError::Newer { found }),
+                Err(DecodeError::Newer { found, known }) => {
+                    return Err(StoreLoadError::Newer { found, known });
+                }
                 Err(DecodeError::Corrupt(why)) => {
                     self.set_aside.push((Table::Idempotency, key, bytes, why));
                 }
@@ -173,7 +195,9 @@ impl Reader<'_> {
         {
             match codec::decode(Kind::Event, &bytes) {
                 Ok(event) => out.push(Arc::new(event)),
-                Err(DecodeError::Newer { found }) => return Err(StoreLoadError::Newer { found }),
+                Err(DecodeError::Newer { found, known }) => {
+                    return Err(StoreLoadError::Newer { found, known });
+                }
                 Err(DecodeError::Corrupt(why)) => {
                     self.set_aside.push((Table::Events, key, bytes, why));
                 }
@@ -267,7 +291,7 @@ fn quarantine(
 }
 
 /// The row that keeps the last revision.
-pub(super) fn revision_row(revision: Revision) -> Row {
+pub(crate) fn revision_row(revision: Revision) -> Row {
     Row {
         table: Table::Meta,
         key: REVISION_KEY.to_vec(),

@@ -7,13 +7,15 @@
 //! published [`Inventory`] and never wait for this actor).
 //! Dies when the outcome of a commit is unknown: its successor opens the file
 //! again and reads what is true.
-//! Look next: `inventory.rs` (state and guards), `writer.rs`, `codec.rs`.
+//! Look next: `inventory.rs` (state and guards), `writer.rs`, `codec.rs`,
+//! `migrate.rs` (how rows of an older VMAN are brought up).
 
 pub mod codec;
 mod handle;
 mod inventory;
 mod load;
 mod memo;
+pub mod migrate;
 mod tell;
 mod writer;
 
@@ -23,6 +25,7 @@ mod tests;
 pub use handle::{EventLog, StoreError, StoreHandle, StoreSlot};
 pub use inventory::{Committed, Inventory, Quarantined, Versioned};
 pub use load::StoreLoadError;
+pub(crate) use load::revision_row;
 pub use memo::Memo;
 
 use crate::{

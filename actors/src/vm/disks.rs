@@ -11,11 +11,12 @@ use crate::ports::{
     BoxFuture, DiskAction, DiskError, DiskPlan, Machine, NewDiskFile, device_name, node_name,
 };
 use ractor::ActorRef;
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::task::JoinHandle;
 use vman_model::{
     DiskFile, DiskId, DiskRecord, Incarnation, OperationId,
     disk::ROOT_DISK_SLOT,
-    vm::{DiskOutcome, Fact, VmRecord},
+    vm::{Command, DiskOutcome, Fact, VmRecord},
 };
 
 /// How long after an unanswered question QEMU is asked again which disks it has.
@@ -50,12 +51,18 @@ pub(super) fn file_of(deps: &VmDeps, disk: &DiskRecord) -> NewDiskFile {
 
 /// A disk as QEMU is given it. Its file is there and large enough.
 pub(super) async fn plan(deps: &VmDeps, disk: &DiskRecord, slot: u8) -> Result<DiskPlan, String> {
-    let path = deps
-        .disks
-        .ensure(file_of(deps, disk))
-        .await
-        .map_err(|error| format!("disk {}: {error}", disk.id))?;
-    Ok(DiskPlan {
+    let path = ready(deps, disk).await?;
+    Ok(planned(path, disk, slot))
+}
+
+/// Sees to it that a disk's file is what its row says, and answers its path.
+async fn ready(deps: &VmDeps, disk: &DiskRecord) -> Result<PathBuf, String> {
+    let made = deps.disks.ensure(file_of(deps, disk)).await;
+    made.map_err(|error| format!("disk {}: {error}", disk.id))
+}
+
+fn planned(path: PathBuf, disk: &DiskRecord, slot: u8) -> DiskPlan {
+    DiskPlan {
         node: node_name(&disk.id),
         device: device_name(&disk.id),
         path,
@@ -63,7 +70,23 @@ pub(super) async fn plan(deps: &VmDeps, disk: &DiskRecord, slot: u8) -> Result<D
         slot,
         serial: disk.serial(),
         options: disk.options.clone(),
-    })
+    }
+}
+
+/// The file of a disk that is about to be plugged in, looked after while the intent is being
+/// committed. Nothing is ahead of its record here: what a disk's file is to be, the disk's own
+/// row has said before. One that is not waited for does no harm.
+pub(super) struct ReadyFile {
+    disk: DiskId,
+    made: JoinHandle<Result<PathBuf, String>>,
+}
+
+impl ReadyFile {
+    async fn path(self) -> Result<PathBuf, String> {
+        self.made
+            .await
+            .unwrap_or_else(|error| Err(error.to_string()))
+    }
 }
 
 fn row(deps: &VmDeps, disk: &DiskId) -> Option<DiskRecord> {
@@ -110,8 +133,23 @@ impl VmState {
         machine.ok_or_else(|| DiskError::Refused("there is no QMP connection".to_owned()))
     }
 
+    /// Begins with what a command needs and changes nothing, beside its commit.
+    pub(super) fn prepare(&self, command: &Command) -> Option<ReadyFile> {
+        let Command::AttachDisk { disk, .. } = command else {
+            return None;
+        };
+        self.machine.as_ref()?;
+        // The file of a disk that somebody has is somebody's to look after.
+        let row = row(&self.deps, disk).filter(DiskRecord::is_free)?;
+        let deps = self.deps.clone();
+        Some(ReadyFile {
+            disk: disk.clone(),
+            made: tokio::spawn(async move { ready(&deps, &row).await }),
+        })
+    }
+
     pub(super) fn plug(
-        &self,
+        &mut self,
         myself: &ActorRef<VmMsg>,
         incarnation: Incarnation,
         operation: OperationId,
@@ -121,8 +159,9 @@ impl VmState {
         let report = report(myself, incarnation, Some(operation), disk.clone());
         failpoint::hit("attach.intent");
         let (machine, deps) = (self.machine_now(), self.deps.clone());
+        let ready = self.ready_file.take().filter(|ready| ready.disk == disk);
         tokio::spawn(async move {
-            report.tell(plug(machine, &deps, &disk, slot).await);
+            report.tell(plug(machine, &deps, &disk, slot, ready).await);
         });
     }
 
@@ -238,9 +277,13 @@ async fn plug(
     deps: &VmDeps,
     disk: &DiskId,
     slot: u8,
+    ready: Option<ReadyFile>,
 ) -> Result<(), DiskError> {
     let gone = || DiskError::Refused(format!("disk {disk} is gone"));
     let row = row(deps, disk).ok_or_else(gone)?;
-    let plan = plan(deps, &row, slot).await.map_err(DiskError::Refused)?;
-    begin(machine, DiskAction::Plug(plan)).await
+    let plan = match ready {
+        Some(ready) => ready.path().await.map(|path| planned(path, &row, slot)),
+        None => plan(deps, &row, slot).await,
+    };
+    begin(machine, DiskAction::Plug(plan.map_err(DiskError::Refused)?)).await
 }

@@ -57,6 +57,9 @@ pub enum CommandError {
     /// The disk is gone, not whole, or belongs to another VM by now.
     #[error("disk {0} cannot be had")]
     DiskTaken(vman_model::DiskId),
+    /// The host has not enough left to promise; the sum.
+    #[error("the host has no room for it: {0}")]
+    NoRoom(String),
     /// Too many commands wait for this VM.
     #[error("too many commands are waiting for this VM")]
     TooMany,

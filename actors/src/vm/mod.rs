@@ -48,7 +48,7 @@ use tokio::{
 };
 use turn::Turned;
 use vman_model::{
-    Guard, Incarnation, OperationRecord, Revision, VmId, Write,
+    Allowance, Guard, Incarnation, OperationRecord, Revision, VmId, Write,
     vm::{self as model, Fact, Input, Reply, VmRecord},
 };
 
@@ -74,6 +74,8 @@ pub struct VmDeps {
     pub clock: Arc<dyn Clock>,
     /// A permit for each QEMU that may be launching at once.
     pub launches: Arc<Semaphore>,
+    /// How much of the host may be promised to VMs.
+    pub allowance: Allowance,
 }
 
 /// One VM's actor.
@@ -105,6 +107,8 @@ pub struct VmState {
     retry_armed: bool,
     /// Its QEMU is looked for although the recovery could not be recorded.
     adopting_early: bool,
+    /// Of the command that is being committed.
+    ready_file: Option<disks::ReadyFile>,
 }
 
 /// How far the recovery of this VM is.
@@ -162,6 +166,7 @@ impl Actor for VmActor {
             unwritten: VecDeque::new(),
             retry_armed: false,
             adopting_early: false,
+            ready_file: None,
         })
     }
 
@@ -272,8 +277,11 @@ impl VmState {
             .into_iter()
             .map(Write::PutIdempotency)
             .collect();
+        self.ready_file = self.prepare(&request.command);
         let input = Input::Command(request.command, request.context.clone());
-        let answer = match self.turn_with(myself, input, guards, writes).await? {
+        let turned = self.turn_with(myself, input, guards, writes).await?;
+        self.ready_file = None;
+        let answer = match turned {
             Turned::Done(Some(Reply::Refused(refusal)), _) => Err(CommandError::Refused(refusal)),
             Turned::Done(_, operations) => operations
                 .into_iter()
@@ -284,6 +292,10 @@ impl VmState {
             }
             Turned::NotWritten(StoreError::Conflict(Guard::DiskFree(disk))) => {
                 Err(CommandError::DiskTaken(disk))
+            }
+            Turned::NotWritten(StoreError::Conflict(Guard::Room(asked, allowance))) => {
+                let promised = self.deps.store.inventory().promised;
+                Err(CommandError::NoRoom(allowance.shortage(promised, asked)))
             }
             Turned::NotWritten(error) => Err(CommandError::Store(error)),
         };

@@ -6,8 +6,8 @@ use super::{VmState, VmSupervisorMsg, msg::VmMsg};
 use crate::store::StoreError;
 use ractor::{ActorProcessingErr, ActorRef};
 use vman_model::{
-    Change, Guard, OperationRecord, Revision, Write,
-    vm::{self as model, Decision, DiskChange, Input, Moment, Reply},
+    Change, Guard, OperationRecord, Promise, Revision, Write,
+    vm::{self as model, Decision, DiskChange, Input, Moment, Reply, VmRecord},
 };
 
 /// What a turn came to.
@@ -66,6 +66,14 @@ impl VmState {
         Ok(Turned::Done(decision.reply, operations))
     }
 
+    /// What a VM that had no promise until now must find room for.
+    fn room(&self, next: &VmRecord) -> Option<Guard> {
+        let (_, now) = self.record.as_ref()?;
+        let asked = Promise::to(next);
+        let anew = Promise::to(now).is_none() && !asked.is_none();
+        anew.then_some(Guard::Room(asked, self.deps.allowance))
+    }
+
     fn change(
         &self,
         decision: &Decision,
@@ -74,6 +82,7 @@ impl VmState {
         mut writes: Vec<Write>,
     ) -> Change {
         guards.push(own);
+        guards.extend(self.room(&decision.record));
         match decision.erased {
             None => writes.push(Write::PutVm(Box::new(decision.record.clone()))),
             Some(erasure) => {

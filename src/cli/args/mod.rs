@@ -102,9 +102,15 @@ pub enum Command {
     /// Tokens for callers over TCP
     #[command(subcommand)]
     Token(TokenCommand),
+    /// What is durable
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// The daemon's configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Replacing this program by another version
+    #[command(subcommand)]
+    Upgrade(UpgradeCommand),
     /// Print a completion script for a shell
     Completion {
         /// The shell

@@ -445,11 +445,32 @@ pub enum TokenCommand {
     },
 }
 
+/// Commands about the store.
+#[derive(Clone, Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Make a lost or corrupt store again of manifests and running QEMUs, while no daemon runs
+    Rebuild {
+        /// Also where the store can be read: it is put aside
+        #[arg(long)]
+        force: bool,
+        /// The daemon's configuration
+        #[command(flatten)]
+        config: ConfigFlags,
+    },
+}
+
 /// Commands about the configuration.
 #[derive(Clone, Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Show each effective value and where it came from
     Show(ConfigFlags),
     /// Say what is wrong with the configuration
+    Check(ConfigFlags),
+}
+
+/// Commands about upgrades.
+#[derive(Clone, Debug, Subcommand)]
+pub enum UpgradeCommand {
+    /// Say what this binary would do with the store, before it is started on it
     Check(ConfigFlags),
 }

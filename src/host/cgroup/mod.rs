@@ -77,13 +77,18 @@ fn measure(controller: Controller) -> Measure {
     }
 }
 
+impl Hierarchies {
+    fn of_this_process() -> Self {
+        let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
+        Self::parse(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"))
+    }
+}
+
 impl Cgroups {
     /// Tries everything out on this host, and sweeps away what is nobody's. Blocks for some
     /// milliseconds.
     pub fn find_out() -> Self {
-        let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
-        let hierarchies =
-            Hierarchies::parse(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"));
+        let hierarchies = Hierarchies::of_this_process();
         let under_systemd = Path::new("/run/systemd/system").exists();
         let found = Self::try_out(&hierarchies, under_systemd);
         found.sweep(SETTLED);
@@ -169,6 +174,22 @@ impl Cgroups {
     }
 }
 
+/// How much memory the daemon and all it starts may use, in bytes, if its own group says so.
+pub fn own_memory_limit() -> Option<u64> {
+    let hierarchies = Hierarchies::of_this_process();
+    let one = hierarchies.one(Controller::Memory).and_then(|place| {
+        // It knows of the limits above.
+        let stat = fs::read_to_string(place.above.join("memory.stat")).ok()?;
+        value_in(&stat, "hierarchical_memory_limit")
+    });
+    let two = hierarchies.own_two().into_iter().filter_map(|group| {
+        // `max` is no number.
+        let most = fs::read_to_string(group.join("memory.max")).ok()?;
+        most.trim().parse::<u64>().ok()
+    });
+    one.into_iter().chain(two).min()
+}
+
 /// Notes which groups a VM's QEMU is in: whoever puts it into others (a scope of systemd's) notes
 /// those.
 pub fn note_down(note: &Path, groups: &[PathBuf]) -> io::Result<()> {
@@ -195,7 +216,8 @@ pub fn oom_kills(note: &Path) -> io::Result<Option<u64>> {
     for group in noted(note)? {
         for file in ["memory.events", "memory.oom_control"] {
             match fs::read_to_string(group.join(file)) {
-                Ok(text) => return Ok(kills_in(&text)),
+                // Since Linux 4.13 in both versions.
+                Ok(text) => return Ok(value_in(&text, "oom_kill")),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(about(&group)(error)),
             }
@@ -204,10 +226,11 @@ pub fn oom_kills(note: &Path) -> io::Result<Option<u64>> {
     Ok(None)
 }
 
-/// `oom_kill N`, since Linux 4.13 in both versions.
-fn kills_in(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    line?.trim().parse().ok()
+/// `NAME N`, a line.
+fn value_in(text: &str, name: &str) -> Option<u64> {
+    let values = text.lines().filter_map(|line| line.split_once(' '));
+    let (_, value) = values.into_iter().find(|(known, _)| *known == name)?;
+    value.trim().parse().ok()
 }
 
 /// Removes the noted groups and the note; no process is in them. Repeatable. Blocks, where the

@@ -110,6 +110,23 @@ impl Hierarchies {
     }
 }
 
+impl Hierarchies {
+    /// The daemon's own group of version 2 and all above it that are seen from here, up to the
+    /// mount.
+    pub(super) fn own_two(&self) -> Vec<PathBuf> {
+        let two = self
+            .mounts
+            .iter()
+            .find(|(_, _, version, _)| *version == Version::Two);
+        let own = self.own.iter().find(|(names, _)| names.is_empty());
+        let (Some((point, root, ..)), Some((_, own))) = (two, own) else {
+            return Vec::new();
+        };
+        let groups = own.ancestors().filter_map(|group| below(group, root));
+        groups.map(|group| point.join(group)).collect()
+    }
+}
+
 /// `path` of the hierarchy as seen through a mount of its part `root`.
 fn below(path: &Path, root: &Path) -> Option<PathBuf> {
     path.strip_prefix(root).ok().map(Path::to_owned)

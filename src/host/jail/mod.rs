@@ -274,14 +274,19 @@ impl Jail {
     }
 }
 
+/// Whether a disk belongs to the user of a QEMU that runs. Two system calls.
+pub fn has_disk(pid: u32, disk: &Path) -> io::Result<bool> {
+    Ok(fs::symlink_metadata(disk)?.uid() == user_of(pid)?)
+}
+
 /// Gives a disk to the user of a QEMU that runs already: called before it is plugged into it.
 /// Repeatable; blocks for a system call or two.
 pub fn hand_disk(pid: u32, disk: &Path) -> io::Result<()> {
-    let uid = fs::metadata(format!("/proc/{pid}"))?.uid();
-    if fs::symlink_metadata(disk)?.uid() == uid {
-        return Ok(());
-    }
-    give(disk, Some(uid), None)
+    give(disk, Some(user_of(pid)?), None)
+}
+
+fn user_of(pid: u32) -> io::Result<u32> {
+    Ok(fs::metadata(format!("/proc/{pid}"))?.uid())
 }
 
 /// Takes a disk back from a QEMU that has let go of it. Repeatable; blocks as [`hand_disk`] does.

@@ -22,7 +22,7 @@ pub(super) fn definition(table: Table) -> Rows {
     TableDefinition::new(table.as_str())
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()
@@ -33,17 +33,20 @@ pub(super) fn marker(path: &Path) -> PathBuf {
     beside(path, ".created")
 }
 
-/// Creates the file if it was never there.
-pub(super) fn ensure(path: &Path) -> Result<(), Problem> {
+/// Creates the file if it was never there. Files in `witnesses` say that it was.
+pub(super) fn ensure(path: &Path, witnesses: Option<&Path>) -> Result<(), Problem> {
     let marker = marker(path);
     match (path.try_exists()?, marker.try_exists()?) {
         (true, true) => Ok(()),
         // Cut short between the two, or a file that was restored by hand.
         (true, false) => Ok(mark(&marker)?),
         (false, true) => Err(Problem::Corrupt(format!(
-            "the file is gone although it was created once; restore it from a backup, or remove {} \
-             to begin with an empty inventory",
+            "the file is gone although it was created once, as {} says",
             marker.display()
+        ))),
+        (false, false) if witnesses.is_some_and(any_file_below) => Err(Problem::Corrupt(format!(
+            "the file is gone although {} tells of an inventory",
+            witnesses.unwrap_or(path).display()
         ))),
         (false, false) => {
             create(path)?;
@@ -52,7 +55,23 @@ pub(super) fn ensure(path: &Path) -> Result<(), Problem> {
     }
 }
 
-fn mark(marker: &Path) -> io::Result<()> {
+/// Whether there is any file in a folder or in its folders. What cannot be
+/// looked at counts: nothing is made anew on a guess.
+fn any_file_below(folder: &Path) -> bool {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => return error.kind() != io::ErrorKind::NotFound,
+    };
+    entries.into_iter().any(|entry| {
+        let Ok(entry) = entry else { return true };
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => any_file_below(&entry.path()),
+            _ => true,
+        }
+    })
+}
+
+pub(super) fn mark(marker: &Path) -> io::Result<()> {
     OpenOptions::new()
         .write(true)
         .create(true)

@@ -3,7 +3,7 @@
 //! Owns: the file, its safe creation, and the meaning of its errors (certain or unknown). Must not:
 //! know what a row means, or decide what to do after an unknown outcome: the StateStore does.
 //! Look next: [`backend`] for what lies between redb and the file, [`create`] for the first
-//! creation.
+//! creation, [`backup`] for copies.
 //!
 //! | what failed | answer | the database afterwards |
 //! |---|---|---|
@@ -11,10 +11,15 @@
 //! | in the commit after the header was touched | `Unknown` | refuses everything until `open` |
 
 mod backend;
+mod backup;
 mod create;
 mod problem;
+mod replace;
 #[cfg(test)]
 mod tests;
+
+pub use backup::copy_of_running;
+pub use replace::Replacement;
 
 use backend::{GuardedFile, Shared, Watch};
 use create::{Rows, definition};
@@ -43,6 +48,8 @@ type Wrap = dyn Fn(FileBackend) -> Box<dyn StorageBackend> + Send + Sync;
 /// The durable rows in one redb file.
 pub struct RedbStorage {
     path: PathBuf,
+    /// A folder whose files say that there was an inventory.
+    witnesses: Option<PathBuf>,
     /// Readers and the committer share it; `open` has it alone, so that no reader is left with
     /// pages of a file that was opened anew.
     state: RwLock<State>,
@@ -79,9 +86,18 @@ impl RedbStorage {
         Self::with_file(path, Box::new(|file| Box::new(file)))
     }
 
+    /// The same, where files in `folder` say that there was an inventory: a store
+    /// that is missing beside them was lost, whatever else is missing.
+    #[must_use]
+    pub fn with_witnesses(mut self, folder: PathBuf) -> Self {
+        self.witnesses = Some(folder);
+        self
+    }
+
     fn with_file(path: impl Into<PathBuf>, wrap: Box<Wrap>) -> Self {
         Self {
             path: path.into(),
+            witnesses: None,
             state: RwLock::new(State::Closed("it was not opened yet".to_owned())),
             committing: Mutex::new(()),
             watch: Arc::default(),
@@ -294,7 +310,7 @@ impl Storage for RedbStorage {
             .committing
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        contained(|| create::ensure(&self.path))
+        contained(|| create::ensure(&self.path, self.witnesses.as_deref()))
             .and_then(|()| self.reopen())
             .map_err(|problem| problem.at(&self.path))
     }
@@ -351,6 +367,20 @@ impl Storage for RedbStorage {
                 Err(CommitError::Unknown(error))
             }
         }
+    }
+
+    fn backup(&self, suffix: &str) -> Result<String, CommitError> {
+        let _alone = self
+            .committing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Closed in order, the file is whole by itself, whatever redb keeps in memory.
+        self.close("it is being copied");
+        let copied = backup::copy(&self.path, suffix);
+        let open = self.reopen();
+        let copy = copied.map_err(|error| certain(&error))?;
+        open.map_err(|problem| CommitError::Refused(problem.at(&self.path).to_string()))?;
+        Ok(copy.display().to_string())
     }
 
     fn size(&self) -> u64 {

@@ -5,6 +5,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 use vman_actors::observer::{Finding, ObserverReport};
+use vman_model::{Allowance, Promise};
 
 /// One thing that is not as it should be.
 #[derive(Serialize, ToSchema)]
@@ -102,4 +103,45 @@ pub(crate) struct ConsoleBody<'a> {
     pub(crate) size: usize,
     /// All bytes written since the VM was made, kept or not.
     pub(crate) file_size: u64,
+}
+
+/// A part of the host, as it is promised to VMs that run or are about to.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Share)]
+pub(crate) struct ShareBody {
+    /// How much may be promised; none: without limit.
+    allowed: Option<u64>,
+    /// How much is promised.
+    promised: u64,
+    /// How much is left; none: without limit.
+    available: Option<u64>,
+}
+
+impl ShareBody {
+    fn of(allowed: Option<u64>, promised: u64) -> Self {
+        Self {
+            allowed,
+            promised,
+            available: allowed.map(|allowed| allowed.saturating_sub(promised)),
+        }
+    }
+}
+
+/// What the host has left for VMs.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Capacity)]
+pub(crate) struct CapacityBody {
+    /// Memory in MiB; `VMAN_MEMORY_OVERCOMMIT` times the host's may be promised.
+    memory_mib: ShareBody,
+    /// Virtual CPUs; `VMAN_CPU_OVERCOMMIT` times the host's processors may be promised.
+    cpus: ShareBody,
+}
+
+impl CapacityBody {
+    pub(crate) fn of(allowance: Allowance, promised: Promise) -> Self {
+        Self {
+            memory_mib: ShareBody::of(allowance.memory_mib, promised.memory_mib),
+            cpus: ShareBody::of(allowance.cpus, promised.cpus),
+        }
+    }
 }

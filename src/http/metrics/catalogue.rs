@@ -64,6 +64,7 @@ metrics! {
     "vman_vm_threads" Gauge ["vm"] "Threads of the VM's QEMU.";
     "vman_vm_storage_read_bytes_total" Counter ["vm"] "Bytes the VM's QEMU has caused the host's storage to read.";
     "vman_vm_storage_written_bytes_total" Counter ["vm"] "Bytes the VM's QEMU has caused the host's storage to write.";
+    "vman_vm_disk_errors_total" Counter ["vm", "disk", "reason"] "Failures of a VM's disks on the host, by disk and reason (no_space, io_error); each stops the guest.";
     "vman_vm_restarts_total" Counter ["reason"] "Restarts by policy, by the reason for which the life before ended.";
     "vman_records" Gauge ["kind"] "Records by kind.";
     "vman_quarantined_records" Gauge [] "Records that could not be read and were set aside.";

@@ -162,6 +162,10 @@ fn records(out: &mut Exposition, state: &HttpState, inventory: &Inventory) {
     for ([kind, status], took) in meters.operations.all() {
         family.histogram(&[&kind, &status], &took);
     }
+    let mut family = out.family("vman_vm_disk_errors_total");
+    for ([vm, disk, reason], counter) in meters.disk_errors.all() {
+        family.count(&[&vm, &disk, &reason], counter.get());
+    }
     for (name, counted) in [
         ("vman_events_total", &meters.events),
         ("vman_vm_restarts_total", &meters.vm_restarts),

@@ -64,6 +64,7 @@ pub(crate) async fn health(State(state): State<HttpState>) -> Response {
         ("qemu_img", told(&probe.qemu_img)),
         ("network", network(&state).await),
         ("observer", observer(&state)),
+        ("manifests", manifests(&state)),
     ]);
     let well = checks.values().all(|check| check == "ok");
     let version = |found: &Result<String, String>| found.clone().unwrap_or_default();
@@ -122,6 +123,15 @@ async fn network(state: &HttpState) -> String {
         Ok(Ok(_)) => "ok".to_owned(),
         Ok(Err(why)) => why,
         Err(_) => "the network does not answer".to_owned(),
+    }
+}
+
+fn manifests(state: &HttpState) -> String {
+    match &state.handles().manifests.status().error {
+        None => "ok".to_owned(),
+        Some(why) => {
+            format!("a lost store could not be made again as it is now: manifests lag: {why}")
+        }
     }
 }
 

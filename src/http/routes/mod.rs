@@ -7,6 +7,7 @@ pub(crate) mod disk_work;
 pub(crate) mod disks;
 pub(crate) mod events;
 pub(crate) mod health;
+pub(crate) mod host;
 pub(crate) mod images;
 pub(crate) mod logs;
 mod made;

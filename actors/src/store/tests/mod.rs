@@ -8,3 +8,4 @@ mod commits;
 mod given;
 mod loading;
 mod log;
+mod migrating;

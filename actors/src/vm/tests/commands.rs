@@ -3,7 +3,7 @@
 use super::daemon::{DELETE, Daemon, RESTART, STOP, STOP_BY_FORCE, vm};
 use crate::vm::{CommandError, NewVm};
 use vman_model::{
-    IdempotencyKey, IdempotencyRecord, OperationStatus, RestartPolicy,
+    IdempotencyKey, IdempotencyRecord, OperationStatus, Promise, RestartPolicy,
     change::IdempotentAnswer,
     vm::{Command, Phase, Reason, Refusal, RunState},
 };
@@ -156,4 +156,73 @@ async fn a_vm_is_deleted_and_made_again_under_its_name_while_commands_fly() {
     daemon.done(&id, Command::Start).await;
     daemon.oracle().await;
     assert_eq!(daemon.on().vms.directory.len(), 1);
+}
+
+/// The host has room for two VMs of 64 MiB beside each other.
+async fn with_room_for_two() -> Daemon {
+    let mut daemon = Daemon::start().await;
+    let each = daemon
+        .on()
+        .store
+        .inventory()
+        .templates
+        .values()
+        .next()
+        .unwrap()
+        .value
+        .size
+        .ram_mib;
+    daemon.settings.allowance.memory_mib = Some(2 * each + each / 2);
+    daemon.stop_and_start().await;
+    daemon
+}
+
+#[tokio::test]
+async fn of_starts_that_ask_at_once_as_many_are_taken_as_there_is_room_for() {
+    let daemon = with_room_for_two().await;
+    let mut ids = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        ids.push(daemon.create(name).await);
+    }
+    let asked = ids.iter().map(|id| daemon.ask(id, Command::Start));
+    let answers = futures_util::future::join_all(asked).await;
+    let refused: Vec<_> = answers
+        .iter()
+        .filter_map(|answer| answer.as_ref().err())
+        .collect();
+    assert_eq!(refused.len(), 2, "{answers:?}");
+    for error in refused {
+        let CommandError::NoRoom(sum) = error else {
+            panic!("{error:?}")
+        };
+        assert!(sum.contains("MiB of memory"), "{sum}");
+    }
+    let inventory = daemon.on().store.inventory();
+    let promised = inventory.vms.values().map(|vm| Promise::to(&vm.value));
+    assert_eq!(
+        promised.fold(Promise::default(), Promise::plus),
+        inventory.promised
+    );
+    assert_eq!(inventory.promised.cpus, 2);
+}
+
+#[tokio::test]
+async fn room_that_a_vm_gave_back_is_there_for_the_next_and_a_restart_keeps_its_own() {
+    let mut daemon = with_room_for_two().await;
+    let (a, b) = (daemon.running("a").await, daemon.running("b").await);
+    let c = daemon.create("c").await;
+    daemon.done(&a, RESTART).await;
+    let refused = daemon.ask(&c, Command::Start).await;
+    assert!(
+        matches!(refused, Err(CommandError::NoRoom(_))),
+        "{refused:?}"
+    );
+    assert_eq!(daemon.record(&c).unwrap().phase, Phase::Stopped);
+    // A new daemon knows what the earlier one promised.
+    daemon.stop_and_start().await;
+    assert!(daemon.ask(&c, Command::Start).await.is_err());
+    daemon.done(&b, STOP).await;
+    daemon.done(&c, Command::Start).await;
+    daemon.done(&b, DELETE).await;
+    assert_eq!(daemon.on().store.inventory().promised.cpus, 2);
 }

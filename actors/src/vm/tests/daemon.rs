@@ -132,6 +132,7 @@ impl Daemon {
         let settings = TreeSettings {
             max_vms: 100,
             max_launches: 4,
+            allowance: vman_model::Allowance::default(),
             observer_interval: Duration::from_secs(5),
             drift: DriftSettings::default(),
         };
@@ -153,7 +154,7 @@ impl Daemon {
         daemon
     }
 
-    async fn boot(&mut self) {
+    pub(super) async fn boot(&mut self) {
         let tree = Tree::start(self.host.ports(), &self.settings).await;
         self.tree = Some(tree.unwrap());
     }

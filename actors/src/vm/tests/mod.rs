@@ -13,3 +13,4 @@ mod doc;
 mod faults;
 mod network;
 mod observed;
+mod rebuilt;

@@ -168,6 +168,7 @@ async fn another_subnet_refuses_to_start_and_names_who_holds_what() {
     let settings = TreeSettings {
         max_vms: 100,
         max_launches: 4,
+        allowance: vman_model::Allowance::default(),
         observer_interval: Duration::from_secs(5),
         drift: crate::observer::DriftSettings::default(),
     };

@@ -2,6 +2,7 @@ mod damage;
 mod kill;
 mod measure;
 mod power;
+mod upgrade;
 
 use super::*;
 use crate::host::testing::SmallDisk;

@@ -68,7 +68,7 @@ fn recorded_lives() -> (Vec<u8>, Vec<Step>) {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::default();
     let path = dir.path().join("vman.redb");
-    create::ensure(&path).unwrap();
+    create::ensure(&path, None).unwrap();
     let created = fs::read(&path).unwrap();
     let mut killed = Vec::new();
     for life in 0..3 {

@@ -33,7 +33,7 @@ mod release;
 mod turn;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::{
     event::EventDraft,

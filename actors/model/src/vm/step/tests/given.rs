@@ -76,7 +76,7 @@ pub(super) fn identity(pid: u32) -> ProcessIdentity {
 }
 
 /// A VM as it is when it was just made.
-pub(super) fn new_vm(mode: RestartMode, budget: RestartBudget) -> VmRecord {
+pub(crate) fn new_vm(mode: RestartMode, budget: RestartBudget) -> VmRecord {
     VmRecord {
         id: VmId::parse("vm").expect("letters are a valid id"),
         uuid: VmUuid([7; 16]),
@@ -372,7 +372,7 @@ fn operations() -> impl Strategy<Value = Vec<OpenOperation>> {
 
 /// Any record, reachable or not, but for this: a VM at rest or in Backoff holds
 /// nothing, which is an invariant of its own that `step` may build on.
-pub(super) fn records() -> impl Strategy<Value = VmRecord> {
+pub(crate) fn records() -> impl Strategy<Value = VmRecord> {
     let place = (
         desires(),
         prop::sample::select(Phase::ALL.to_vec()),

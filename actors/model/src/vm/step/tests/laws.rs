@@ -5,6 +5,7 @@ use super::{
     table::leads,
 };
 use crate::{
+    admission::Promise,
     ids::Incarnation,
     time::UnixMs,
     vm::{
@@ -164,6 +165,17 @@ proptest! {
             prop_assert!(fits(effect, decision.record.phase), "{:?} in {:?}", effect,
                 decision.record.phase);
         }
+    }
+
+    #[test]
+    fn only_a_command_asks_for_room_on_the_host(
+        record in records(), input in inputs(), moment in moments(),
+    ) {
+        let input = aimed(input, &record);
+        let is_command = matches!(input, Input::Command(..));
+        let after = step(&record, input, &moment).record;
+        let anew = Promise::to(&record).is_none() && !Promise::to(&after).is_none();
+        prop_assert!(is_command || !anew, "from {:?} to {:?}", record.phase, after.phase);
     }
 
     #[test]

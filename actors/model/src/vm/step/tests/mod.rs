@@ -13,7 +13,7 @@
 mod cases;
 mod causes;
 mod doc;
-mod given;
+pub(crate) mod given;
 mod host;
 mod laws;
 mod machine;
