@@ -35,7 +35,7 @@ use tempfile::TempDir;
 
 const CONNECTIONS: usize = 8;
 const DEFINED: usize = 100;
-const LENGTH: Duration = Duration::from_secs(2);
+const LENGTH: Duration = Duration::from_secs(1);
 const TURNS: usize = 3;
 const PATIENCE: Duration = Duration::from_mins(1);
 

@@ -43,7 +43,7 @@ impl Fleet {
         let address = format!("127.0.0.1:{}", free_port());
         let own = [
             ("VMAN_LOG_LEVEL", "warn"),
-            ("VMAN_MAX_VMS", "20000"),
+            ("VMAN_MAX_VMS", "100000"),
             ("VMAN_LISTEN", address.as_str()),
         ];
         let daemon = Daemon::start_with(&[&own[..], more].concat());

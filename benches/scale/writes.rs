@@ -16,7 +16,7 @@ pub(crate) fn measure(report: &mut Report) {
 }
 
 fn creates(report: &mut Report, connections: usize, aim: &'static str) {
-    let fleet = Fleet::simulated(&[("VMAN_MAX_VMS", "100000")]);
+    let fleet = Fleet::simulated(&[]);
     let mut answers = 0;
     let mut told = String::new();
     let spent = fleet.cost(|| {
