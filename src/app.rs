@@ -24,6 +24,7 @@ use crate::{
         folders::HostFolders,
         groups,
         images::HostImages,
+        jail::ToolJail,
         manifests::HostManifests,
         net::{BridgeNetwork, BridgeSettings, UserNetwork, tap::Taps},
         qemu::{QemuHost, QemuSettings, layout::Layout},
@@ -312,6 +313,7 @@ async fn ports(
     };
     let taps = Arc::new(Taps::default());
     let network = network(config, taps.clone()).await?;
+    let qemu_img = Arc::new(ToolJail::new(config.jail.mode, config.qemu.img.clone()));
     Ok(Ports {
         storage,
         folders: Arc::new(HostFolders::new(dirs, config.storage.runtime.clone())),
@@ -319,7 +321,7 @@ async fn ports(
         hypervisor: Arc::new(
             QemuHost::new(QemuSettings {
                 binary: config.qemu.binary.clone(),
-                qemu_img: config.qemu.img.clone(),
+                qemu_img: qemu_img.clone(),
                 accel: config.qemu.accel,
                 layout,
                 jail: config.jail,
@@ -329,8 +331,7 @@ async fn ports(
             .timed(times),
         ),
         disks: Arc::new(
-            HostDisks::new(dirs, Some(config.qemu.img.clone()))
-                .map_err(start_error("open the disks folder"))?,
+            HostDisks::new(dirs, Some(qemu_img)).map_err(start_error("open the disks folder"))?,
         ),
         images: Arc::new(
             HostImages::new(dirs, config.limits.image_max_bytes)

@@ -6,6 +6,7 @@
 /// The steps there are, in the order they are passed.
 pub const STEPS: &[&str] = &[
     "create.row",
+    "create.part",
     "create.file",
     "create.committed",
     "delete.row",

@@ -1,11 +1,9 @@
 //! Attach, detach and creation beside what they are made of.
 
 use super::{Times, row};
-use crate::support::{daemon::Daemon, daemon::PATIENCE, wait_for};
+use crate::support::{daemon::Daemon, daemon::PATIENCE, qmp::Monitor, wait_for};
 use serde_json::{Value, json};
 use std::{
-    io::{BufRead, BufReader, Write},
-    os::unix::net::UnixStream,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -21,43 +19,13 @@ pub(crate) fn measure() {
     creation();
 }
 
-/// The monitor that VMAN keeps for people.
-struct Monitor {
-    lines: BufReader<UnixStream>,
-    next: u64,
+trait Bare {
+    fn until_deleted(&mut self, device: &str);
+    fn attach(&mut self, file: &Path) -> Duration;
+    fn detach(&mut self) -> Duration;
 }
 
-impl Monitor {
-    fn open(socket: &Path) -> Self {
-        let stream = UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let lines = BufReader::new(stream);
-        let mut monitor = Self { lines, next: 0 };
-        monitor.run("qmp_capabilities", &json!({}));
-        monitor
-    }
-
-    fn line(&mut self) -> Value {
-        let mut line = String::new();
-        assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "QEMU ended");
-        serde_json::from_str(&line).unwrap()
-    }
-
-    fn run(&mut self, command: &str, arguments: &Value) {
-        self.next += 1;
-        let id = self.next;
-        let line = json!({"execute": command, "arguments": arguments, "id": id});
-        let stream = self.lines.get_mut();
-        stream.write_all(format!("{line}\n").as_bytes()).unwrap();
-        loop {
-            let answer = self.line();
-            if answer["id"] == id {
-                assert!(answer.get("return").is_some(), "{answer}");
-                return;
-            }
-        }
-    }
-
+impl Bare for Monitor {
     fn until_deleted(&mut self, device: &str) {
         loop {
             let event = self.line();

@@ -51,6 +51,11 @@ impl Ask {
         Self::new(Method::PUT, segments)
     }
 
+    /// PATCH.
+    pub fn patch(segments: &[&str]) -> Self {
+        Self::new(Method::PATCH, segments)
+    }
+
     /// DELETE.
     pub fn delete(segments: &[&str]) -> Self {
         Self::new(Method::DELETE, segments)

@@ -91,6 +91,7 @@ async fn ask(command: Command, mut session: Session<'_>) -> Result<(), CliError>
         Command::Vm(command) => commands::vm::run(command, session).await,
         Command::Template(command) => commands::template::run(command, session).await,
         Command::Disk(command) => commands::disk::run(command, session).await,
+        Command::Nic(command) => commands::nic::run(command, session).await,
         Command::Image(command) => commands::image::run(command, session).await,
         Command::Network(command) => commands::host::network(command, session).await,
         Command::Observer(command) => commands::host::observer(command, session).await,

@@ -109,6 +109,22 @@ pub const LEASE: View = View {
     none: "no addresses are given",
 };
 
+/// Network cards of a VM.
+pub const NIC: View = View {
+    id: &["id"],
+    columns: &[
+        ("CARD", &["id"], Plain),
+        ("MODE", &["mode"], Plain),
+        ("STATE", &["state"], Plain),
+        ("LINK", &["link"], Plain),
+        ("ADDRESS", &["ip"], Plain),
+        ("MAC", &["mac"], Plain),
+        ("RECEIVED", &["rx_bytes"], Bytes),
+        ("SENT", &["tx_bytes"], Bytes),
+    ],
+    none: "no network cards",
+};
+
 /// Ports of the host that lead into VMs.
 pub const FORWARD: View = View {
     id: &["id"],

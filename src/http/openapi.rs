@@ -46,7 +46,8 @@ fn documented() -> OpenApiRouter<HttpState> {
         .routes(routes!(actions::act_on_vm))
         .routes(routes!(console::get_console))
         .routes(routes!(logs::get_logs))
-        .routes(routes!(nics::list_nics))
+        .routes(routes!(nics::list_nics, nics::attach_nic))
+        .routes(routes!(nics::get_nic, nics::detach_nic, nics::change_nic))
         .routes(routes!(
             templates::list_templates,
             templates::create_template

@@ -8,7 +8,7 @@ use vman_actors::{
     ports::{FileError, HostError, LoadError},
     store::StoreError,
     templates::TemplateError,
-    vm::{CommandError, CreateError},
+    vm::{CommandError, CreateError, NicError},
 };
 use vman_model::{Guard, vm::Refusal};
 
@@ -56,6 +56,18 @@ impl From<Refusal> for ApiError {
             Refusal::RootDisk => (
                 Code::DiskIsRoot,
                 "the disk is the VM's root disk: it goes with the VM (DELETE with keep_root_disk=true spares it)",
+            ),
+            Refusal::NoFreeNicSlot => (
+                Code::NoFreeNicSlot,
+                "all slots of the VM for network cards are taken: detach a card first",
+            ),
+            Refusal::NicNotAttached => (
+                Code::NicNotAttached,
+                "the VM has no such network card: GET /vms/{id}/nics lists those it has",
+            ),
+            Refusal::FirstNic => (
+                Code::NicIsFirst,
+                "the network card is the VM's first, which stays: PATCH its link to down to cut it off",
             ),
         };
         let error = ApiError::new(code, advice);
@@ -117,6 +129,10 @@ impl From<CommandError> for ApiError {
                 format!("disk {id} was taken or deleted at the same moment, nothing was done: GET it and decide anew"),
             )
             .disk(id),
+            CommandError::AddressTaken => ApiError::new(
+                Code::AddressInUse,
+                "every address that was chosen was taken at the same moment, nothing was done: try again",
+            ),
             CommandError::TooMany => ApiError::new(
                 Code::TooManyCommands,
                 "too many commands wait for this VM, this one was not taken: try again in a moment",
@@ -192,12 +208,26 @@ impl From<CreateError> for ApiError {
                 format!("there are {limit} VMs, the configured limit: delete one, or raise VMAN_MAX_VMS"),
             ),
             CreateError::Address(error) => error.into(),
-            CreateError::NoAddresses => ApiError::field(
-                "address",
-                "VMs are not connected to a bridge here, so this host gives no addresses: leave it out",
-            ),
+            CreateError::NoAddresses => no_addresses(),
             CreateError::KeyInUse => key_in_flight(),
             CreateError::Store(error) => error.into(),
+        }
+    }
+}
+
+fn no_addresses() -> ApiError {
+    ApiError::field(
+        "address",
+        "VMs are not connected to a bridge here, so this host gives no addresses: leave it out",
+    )
+}
+
+impl From<NicError> for ApiError {
+    fn from(error: NicError) -> Self {
+        match error {
+            NicError::Address(error) => error.into(),
+            NicError::NoAddresses => no_addresses(),
+            NicError::Command(error) => error.into(),
         }
     }
 }

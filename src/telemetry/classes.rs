@@ -103,6 +103,15 @@ classes! {
     "lease.given" "67e042c0efc447da8a0b6cdfd862ef0f"
         "A VM got an address"
         "@VMAN_DETAIL@";
+    "nic.attached" "e82d4ccf26584f4498d3515aa83125a0"
+        "A VM was given a network card"
+        "VM @VMAN_VM_ID@: @VMAN_DETAIL@";
+    "nic.detached" "1a2074576b5342a09f312c06a6c3a5a3"
+        "A network card was taken from a VM"
+        "VM @VMAN_VM_ID@: @VMAN_DETAIL@";
+    "nic.changed" "f3ef470671f64f969bce5a27ea9eb84f"
+        "Something about a network card changed"
+        "VM @VMAN_VM_ID@: @VMAN_DETAIL@";
     "network.healed" "6e063f8dc1fc465b83da523330ddd3f8"
         "Something of the network was put right"
         "@VMAN_DETAIL@\n\nIf it comes again, another program on this host changes what is VMAN's.";

@@ -12,6 +12,7 @@ mod idempotency;
 mod lists;
 mod logs;
 mod matrix;
+mod nics;
 mod streams;
 mod support;
 mod workflows;

@@ -9,5 +9,6 @@ mod console;
 mod damage;
 mod forgery;
 mod leases;
+mod nics;
 mod traffic;
 mod world;

@@ -121,7 +121,7 @@ impl World {
     /// The host's TAPs: those links are ours.
     pub fn taps(&self) -> Vec<String> {
         let mut links = self.links();
-        links.retain(|name| name.starts_with("v0"));
+        links.retain(|name| vman_model::TapName::is_one(name));
         links
     }
 

@@ -135,8 +135,8 @@ fn the_service_is_confined_as_far_as_its_work_allows() {
     let test = "the_service_is_confined_as_far_as_its_work_allows";
     let service = unit("vman.service");
     let service = service.to_str().unwrap();
-    // Tenths. What is left (root, the network, devices, control groups) is listed with its reason in the unit.
-    let arguments = ["security", "--offline=true", "--threshold=35", service];
+    // Tenths. What is left is listed with its reason in docs/security.md.
+    let arguments = ["security", "--offline=true", "--threshold=30", service];
     let Some(output) = analyze(test, &arguments) else {
         return;
     };

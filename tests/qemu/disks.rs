@@ -3,7 +3,9 @@
 use crate::support::{
     can_run,
     daemon::{Daemon, PATIENCE},
-    host, wait_for,
+    host,
+    qmp::Monitor,
+    wait_for,
 };
 use serde_json::{Value, json};
 use std::{
@@ -93,6 +95,24 @@ fn what_one_guest_writes_to_a_disk_another_reads_from_it() {
     assert!(console.contains("XATTERN-4711"), "{console}");
 }
 
+/// How much a QEMU has of what a disk that comes and goes could leave behind.
+fn holdings(daemon: &Daemon, vm: &str) -> [usize; 4] {
+    let pid = daemon.pid_of(vm);
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let mut monitor = Monitor::open(&daemon.folder().join(format!("run/vms/{vm}/rescue.sock")));
+    let nodes = monitor.run("query-named-block-nodes", &json!({"flat": true}));
+    let devices = monitor.run("qom-list", &json!({"path": "/machine/peripheral"}));
+    let slots = monitor.run("query-pci", &json!({}));
+    let count = |list: &Value| list.as_array().unwrap().len();
+    let functions = slots.to_string().matches("qdev_id").count();
+    [
+        descriptors.count(),
+        count(&nodes),
+        count(&devices),
+        functions,
+    ]
+}
+
 #[test]
 fn rounds_of_attach_and_detach_leak_nothing_and_a_ninth_disk_is_refused_with_the_slots() {
     let test =
@@ -103,24 +123,23 @@ fn rounds_of_attach_and_detach_leak_nothing_and_a_ninth_disk_is_refused_with_the
     let daemon = Daemon::start();
     guests(&daemon, &["one"]);
     make_disk(&daemon, "d0");
-    let descriptors = || {
-        let pid = daemon.pid_of("one");
-        std::fs::read_dir(format!("/proc/{pid}/fd"))
-            .unwrap()
-            .count()
-    };
     // The first round may leave what QEMU keeps once.
     attach(&daemon, "d0", "one");
     detach(&daemon, "d0");
-    let before = descriptors();
+    let before = holdings(&daemon, "one");
     for round in 0..50 {
         let done = attach(&daemon, "d0", "one");
         assert_eq!(done["disk"]["mount_point"], "/dev/vda", "round {round}");
         assert_eq!(done["disk"]["slot"], 4, "round {round}");
+        if round == 0 {
+            let with = holdings(&daemon, "one");
+            let more = before.iter().zip(&with).filter(|(less, more)| less < more);
+            assert_eq!(more.count(), with.len(), "{before:?}, then {with:?}");
+        }
         detach(&daemon, "d0");
     }
-    wait_for("QEMU to close the disk's files", PATIENCE, || {
-        (descriptors() == before).then_some(())
+    wait_for("QEMU to hold what it held before", PATIENCE, || {
+        (holdings(&daemon, "one") == before).then_some(())
     });
     for n in 1..9 {
         make_disk(&daemon, &format!("d{n}"));
@@ -309,4 +328,35 @@ fn disks_are_adopted_with_their_vm_after_a_kill_of_the_daemon() {
     );
     assert_eq!(detach(&daemon, "data")["status"], "detached");
     daemon.wait_console("one", "VMAN-GUEST disk vda removed");
+}
+
+#[test]
+fn a_disk_whose_file_is_gone_is_told_refused_and_back_with_its_file() {
+    if !can_run("a_disk_whose_file_is_gone_is_told_refused_and_back_with_its_file") {
+        return;
+    }
+    // A file that is younger may only not have been seen yet.
+    let mut daemon = Daemon::start_with(&[("VMAN_OBSERVER_GRACE", "1")]);
+    daemon.tiny_vms(&["a"]);
+    make_disk(&daemon, "data");
+    daemon.kill();
+    let file = daemon.storage().join("disks/data.qcow2");
+    let elsewhere = daemon.folder().join("elsewhere");
+    std::fs::rename(&file, &elsewhere).unwrap();
+    daemon.serve();
+    wait_for("the loss to be seen", PATIENCE, || {
+        let listed = &daemon.get("/disks")[0];
+        (listed["state"] == "error" && listed["detail"].is_string()).then_some(())
+    });
+    wait_for("the loss to be told", PATIENCE, || {
+        let told = daemon.get("/observer/status")["last_issues"].to_string();
+        (told.contains("disk_file_missing") && told.contains("data")).then_some(())
+    });
+    let to = json!({"vm_id": "a"});
+    let refused = daemon.post("/disks/data/attach", &to).expect(409);
+    assert_eq!(refused["code"], "disk_file_missing", "{refused}");
+    assert!(!file.exists(), "no empty file takes its place");
+    std::fs::rename(&elsewhere, &file).unwrap();
+    assert_eq!(daemon.get("/disks/data")["state"], "available");
+    attach(&daemon, "data", "a");
 }

@@ -5,6 +5,7 @@
 pub mod daemon;
 pub mod host;
 pub mod http;
+pub mod qmp;
 
 use std::{
     path::PathBuf,

@@ -76,6 +76,12 @@ pub enum EventKind {
     ForwardDeleted,
     /// A VM made before there was a bridge was given an address.
     LeaseGiven,
+    /// A VM was given a network card, or its plugging began.
+    NicAttached,
+    /// A VM's network card was taken out, or its unplugging began.
+    NicDetached,
+    /// Something about a VM's network card changed, or stayed although it was to.
+    NicChanged,
     /// Something of a network was missing or changed on the host, and was made anew.
     NetworkHealed,
     /// A network does not work.
@@ -113,6 +119,9 @@ impl EventKind {
             EventKind::ForwardCreated => "forward.created",
             EventKind::ForwardDeleted => "forward.deleted",
             EventKind::LeaseGiven => "lease.given",
+            EventKind::NicAttached => "nic.attached",
+            EventKind::NicDetached => "nic.detached",
+            EventKind::NicChanged => "nic.changed",
             EventKind::NetworkHealed => "network.healed",
             EventKind::NetworkFailed => "network.failed",
             EventKind::TokenCreated => "token.created",

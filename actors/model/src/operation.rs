@@ -30,6 +30,12 @@ pub enum OperationKind {
     DiskDetach,
     /// Grow a disk.
     DiskResize,
+    /// Give a VM another network card.
+    NicAttach,
+    /// Take a network card from a VM.
+    NicDetach,
+    /// Plug a network card's cable in, or pull it.
+    NicLink,
 }
 
 impl OperationKind {
@@ -46,6 +52,9 @@ impl OperationKind {
             OperationKind::DiskAttach => "disk.attach",
             OperationKind::DiskDetach => "disk.detach",
             OperationKind::DiskResize => "disk.resize",
+            OperationKind::NicAttach => "nic.attach",
+            OperationKind::NicDetach => "nic.detach",
+            OperationKind::NicLink => "nic.link",
         }
     }
 }
@@ -110,6 +119,8 @@ pub struct OperationRecord {
     pub vm_id: Option<VmId>,
     /// The disk it is about.
     pub disk_id: Option<DiskId>,
+    /// The VM's network card it is about.
+    pub nic: Option<u8>,
     /// Where it is.
     pub status: OperationStatus,
     /// The step it is at, for people (`launching`).

@@ -9,8 +9,8 @@ use crate::{
 use std::{path::PathBuf, sync::Arc};
 use tokio::sync::oneshot;
 use vman_model::{
-    Cause, Change, DiskFormat, DiskId, EventDraft, EventKind, Guard, ImageKind, ImageName,
-    ImageRecord, Origin, Subject, UnixMs, Write,
+    Cause, Change, DiskFile, DiskFormat, DiskId, DiskRecord, EventDraft, EventKind, Guard,
+    ImageKind, ImageName, ImageRecord, Origin, Subject, UnixMs, Write,
 };
 
 /// The seat of the DiskRegistry.
@@ -33,6 +33,13 @@ pub enum LastSeen {
     NoFile,
     /// This.
     File(SeenFile),
+}
+
+impl LastSeen {
+    /// Whether a disk that had a file has none any more.
+    pub fn is_lost(self, disk: &DiskRecord) -> bool {
+        disk.file == DiskFile::Made && self == LastSeen::NoFile
+    }
 }
 
 /// What was last seen of the disks' files: reads ask it and no file system.
@@ -161,6 +168,22 @@ impl DisksHandle {
         self.uploads
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The file that a disk is to have, as its row says.
+    pub(crate) fn file_of(&self, disk: &DiskRecord) -> NewDiskFile {
+        let inventory = self.store.inventory();
+        let image = disk
+            .image
+            .as_ref()
+            .and_then(|name| inventory.images.get(name));
+        NewDiskFile {
+            id: disk.id.clone(),
+            format: disk.format,
+            size_mib: disk.size_mib,
+            image: image.map(|image| (image.value.name.clone(), image.value.format)),
+            made: disk.file == DiskFile::Made,
+        }
     }
 
     /// Makes the file of a disk unless it is there, and answers its path.

@@ -4,14 +4,16 @@
 //! uploads. Records of disks and images are rows of the store.
 //! Must not: wait inside a handler for a file (work runs in tasks and answers
 //! its caller), or know what a VM is doing.
-//! Look next: `handle.rs` for what others ask of it, `disk.rs` for free-standing
-//! disks.
+//! Look next: `handle.rs` for what others ask of it, `disk.rs` and
+//! `making.rs` for free-standing disks.
 
 mod disk;
 mod handle;
+mod making;
 
-pub use disk::{DiskFault, NewDisk, check_growth};
+pub use disk::{DiskFault, check_growth};
 pub use handle::{DisksHandle, DisksSlot, ImageError, LastSeen, SeenFiles, StartedUpload};
+pub use making::NewDisk;
 
 use crate::{
     ports::{DiskFiles, FileError, ImageFiles, NewDiskFile},
@@ -86,7 +88,7 @@ impl Actor for DiskRegistry {
             if let Err(error) = arguments.images.sweep(known).await {
                 tracing::warn!(%error, "cannot sweep the images folder");
             }
-            disk::recover(&arguments.store, arguments.disks.as_ref()).await;
+            making::recover(&arguments.store, arguments.disks.as_ref()).await;
         }
         let _ = myself.cast(DisksMsg::Look);
         Slot::set(&arguments.slot.actor, myself);

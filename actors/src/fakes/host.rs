@@ -20,6 +20,7 @@ use std::sync::{Arc, atomic::Ordering};
 use vman_model::{
     DiskId, ImageName, NetworkPlan, TapName, VmId,
     drift::{Room, SeenFile},
+    network::LinkState,
     vm::{ExitStatus, RunState},
 };
 
@@ -207,6 +208,15 @@ impl FakeHost {
     /// The disk files there are.
     pub fn disk_files(&self) -> Vec<DiskId> {
         self.world.things().disks.iter().cloned().collect()
+    }
+
+    /// The network cards of a VM's living QEMU by slot, with their cables.
+    pub fn nics_of(&self, vm: &VmId) -> Vec<(u8, LinkState)> {
+        let things = self.world.things();
+        let mut qemus = things.qemus.values();
+        let qemu = qemus.find(|qemu| qemu.told.vm == *vm);
+        let nics = qemu.iter().flat_map(|qemu| &qemu.nics);
+        nics.map(|(slot, link)| (*slot, *link)).collect()
     }
 
     /// The VMs that hold something of the network.

@@ -7,7 +7,7 @@ use super::{
 use crate::ports::{
     AdoptPlan, Adoption, BoxFuture, ConsoleTail, DiskAction, DiskError, FoundProcess, HostError,
     HostProbe, Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction, MachineError,
-    MachineNews, NewsSink,
+    MachineNews, NewsSink, NicAction,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::BoxStream};
@@ -218,6 +218,7 @@ impl Hypervisor for FakeHypervisor {
                 qemu_img: Ok("7.2.0 (simulated)".to_owned()),
                 accelerator: "simulated: no QEMU is started".to_owned(),
                 jail: "simulated: there is nothing to confine".to_owned(),
+                tool_jail: "simulated: there is nothing to confine".to_owned(),
             }
         })
     }
@@ -420,6 +421,35 @@ impl Machine for FakeMachine {
                 }
                 DiskAction::Unplug(disk) => world.unplug(pid, &disk),
                 DiskAction::Resize(..) | DiskAction::Limit(..) => {}
+            }
+            Ok(())
+        })
+    }
+
+    fn nic(&self, action: NicAction) -> BoxFuture<'static, Result<(), DiskError>> {
+        let (world, daemon, vm) = (self.world.clone(), self.daemon, self.vm.clone());
+        let pid = self.pid;
+        Box::pin(async move {
+            let script = world.script(&vm);
+            world.pause(daemon, script.disk_takes).await;
+            let hangs = {
+                let things = world.things();
+                things.qemus.get(&pid).is_none_or(|qemu| qemu.told.hangs)
+            };
+            if hangs {
+                world.pause(daemon, script.qmp_deadline).await;
+                return Err(DiskError::Unknown("no answer, as scripted".to_owned()));
+            }
+            match action {
+                NicAction::Plug(..) if script.nic_refused => {
+                    return Err(DiskError::Refused("as scripted".to_owned()));
+                }
+                NicAction::Unplug(slot) if script.guest_holds_nics => {
+                    return Err(DiskError::Held(format!(
+                        "the guest holds the card in slot {slot}, as scripted"
+                    )));
+                }
+                action => world.work_on_nic(pid, &action),
             }
             Ok(())
         })

@@ -4,7 +4,7 @@
 use super::world::World;
 use crate::ports::{
     BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest,
-    SeenBridge, SeenTap, Settled, Traffic,
+    NicWish, SeenBridge, SeenTap, Settled, Traffic,
 };
 use futures_util::{StreamExt, stream::BoxStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -120,11 +120,11 @@ impl Network for FakeNetwork {
                 ));
             }
             world.claim_network(&vm, request.incarnation);
-            Ok(vec![NicClaim {
-                kind,
-                mac: request.mac,
-                address: request.address.map(|address| address.to_string()),
-            }])
+            let claim = |wish: NicWish| {
+                let address = wish.address.map(|address| address.to_string());
+                wish.claimed(kind, address)
+            };
+            Ok(request.nics.into_iter().map(claim).collect())
         })
     }
 
@@ -137,7 +137,7 @@ impl Network for FakeNetwork {
         })
     }
 
-    fn traffic(&self, _: VmId) -> BoxFuture<'static, Option<Traffic>> {
+    fn traffic(&self, _: VmId, _: u8) -> BoxFuture<'static, Option<Traffic>> {
         Box::pin(async { None })
     }
 

@@ -93,6 +93,10 @@ pub struct Script {
     pub disk_refused: bool,
     /// The guest lets go of no disk.
     pub guest_holds_disks: bool,
+    /// Whether QEMU refuses further network cards.
+    pub nic_refused: bool,
+    /// Whether the guest lets go of no network card.
+    pub guest_holds_nics: bool,
     /// What the kernel's counter of processes ended for memory says.
     pub oom_kills: Option<u64>,
 }
@@ -122,6 +126,8 @@ impl Default for Script {
             disk_takes: Duration::ZERO,
             disk_refused: false,
             guest_holds_disks: false,
+            nic_refused: false,
+            guest_holds_nics: false,
             oom_kills: None,
         }
     }

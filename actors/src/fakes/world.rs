@@ -1,7 +1,7 @@
 //! What is on the simulated host, and what must never be there.
 
 use super::script::Script;
-use crate::ports::{DiskPlan, FoundProcess, LaunchPlan, MachineNews, NewsSink};
+use crate::ports::{DiskPlan, FoundProcess, LaunchPlan, MachineNews, NewsSink, NicAction};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -13,6 +13,7 @@ use std::{
 use vman_model::{
     BootId, DiskId, ImageName, Incarnation, VmId, VmUuid,
     drift::{Room, SeenFile},
+    network::LinkState,
     vm::{ExitStatus, ProcessIdentity, RunState},
 };
 
@@ -52,6 +53,8 @@ pub struct Signalled {
 pub(super) struct Qemu {
     pub(super) told: LiveQemu,
     disks: Vec<DiskId>,
+    /// Its network cards by slot, with their cables.
+    pub(super) nics: BTreeMap<u8, LinkState>,
     /// The daemon whose child it is: only that one learns its exit status.
     parent: u64,
     /// The one QMP client: its number, its daemon and where its news go.
@@ -243,6 +246,7 @@ impl World {
         let disks = plan.disks.iter().filter_map(|disk| of_path(&disk.path));
         let qemu = Qemu {
             told,
+            nics: plan.nics.iter().map(|nic| (nic.slot, nic.link)).collect(),
             disks: disks.collect(),
             parent: daemon,
             client: Some((client, daemon, news)),
@@ -284,6 +288,25 @@ impl World {
     pub(super) fn unplug(&self, pid: u32, disk: &DiskId) {
         if let Some(qemu) = self.things().qemus.get_mut(&pid) {
             qemu.disks.retain(|held| held != disk);
+        }
+    }
+
+    /// Something is done to a network card of a living QEMU.
+    pub(super) fn work_on_nic(&self, pid: u32, action: &NicAction) {
+        let things = &mut *self.things();
+        let Some(qemu) = things.qemus.get_mut(&pid) else {
+            return;
+        };
+        match action {
+            NicAction::Plug(plan, _) => {
+                qemu.nics.entry(plan.slot).or_insert(plan.link);
+            }
+            NicAction::Unplug(slot) => {
+                qemu.nics.remove(slot);
+            }
+            NicAction::Link(slot, link) => {
+                qemu.nics.insert(*slot, *link);
+            }
         }
     }
 

@@ -45,8 +45,8 @@ impl NetworkHandle {
     }
 
     /// What went through a VM's card. Asks the kernel and no actor.
-    pub async fn traffic(&self, vm: VmId) -> Option<Traffic> {
-        self.network.traffic(vm).await
+    pub async fn traffic(&self, vm: VmId, nic: u8) -> Option<Traffic> {
+        self.network.traffic(vm, nic).await
     }
 
     /// What is on the host, ours or not. Asks the kernel and no actor.
@@ -58,6 +58,14 @@ impl NetworkHandle {
     pub async fn claim(&self, request: NicRequest) -> Result<Vec<NicClaim>, NetworkError> {
         let (reply, answer) = oneshot::channel();
         self.cast(NetworkMsg::Claim(request, reply))?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Answers as soon as the host's rules know the address of a VM's card; at
+    /// once where there is none.
+    pub async fn await_rules(&self, vm: VmId, nic: u8) -> Result<(), NetworkError> {
+        let (reply, answer) = oneshot::channel();
+        self.cast(NetworkMsg::AwaitRules(vm, nic, reply))?;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 

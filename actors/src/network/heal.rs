@@ -2,12 +2,13 @@
 //! another TAP for one that was deleted, the events.
 
 use super::{NetworkArguments, event};
-use crate::{ports::NicPlan, store::Inventory, vm::FIRST_NIC_SLOT};
+use crate::{ports::NicPlan, store::Inventory};
 use std::collections::BTreeMap;
 use tokio::time::Instant;
 use vman_model::{
     Cause, Change, EventKind, Incarnation, Origin, TapName, VmId,
-    vm::{NetworkKind, Phase},
+    network::NicState,
+    vm::{NetworkKind, Phase, VmRecord},
 };
 
 /// Gives one VM another TAP and tells it.
@@ -17,12 +18,7 @@ pub(super) async fn replace(
     owner: Owner,
     noticed: Instant,
 ) {
-    let nic = NicPlan {
-        kind: NetworkKind::Bridge,
-        mac: owner.mac,
-        slot: FIRST_NIC_SLOT,
-        tap: Some(tap.clone()),
-    };
+    let nic = owner.nic;
     let (vm, hypervisor) = (owner.vm, &arguments.hypervisor);
     let replaced = hypervisor.replace_tap(vm.clone(), owner.incarnation, nic, owner.cpu_count);
     match replaced.await {
@@ -73,7 +69,7 @@ pub(super) async fn told(arguments: &NetworkArguments, kind: EventKind, detail: 
 pub(super) struct Owner {
     pub(super) vm: VmId,
     pub(super) incarnation: Incarnation,
-    pub(super) mac: [u8; 6],
+    pub(super) nic: NicPlan,
     pub(super) cpu_count: u32,
 }
 
@@ -81,19 +77,25 @@ pub(super) struct Owner {
 pub(super) fn running(inventory: &Inventory) -> BTreeMap<TapName, Owner> {
     let settled = |phase| matches!(phase, Phase::Running | Phase::Paused | Phase::Stopping);
     let vms = inventory.vms.values().map(|row| &row.value);
-    vms.filter(|vm| settled(vm.phase))
-        .filter(|vm| {
-            let mut nics = vm.claim.iter().flat_map(|claim| &claim.nics);
-            nics.any(|nic| nic.kind == NetworkKind::Bridge)
-        })
-        .map(|vm| {
-            let owner = Owner {
-                vm: vm.id.clone(),
-                incarnation: vm.incarnation,
-                mac: vm.mac,
-                cpu_count: vm.spec.size.cpu_count,
-            };
-            (TapName::of(&vm.id, 0), owner)
-        })
-        .collect()
+    vms.filter(|vm| settled(vm.phase)).flat_map(cards).collect()
+}
+
+/// A VM's cards on a bridge, but for those that are just coming or going.
+fn cards(vm: &VmRecord) -> impl Iterator<Item = (TapName, Owner)> {
+    let claimed = vm.claim.iter().flat_map(|claim| &claim.nics);
+    claimed.filter_map(|held| {
+        let mut further = vm.nics.iter();
+        let moving = further.any(|nic| nic.number == held.nic && nic.state != NicState::Attached);
+        if moving || held.kind != NetworkKind::Bridge {
+            return None;
+        }
+        let link = vm.link_of(held.nic)?;
+        let owner = Owner {
+            vm: vm.id.clone(),
+            incarnation: vm.incarnation,
+            nic: NicPlan::of(&vm.id, held.nic, held.kind, held.mac, link),
+            cpu_count: vm.spec.size.cpu_count,
+        };
+        Some((TapName::of(&vm.id, held.nic), owner))
+    })
 }

@@ -30,11 +30,11 @@ pub enum LeaseError {
     Taken(Ipv4Addr, VmId),
 }
 
-/// An address for a VM, as of this inventory.
+/// An address for a VM's card, as of this inventory.
 pub(crate) fn choose(
     inventory: &Inventory,
     pool: &Pool,
-    vm: &VmId,
+    (vm, nic): (&VmId, u8),
     fixed: Option<Ipv4Addr>,
 ) -> Result<Ipv4Addr, LeaseError> {
     if let Some(address) = fixed {
@@ -47,21 +47,20 @@ pub(crate) fn choose(
         };
     }
     let taken = inventory.leases.values().map(|row| row.value.address);
-    allocate(pool, vm, &taken.collect()).ok_or_else(|| LeaseError::Exhausted(pool.size()))
+    allocate(pool, (vm, nic), &taken.collect()).ok_or_else(|| LeaseError::Exhausted(pool.size()))
 }
 
-/// The lease of an address.
+/// The lease of an address, which may have been asked for by name.
 pub(crate) fn lease(
-    vm: &VmId,
-    address: Ipv4Addr,
+    (vm, nic): (&VmId, u8),
+    (address, fixed): (Ipv4Addr, bool),
     mac: [u8; 6],
-    fixed: bool,
     now: UnixMs,
 ) -> LeaseRecord {
     LeaseRecord {
         id: lease_id(address),
         vm_id: vm.clone(),
-        nic: 0,
+        nic,
         address,
         mac,
         fixed,
@@ -69,21 +68,22 @@ pub(crate) fn lease(
     }
 }
 
-/// Gives an address to a VM that was made before there was a bridge.
+/// Gives an address to a VM's card that was made before there was a bridge.
 pub(super) async fn give(
     store: &StoreHandle,
     clock: &dyn Clock,
     pool: &Pool,
-    vm: &VmId,
+    (vm, nic): (&VmId, u8),
     mac: [u8; 6],
 ) -> Result<(), String> {
     for _ in 0..MAX_CHOICES {
         let inventory = store.inventory();
-        if inventory.lease_of(vm, 0).is_some() {
+        if inventory.lease_of(vm, nic).is_some() {
             return Ok(());
         }
-        let address = choose(&inventory, pool, vm, None).map_err(|error| error.to_string())?;
-        let lease = lease(vm, address, mac, false, clock.now());
+        let address =
+            choose(&inventory, pool, (vm, nic), None).map_err(|error| error.to_string())?;
+        let lease = lease((vm, nic), (address, false), mac, clock.now());
         let previous = inventory.vms.get(vm).and_then(|vm| vm.value.last_event);
         let event = EventDraft {
             at: clock.now(),

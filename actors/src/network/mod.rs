@@ -5,10 +5,11 @@
 //! changed behind its back, and before a claim that needs a rule is granted.
 //! Must not: wait inside a handler for the kernel, or start where addresses
 //! are held that its subnet does not have.
-//! Look next: `leases.rs` (giving addresses), `forwards.rs`, `heal.rs` (what
+//! Look next: `claims.rs` (who waits for the rules), `leases.rs` (giving addresses), `forwards.rs`, `heal.rs` (what
 //! is done about damage), `handle.rs`. What is on the host of ours and of
 //! others' is told by `NetworkHandle::survey` (`NetworkSurvey`), without this actor.
 
+mod claims;
 mod forwards;
 mod handle;
 mod heal;
@@ -23,6 +24,7 @@ use crate::{
     slot::Slot,
     store::{Inventory, StoreHandle},
 };
+use claims::{ClaimReply, RulesReply, Waiting};
 use futures_util::StreamExt;
 use heal::{healed, replace, running, told};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -36,9 +38,7 @@ use std::{
 };
 use tokio::{sync::oneshot, time::Instant};
 use vman_model::{
-    Cause, EventDraft, EventKind, NetworkPlan, TapName, VmId,
-    network::misplaced,
-    vm::{NetworkKind, NicClaim},
+    Cause, EventDraft, EventKind, NetworkPlan, TapName, VmId, network::misplaced, vm::NetworkKind,
 };
 
 /// How often the host is looked at though nobody told of a change.
@@ -49,12 +49,12 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// as a change as well.
 const PAUSE: Duration = Duration::from_millis(20);
 
-type ClaimReply = oneshot::Sender<Result<Vec<NicClaim>, NetworkError>>;
-
 /// What the NetworkActor is told.
 pub enum NetworkMsg {
     /// The network cards for one life of a VM.
     Claim(NicRequest, ClaimReply),
+    /// Tell when the host's rules know the address of a VM's card.
+    AwaitRules(VmId, u8, RulesReply),
     /// Give back whatever the VM holds.
     Release(VmId, oneshot::Sender<Result<(), NetworkError>>),
     /// `ok` or what is degraded.
@@ -98,9 +98,10 @@ pub struct NetworkState {
     settled: Option<Arc<NetworkPlan>>,
     /// Why it does not look as it shall.
     problem: Option<NetworkError>,
-    /// Claims that wait for the host to know their address. At most one for
-    /// each VM that starts, and those are bounded by the VMs' commands.
-    waiting: Vec<(NicRequest, ClaimReply)>,
+    /// Those who wait for the host to know an address. At most one for each VM
+    /// that starts and each card that is plugged in, and those are bounded by the
+    /// VMs' commands.
+    waiting: Vec<Waiting>,
     /// Lost TAPs that are being replaced.
     replacing: BTreeSet<TapName>,
 }
@@ -149,6 +150,7 @@ impl Actor for NetworkActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             NetworkMsg::Claim(request, reply) => state.claim(&myself, request, reply),
+            NetworkMsg::AwaitRules(vm, nic, reply) => state.await_rules(&myself, vm, nic, reply),
             NetworkMsg::Release(vm, reply) => {
                 let release = state.arguments.network.release(vm);
                 tokio::spawn(async move { reply.send(release.await) });
@@ -234,52 +236,6 @@ impl NetworkState {
         });
     }
 
-    fn claim(&mut self, myself: &ActorRef<NetworkMsg>, request: NicRequest, reply: ClaimReply) {
-        if !self.bridged {
-            let claim = self.arguments.network.claim(request);
-            tokio::spawn(async move { reply.send(claim.await) });
-            return;
-        }
-        let inventory = self.arguments.store.inventory();
-        let Some(lease) = inventory.lease_of(&request.vm, 0) else {
-            return self.give_address(myself, request, reply);
-        };
-        let (address, vm) = (lease.value.address, request.vm.clone());
-        let request = NicRequest {
-            address: Some(address),
-            ..request
-        };
-        let known = self.settled.as_ref().is_some_and(|plan| {
-            let at = plan
-                .ports
-                .binary_search_by_key(&address, |port| port.address);
-            at.is_ok_and(|at| plan.ports[at].vm == vm)
-        });
-        if known && self.problem.is_none() {
-            let claim = self.arguments.network.claim(request);
-            tokio::spawn(async move { reply.send(claim.await) });
-            return;
-        }
-        self.waiting.push((request, reply));
-        self.settle(myself, Instant::now());
-    }
-
-    fn give_address(&self, myself: &ActorRef<NetworkMsg>, request: NicRequest, reply: ClaimReply) {
-        let (arguments, actor) = (self.arguments.clone(), myself.clone());
-        tokio::spawn(async move {
-            let Some(pool) = arguments.network.facts().pool() else {
-                return;
-            };
-            let clock = arguments.clock.as_ref();
-            let given =
-                leases::give(&arguments.store, clock, &pool, &request.vm, request.mac).await;
-            match given {
-                Ok(()) => drop(actor.cast(NetworkMsg::Claim(request, reply))),
-                Err(why) => drop(reply.send(Err(NetworkError(why)))),
-            }
-        });
-    }
-
     fn health(&self, reply: oneshot::Sender<Result<String, String>>) {
         if let Some(problem) = &self.problem {
             let _ = reply.send(Err(problem.to_string()));
@@ -337,17 +293,14 @@ impl NetworkState {
                     self.tell(EventKind::NetworkHealed, &healed(repair, noticed));
                 }
                 self.replace(myself, settled.lost, noticed);
-                for (request, reply) in std::mem::take(&mut self.waiting) {
-                    // One whose address came too late for this plan waits for the next.
-                    self.claim(myself, request, reply);
-                }
+                self.resume_waiting(myself);
             }
             Err(error) => {
                 if self.problem.as_ref() != Some(&error) {
                     self.tell(EventKind::NetworkFailed, &error.to_string());
                 }
-                for (_, reply) in self.waiting.drain(..) {
-                    let _ = reply.send(Err(error.clone()));
+                for waiting in self.waiting.drain(..) {
+                    waiting.refuse(error.clone());
                 }
                 self.problem = Some(error);
                 myself.send_after(TRY_AGAIN, move || NetworkMsg::Disturbed(noticed));

@@ -6,6 +6,7 @@ use futures_util::stream::BoxStream;
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 use vman_model::{
     DiskFormat, DiskId, DiskLimits, DiskOptions, Incarnation, TapName, VmId, VmUuid,
+    network::{LinkState, nic::nic_slot},
     vm::{
         Confinement, ExitStatus, Firmware, NetworkKind, ProcessIdentity, Resources, RunState,
         SeenDisk,
@@ -83,7 +84,7 @@ pub enum DiskAction {
     Limit(DiskId, DiskLimits),
 }
 
-/// Why work on a disk came to nothing.
+/// Why work on a disk or a network card came to nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DiskError {
     /// QEMU refused; it is as it was before.
@@ -106,8 +107,37 @@ pub struct NicPlan {
     pub mac: [u8; 6],
     /// The pcie-root-port it sits on, from 0.
     pub slot: u8,
-    /// The TAP that the claim has made for it, if it is on a bridge.
+    /// Its TAP, if it is on a bridge.
     pub tap: Option<TapName>,
+    /// Whether its cable is plugged in.
+    pub link: LinkState,
+}
+
+impl NicPlan {
+    /// The card `nic` of a VM.
+    pub fn of(vm: &VmId, nic: u8, kind: NetworkKind, mac: [u8; 6], link: LinkState) -> Self {
+        Self {
+            kind,
+            mac,
+            slot: nic_slot(nic),
+            tap: (kind == NetworkKind::Bridge).then(|| TapName::of(vm, nic)),
+            link,
+        }
+    }
+}
+
+/// Work on a network card of a living QEMU. Each may be repeated: what is done
+/// already is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NicAction {
+    /// Plug it in: a TAP is opened (not attached to the bridge), the backend is
+    /// made, then the device; with as many queues as this many CPUs may use.
+    Plug(NicPlan, u32),
+    /// Take the card in this slot out: the guest is asked to let go and waited
+    /// for, then the backend is taken away.
+    Unplug(u8),
+    /// Plug the cable of the card in this slot in, or pull it.
+    Link(u8, LinkState),
 }
 
 /// Everything that a start of QEMU needs. Plain data: from it the command line
@@ -278,6 +308,9 @@ pub trait Machine: Send + Sync + 'static {
     /// Does work on a data disk, with deadlines of its own. Work on one disk is
     /// done one after the other.
     fn disk(&self, action: DiskAction) -> BoxFuture<'static, Result<(), DiskError>>;
+    /// Does work on a network card, with deadlines of its own. Work on one card is
+    /// done one after the other.
+    fn nic(&self, action: NicAction) -> BoxFuture<'static, Result<(), DiskError>>;
     /// Which data disks it has, whatever the records say.
     fn disks(&self) -> BoxFuture<'static, Result<Vec<SeenDisk>, MachineError>>;
     /// SIGTERM through the pidfd; a process that is gone already is no error.
@@ -317,6 +350,8 @@ pub struct HostProbe {
     pub accelerator: String,
     /// How QEMUs are confined, and what lacks and why, in a sentence.
     pub jail: String,
+    /// How qemu-img is confined, and what lacks and why, in a sentence.
+    pub tool_jail: String,
 }
 
 /// Why something on the host failed, in a sentence with the object named.

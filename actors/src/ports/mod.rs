@@ -22,11 +22,11 @@ pub use futures_util::future::BoxFuture;
 pub use hypervisor::{
     AdoptPlan, Adoption, BootFiles, ConsoleTail, DiskAction, DiskError, DiskPlan, FoundProcess,
     HostError, HostProbe, Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction,
-    MachineError, MachineNews, NewsSink, NicPlan, device_name, node_name,
+    MachineError, MachineNews, NewsSink, NicAction, NicPlan, device_name, node_name,
 };
 pub use manifests::{FoundManifest, ManifestChange, ManifestFiles, ManifestName};
 pub use network::{
-    BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest, SeenBridge,
-    SeenTap, Settled, Traffic,
+    BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest, NicWish,
+    SeenBridge, SeenTap, Settled, Traffic,
 };
 pub use storage::{CommitError, LoadError, Row, RowBatch, Storage, Table};

@@ -63,19 +63,40 @@ impl NetworkFacts {
     }
 }
 
-/// A network card for one life of a VM.
+/// The network cards for one life of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NicRequest {
     /// The VM.
     pub vm: VmId,
     /// Its life.
     pub incarnation: Incarnation,
-    /// The card's MAC address.
+    /// Its cards, the first one first.
+    pub nics: Vec<NicWish>,
+    /// The VM's virtual CPUs: each may have a queue of each card.
+    pub cpu_count: u32,
+}
+
+/// One network card of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicWish {
+    /// Its number, from 0.
+    pub nic: u8,
+    /// Its MAC address.
     pub mac: [u8; 6],
     /// The address it holds, where it holds one.
     pub address: Option<Ipv4Addr>,
-    /// The VM's virtual CPUs: each may have a queue.
-    pub cpu_count: u32,
+}
+
+impl NicWish {
+    /// How it is claimed once it is known how it is connected.
+    pub fn claimed(&self, kind: NetworkKind, address: Option<String>) -> NicClaim {
+        NicClaim {
+            nic: self.nic,
+            kind,
+            mac: self.mac,
+            address,
+        }
+    }
 }
 
 /// What was found when the host was made to look as it shall.
@@ -157,7 +178,7 @@ pub trait Network: Send + Sync + 'static {
     fn release(&self, vm: VmId) -> BoxFuture<'static, Result<(), NetworkError>>;
 
     /// What went through a VM's card; none where it is not counted or does not run.
-    fn traffic(&self, vm: VmId) -> BoxFuture<'static, Option<Traffic>>;
+    fn traffic(&self, vm: VmId, nic: u8) -> BoxFuture<'static, Option<Traffic>>;
 
     /// What is on the host, ours or not: cheap, and nothing is changed.
     fn survey(&self) -> BoxFuture<'static, Result<NetworkSurvey, NetworkError>>;

@@ -294,7 +294,7 @@ impl Inventory {
                     value.last_event = Some(revision);
                 }
                 let key = value.id.clone();
-                self.macs.insert(value.mac);
+                self.index_macs(&key, Some(&value));
                 self.promise(&key, Promise::to(&value));
                 put(
                     &mut self.vms,
@@ -307,9 +307,7 @@ impl Inventory {
                 );
             }
             Write::EraseVm(id) => {
-                if let Some(vm) = self.vms.get(&id) {
-                    self.macs.remove(&vm.value.mac);
-                }
+                self.index_macs(&id, None);
                 self.promise(&id, Promise::default());
                 erase(&mut self.vms, Table::Vms, &id, rows);
             }
@@ -406,6 +404,22 @@ impl Inventory {
         let before = self.vms.get(vm).map(|row| Promise::to(&row.value));
         let others = self.promised.minus(before.unwrap_or_default());
         self.promised = others.plus(now);
+    }
+
+    /// The MAC addresses of a VM are what its next record says.
+    fn index_macs(&mut self, id: &VmId, next: Option<&VmRecord>) {
+        let macs = |vm: Option<&VmRecord>| -> Vec<_> {
+            let macs = vm.into_iter().flat_map(VmRecord::macs);
+            macs.map(|(_, mac)| mac).collect()
+        };
+        let (held, wanted) = (macs(self.vms.get(id).map(|vm| &vm.value)), macs(next));
+        if held == wanted {
+            return;
+        }
+        for mac in held {
+            self.macs.remove(&mac);
+        }
+        self.macs.extend(wanted);
     }
 
     /// Changes a row as it is now; one that is not there stays away.

@@ -85,7 +85,8 @@ pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory
             )
         })
         .collect();
-    inventory.macs = inventory.vms.values().map(|vm| vm.value.mac).collect();
+    let macs = inventory.vms.values().flat_map(|vm| vm.value.macs());
+    inventory.macs = macs.map(|(_, mac)| mac).collect();
     let mut keys = reader.idempotency()?;
     keys.sort_by_key(|row| row.created_at);
     inventory.key_order = keys.iter().map(|row| row.key.clone()).collect();

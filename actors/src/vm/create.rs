@@ -15,7 +15,7 @@ use vman_model::{
     Guard, IdempotencyRecord, ImageKind, ImageName, Incarnation, LeaseRecord, OperationId, Origin,
     Subject, VmId, VmUuid, Write,
     change::IdempotentAnswer,
-    network::mac_address,
+    network::{LinkState, mac_address},
     restart::RestartHistory,
     vm::{Desired, Phase, Reason, VmRecord, VmSpec},
 };
@@ -164,18 +164,23 @@ impl VmsHandle {
             // Its name is taken, which says more than that no address is free.
             return Err(CreateError::Exists(id.clone()));
         }
-        let address = leases::choose(&inventory, pool, id, fixed)?;
+        let address = leases::choose(&inventory, pool, (id, 0), fixed)?;
         let now = self.clock.now();
-        Ok(Some(leases::lease(id, address, mac, fixed.is_some(), now)))
+        Ok(Some(leases::lease(
+            (id, 0),
+            (address, fixed.is_some()),
+            mac,
+            now,
+        )))
     }
 
-    /// The MAC address of a new VM: derived from its id, unless another has it.
-    fn free_mac(&self, id: &VmId) -> [u8; 6] {
+    /// The MAC address of a new card: derived from its VM's id, unless another has it.
+    pub(super) fn free_mac(&self, id: &VmId, nic: u8) -> [u8; 6] {
         let inventory = self.store.inventory();
         (0..MAX_MACS)
-            .map(|attempt| mac_address(id, 0, attempt))
+            .map(|attempt| mac_address(id, nic, attempt))
             .find(|mac| !inventory.has_mac(*mac))
-            .unwrap_or_else(|| mac_address(id, 0, 0))
+            .unwrap_or_else(|| mac_address(id, nic, 0))
     }
 
     fn image_of_kind(
@@ -260,7 +265,7 @@ impl VmsHandle {
             id: id.clone(),
             uuid,
             spec,
-            mac: self.free_mac(id),
+            mac: self.free_mac(id, 0),
             root_disk: disk.map(|disk| disk.id.clone()),
             created_at: now,
             desired: Desired::Stopped,
@@ -284,6 +289,8 @@ impl VmsHandle {
             disks: Vec::new(),
             failed_disk: None,
             failed_for_space: false,
+            link: LinkState::Up,
+            nics: Vec::new(),
         }
     }
 

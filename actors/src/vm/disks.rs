@@ -7,14 +7,12 @@
 
 use super::{VmDeps, VmMsg, VmState};
 use crate::failpoint;
-use crate::ports::{
-    BoxFuture, DiskAction, DiskError, DiskPlan, Machine, NewDiskFile, device_name, node_name,
-};
+use crate::ports::{BoxFuture, DiskAction, DiskError, DiskPlan, Machine, device_name, node_name};
 use ractor::ActorRef;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 use vman_model::{
-    DiskFile, DiskId, DiskRecord, Incarnation, OperationId,
+    DiskId, DiskRecord, Incarnation, OperationId,
     disk::ROOT_DISK_SLOT,
     vm::{Command, DiskOutcome, Fact, VmRecord},
 };
@@ -33,22 +31,6 @@ pub(super) fn slot_of(vm: &VmRecord, disk: &DiskRecord) -> Option<u8> {
     held.map(|held| held.slot)
 }
 
-/// The file that a disk is to have.
-pub(super) fn file_of(deps: &VmDeps, disk: &DiskRecord) -> NewDiskFile {
-    let inventory = deps.store.inventory();
-    let image = disk
-        .image
-        .as_ref()
-        .and_then(|name| inventory.images.get(name));
-    NewDiskFile {
-        id: disk.id.clone(),
-        format: disk.format,
-        size_mib: disk.size_mib,
-        image: image.map(|image| (image.value.name.clone(), image.value.format)),
-        made: disk.file == DiskFile::Made,
-    }
-}
-
 /// A disk as QEMU is given it. Its file is there and large enough.
 pub(super) async fn plan(deps: &VmDeps, disk: &DiskRecord, slot: u8) -> Result<DiskPlan, String> {
     let path = ready(deps, disk).await?;
@@ -57,7 +39,7 @@ pub(super) async fn plan(deps: &VmDeps, disk: &DiskRecord, slot: u8) -> Result<D
 
 /// Sees to it that a disk's file is what its row says, and answers its path.
 async fn ready(deps: &VmDeps, disk: &DiskRecord) -> Result<PathBuf, String> {
-    let made = deps.disks.ensure(file_of(deps, disk)).await;
+    let made = deps.disks.ensure(deps.disks.file_of(disk)).await;
     made.map_err(|error| format!("disk {}: {error}", disk.id))
 }
 
@@ -105,11 +87,9 @@ struct Report {
 impl Report {
     fn tell(self, result: Result<(), DiskError>) {
         let disk = self.disk;
-        let outcome = match result {
-            Ok(()) => DiskOutcome::Done,
-            Err(DiskError::Refused(why)) => DiskOutcome::Refused(why),
-            Err(DiskError::Held(why)) => DiskOutcome::Held(why),
-            Err(DiskError::Unknown(why)) => {
+        let outcome = match outcome(result) {
+            Ok(outcome) => outcome,
+            Err(why) => {
                 tracing::warn!(disk_id = %disk, why, "what became of the work on a disk is unknown");
                 return;
             }
@@ -127,8 +107,18 @@ impl Report {
     }
 }
 
+/// What is known to have become of work on a device, or why that is not known.
+pub(super) fn outcome(result: Result<(), DiskError>) -> Result<DiskOutcome, String> {
+    match result {
+        Ok(()) => Ok(DiskOutcome::Done),
+        Err(DiskError::Refused(why)) => Ok(DiskOutcome::Refused(why)),
+        Err(DiskError::Held(why)) => Ok(DiskOutcome::Held(why)),
+        Err(DiskError::Unknown(why)) => Err(why),
+    }
+}
+
 impl VmState {
-    fn machine_now(&self) -> Result<Arc<dyn Machine>, DiskError> {
+    pub(super) fn machine_now(&self) -> Result<Arc<dyn Machine>, DiskError> {
         let machine = self.machine.as_ref().map(|(_, machine)| machine.clone());
         machine.ok_or_else(|| DiskError::Refused("there is no QMP connection".to_owned()))
     }

@@ -88,6 +88,11 @@ impl VmState {
                 Effect::Resize { operation, disk } => {
                     self.resize(myself, incarnation, operation, disk);
                 }
+                Effect::Nic {
+                    operation,
+                    nic,
+                    work,
+                } => self.work_on_nic(myself, incarnation, operation, (nic, work)),
                 Effect::LookAtDisks => self.look_at_disks(myself, incarnation),
                 Effect::LookForSpace => self.look_for_space(myself, incarnation),
                 Effect::Powerdown => self.powerdown(),

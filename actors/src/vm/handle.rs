@@ -57,6 +57,9 @@ pub enum CommandError {
     /// The disk is gone, not whole, or belongs to another VM by now.
     #[error("disk {0} cannot be had")]
     DiskTaken(vman_model::DiskId),
+    /// The address chosen for a network card was taken meanwhile.
+    #[error("the address was taken meanwhile")]
+    AddressTaken,
     /// The host has not enough left to promise; the sum.
     #[error("the host has no room for it: {0}")]
     NoRoom(String),

@@ -5,7 +5,7 @@
 //! dead actor's job go nowhere; its successor looks for itself).
 //! Look next: `effects.rs` for when a job runs.
 
-use super::{VmDeps, VmMsg, disks, handle::HostGate, msg::Mailbag};
+use super::{VmDeps, VmMsg, disks, handle::HostGate, msg::Mailbag, nics};
 use crate::ports::{
     AdoptPlan, Adoption, BootFiles, LaunchPlan, Machine, NewsSink, NicPlan, NicRequest,
 };
@@ -19,12 +19,10 @@ use std::{
 };
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use vman_model::{
-    DiskFormat, DiskRecord, TapName,
-    vm::{Claim, Confinement, Effect, ExitStatus, Fact, NetworkKind, VmRecord},
+    DiskFormat, DiskRecord,
+    vm::{Claim, Confinement, Effect, ExitStatus, Fact, VmRecord},
 };
 
-/// The first network card's slot on the pcie-root-ports (see `vman_model::disk`).
-pub(crate) const FIRST_NIC_SLOT: u8 = 1;
 /// How long after an adoption that could not look it looks again.
 const ADOPT_AGAIN: Duration = Duration::from_millis(500);
 
@@ -99,6 +97,7 @@ impl Job {
             | Effect::Resize { .. }
             | Effect::LookAtDisks
             | Effect::LookForSpace
+            | Effect::Nic { .. }
             | Effect::Continue
             | Effect::Powerdown
             | Effect::Terminate
@@ -117,7 +116,7 @@ impl Job {
             return given_up();
         }
         for disk in self.disk_records() {
-            let file = disks::file_of(&self.deps, &disk);
+            let file = self.deps.disks.file_of(&disk);
             if let Err(error) = self.deps.disks.ensure(file).await {
                 return Fact::ClaimDenied {
                     detail: format!("disk {}: {error}", disk.id),
@@ -132,8 +131,7 @@ impl Job {
             .claim(NicRequest {
                 vm: id,
                 incarnation,
-                mac: self.record.mac,
-                address: None,
+                nics: nics::wishes(&self.record),
                 cpu_count: self.record.spec.size.cpu_count,
             })
             .await
@@ -246,12 +244,9 @@ impl Job {
         // The root disk is booted from first, then the others by slot.
         plans.sort_by_key(|disk| disk.slot);
         let claim = self.record.claim.clone().unwrap_or_default();
-        let nics = claim.nics.iter().enumerate().map(|(n, nic)| NicPlan {
-            kind: nic.kind,
-            mac: nic.mac,
-            slot: FIRST_NIC_SLOT + u8::try_from(n).unwrap_or(u8::MAX),
-            tap: (nic.kind == NetworkKind::Bridge)
-                .then(|| TapName::of(&self.record.id, u8::try_from(n).unwrap_or(u8::MAX))),
+        let nics = claim.nics.iter().map(|nic| {
+            let link = self.record.link_of(nic.nic).unwrap_or_default();
+            NicPlan::of(&self.record.id, nic.nic, nic.kind, nic.mac, link)
         });
         Ok(LaunchPlan {
             vm: self.record.id.clone(),

@@ -18,6 +18,7 @@ mod effects;
 mod handle;
 mod job;
 mod msg;
+mod nics;
 mod observed;
 mod supervisor;
 mod turn;
@@ -25,10 +26,9 @@ mod turn;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use job::FIRST_NIC_SLOT;
-
 pub use create::{CreateError, NewVm};
 pub use handle::{CommandError, CommandRequest, VmDirectory, VmsHandle};
+pub use nics::{NicError, WantedNic};
 pub use supervisor::{RecoveryProgress, VmSupervisor, VmSupervisorArguments, VmSupervisorMsg};
 
 use crate::{
@@ -99,6 +99,8 @@ pub struct VmState {
     record: Option<(Revision, VmRecord)>,
     machine: Option<(Incarnation, Arc<dyn Machine>)>,
     lane: Lane,
+    /// Work on network cards.
+    nics: nics::UnderWay,
     pace: Pace,
     recovery: Recovering,
     recovered: Recovered,
@@ -160,6 +162,7 @@ impl Actor for VmActor {
             record,
             machine: None,
             lane,
+            nics: nics::UnderWay::default(),
             pace: Pace::default(),
             recovery,
             recovered: Recovered::NotBegun,
@@ -292,6 +295,9 @@ impl VmState {
             }
             Turned::NotWritten(StoreError::Conflict(Guard::DiskFree(disk))) => {
                 Err(CommandError::DiskTaken(disk))
+            }
+            Turned::NotWritten(StoreError::Conflict(Guard::AddressFree(_) | Guard::MacFree(_))) => {
+                Err(CommandError::AddressTaken)
             }
             Turned::NotWritten(StoreError::Conflict(Guard::Room(asked, allowance))) => {
                 let promised = self.deps.store.inventory().promised;

@@ -104,6 +104,9 @@ impl VmState {
                 DiskChange::Size(disk, size_mib) => Write::SizeDisk(disk, size_mib),
             });
         }
+        for change in &decision.nics {
+            self.nic_rows(change, &mut guards, &mut writes);
+        }
         Change {
             guards,
             writes,

@@ -1,8 +1,12 @@
 //! The whole command line, as clap derives it. Only names, kinds and help: what a command does is in `commands/`.
-//! Look next: `nouns.rs`, the commands of each noun.
+//! Look next: `nouns.rs` and `disks.rs`, the commands of each noun.
 
+mod disks;
+mod nics;
 mod nouns;
 
+pub use disks::*;
+pub use nics::*;
 pub use nouns::*;
 
 use crate::config::Overrides;
@@ -85,6 +89,9 @@ pub enum Command {
     /// Disks
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// Network cards of VMs
+    #[command(subcommand)]
+    Nic(NicCommand),
     /// Disk images, kernels and initrds
     #[command(subcommand)]
     Image(ImageCommand),

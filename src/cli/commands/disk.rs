@@ -3,7 +3,7 @@
 use super::{object, some};
 use crate::cli::{
     Session,
-    args::{DiskCommand, DiskSize},
+    args::{DiskCommand, DiskOptions, DiskSize},
     ask::Ask,
     error::CliError,
     view,
@@ -20,24 +20,25 @@ pub(in crate::cli) async fn run(
     let act = |id: &str, action: &str| Ask::post(&["disks", id, action]).patience(GUEST_PATIENCE_S);
     match command {
         DiskCommand::List => session.list(&view::DISK, Ask::get(&["disks"])).await,
-        DiskCommand::Create {
-            name,
-            size,
-            image,
-            mount_point,
-            format,
-        } => {
-            let mut body = amount(&size);
-            body.extend(object([
-                ("name", some(name.as_ref())),
-                ("image", some(image.as_ref())),
-                ("mount_point", some(mount_point.as_ref())),
-                ("format", some(format.as_ref())),
-            ]));
+        DiskCommand::Create(new) => {
+            let mut body = object([
+                ("name", some(new.name.as_ref())),
+                ("size", some(new.size.as_ref())),
+                ("size_mib", some(new.size_mib.as_ref())),
+                ("image", some(new.image.as_ref())),
+                ("mount_point", some(new.mount_point.as_ref())),
+                ("format", some(new.format.as_ref())),
+            ]);
+            body.extend(behaviour(&new.options));
             let ask = Ask::post(&["disks"]).json(Value::Object(body));
             session.one(&view::DISK, ask).await
         }
         DiskCommand::Info { id } => session.one(&view::DISK, Ask::get(&["disks", &id])).await,
+        DiskCommand::Set { id, options } => {
+            let body = Value::Object(behaviour(&options));
+            let ask = Ask::patch(&["disks", &id]).json(body);
+            session.one(&view::DISK, ask).await
+        }
         DiskCommand::Delete { id } => {
             let ask = Ask::delete(&["disks", &id]);
             session.delete("disk", &id, ask).await
@@ -54,6 +55,19 @@ pub(in crate::cli) async fn run(
             session.work(&view::DISK, ask, &wait).await
         }
     }
+}
+
+fn behaviour(options: &DiskOptions) -> Map<String, Value> {
+    object([
+        ("cache", some(options.cache.as_ref())),
+        ("discard", some(options.discard.as_ref())),
+        ("read_only", some(options.read_only.as_ref())),
+        ("serial", some(options.serial.as_ref())),
+        ("iops", some(options.iops.as_ref())),
+        ("iops_burst", some(options.iops_burst.as_ref())),
+        ("bps", some(options.bps.as_ref())),
+        ("bps_burst", some(options.bps_burst.as_ref())),
+    ])
 }
 
 fn amount(size: &DiskSize) -> Map<String, Value> {

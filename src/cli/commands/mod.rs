@@ -9,6 +9,7 @@ pub(super) mod host;
 pub(super) mod image;
 pub(super) mod local;
 pub(super) mod logs;
+pub(super) mod nic;
 pub(super) mod operation;
 pub(super) mod template;
 pub(super) mod token;

@@ -37,12 +37,14 @@ fn the_command_line_is_consistent() {
 
 #[test]
 fn wrong_usage_is_refused_by_the_parser() {
-    let wrong: [&[&str]; 6] = [
+    let wrong: [&[&str]; 8] = [
         &["vm", "create", "hello"],
         &["vm", "start"],
         &["vm", "stop", "hello", "--force", "--timeout", "3"],
         &["vm", "create", "-t", "x", "--initrd", "i"],
         &["disk", "create", "data", "--size", "1", "--size-mib", "1"],
+        &["disk", "create", "data"],
+        &["disk", "set", "data", "--read-only", "perhaps"],
         &["config", "show", "--set", "nothing"],
     ];
     for line in wrong {
@@ -265,6 +267,25 @@ async fn log_records_are_a_line_each_and_harmless() {
             "GET /vms/web/logs?lines=5&follow=true"
         ]
     );
+}
+
+#[tokio::test]
+async fn how_a_disk_behaves_is_said_when_it_is_made_and_changed_later() {
+    let daemon = Daemon::start(|_| Reply::Json(200, json!({"id": "data"}))).await;
+    let line = "disk create data --image debian --cache none --read-only --iops 500 -o name";
+    let ran = daemon.run(&line.split(' ').collect::<Vec<_>>()).await;
+    assert_eq!((ran.code, ran.out.as_str()), (0, "data\n"), "{}", ran.err);
+    let line = "disk set data --iops 0 --bps 1000000 --bps-burst 2000000 --read-only=false";
+    let ran = daemon.run(&line.split(' ').collect::<Vec<_>>()).await;
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let seen = daemon.seen();
+    let lines = [&seen[0].line, &seen[1].line];
+    assert_eq!(lines, ["POST /disks", "PATCH /disks/data"]);
+    let said =
+        json!({"name": "data", "image": "debian", "cache": "none", "read_only": true, "iops": 500});
+    assert_eq!(seen[0].json(), said);
+    let said = json!({"iops": 0, "bps": 1_000_000, "bps_burst": 2_000_000, "read_only": false});
+    assert_eq!(seen[1].json(), said);
 }
 
 #[tokio::test]

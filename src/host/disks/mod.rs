@@ -9,6 +9,7 @@ use super::{
     dirs::StorageDirs,
     folder::{Folder, Unfinished, blocking, file_error},
     inspect::{InspectError, virtual_size},
+    jail::ToolJail,
 };
 use std::{
     ffi::OsString,
@@ -20,7 +21,8 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tool::QemuImg;
+use tool::{Call, QemuImg};
+use vman_actors::failpoint;
 use vman_actors::ports::{BoxFuture, DiskFiles, FileError, NewDiskFile, SeenFile};
 use vman_model::{DiskFormat, DiskId, ImageFormat, ImageName};
 
@@ -38,9 +40,9 @@ pub struct HostDisks {
 }
 
 impl HostDisks {
-    /// Disk files in `dirs`, made by `qemu_img` (none: qcow2 disks cannot be made). The folders
-    /// must be there ([`super::dirs::StorageLock::acquire`] makes them).
-    pub fn new(dirs: &StorageDirs, qemu_img: Option<PathBuf>) -> io::Result<Self> {
+    /// Disk files in `dirs`, made by `qemu_img` in its jail (none: qcow2 disks cannot be made). The
+    /// folders must be there ([`super::dirs::StorageLock::acquire`] makes them).
+    pub fn new(dirs: &StorageDirs, qemu_img: Option<Arc<ToolJail>>) -> io::Result<Self> {
         Ok(Self {
             disks: Folder::open(&dirs.disks())?,
             tmp: Folder::open(&dirs.tmp())?,
@@ -84,6 +86,7 @@ impl HostDisks {
             DiskFormat::Qcow2 => self.run_qemu_img(&what, &disk, &unfinished).await?,
             DiskFormat::Raw => self.make_raw(&what, &disk, &unfinished).await?,
         }
+        failpoint::hit("create.part");
         blocking("naming a disk", move || {
             let named = || -> io::Result<()> {
                 self.tmp.write(unfinished.name())?.sync_all()?;
@@ -171,7 +174,21 @@ impl HostDisks {
         self.tmp
             .create(unfinished.name())
             .map_err(|error| file_error(what, &error))?;
-        self.tool.run(what, arguments(disk, unfinished), 0).await
+        let call = Call {
+            words: arguments(disk, unfinished),
+            read: self.image_of(disk),
+            write: unfinished.path(),
+            largest: 0,
+        };
+        self.tool.run(what, call).await
+    }
+
+    /// The file of the image that a disk is a linked clone of.
+    fn image_of(&self, disk: &NewDiskFile) -> Vec<PathBuf> {
+        let image = disk.image.iter();
+        image
+            .map(|(name, _)| self.images.path(name.as_str()))
+            .collect()
     }
 
     /// The size that a guest sees of a disk's file; none if it is not there. Two numbers of the
@@ -208,16 +225,22 @@ impl HostDisks {
         })?;
         match disk.format {
             DiskFormat::Qcow2 => {
-                let words = resize_arguments(&self.disks.path(name), size);
                 let (disks, file) = (self.disks.clone(), name.to_owned());
                 let told = what.clone();
-                let len = blocking("growing a disk", move || {
+                let largest = blocking("growing a disk", move || {
                     let file = disks.read(&file).and_then(|file| file.metadata());
                     file.map(|file| file.len())
                         .map_err(|error| file_error(told, &error))
                 })
                 .await?;
-                self.tool.run(&what, words, len).await
+                let write = self.disks.path(name);
+                let call = Call {
+                    words: resize_arguments(&write, size),
+                    read: self.image_of(disk),
+                    write,
+                    largest,
+                };
+                self.tool.run(&what, call).await
             }
             DiskFormat::Raw => {
                 let (disks, name) = (self.disks.clone(), name.to_owned());

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::JailMode;
 use crate::host::dirs::StorageLock;
 use std::time::Duration;
 use std::{
@@ -16,7 +17,8 @@ fn storage() -> (tempfile::TempDir, StorageLock) {
 }
 
 fn disks(lock: &StorageLock) -> HostDisks {
-    HostDisks::new(lock.dirs(), Some("qemu-img".into())).unwrap()
+    let jail = ToolJail::new(JailMode::Require, "qemu-img".into());
+    HostDisks::new(lock.dirs(), Some(Arc::new(jail))).unwrap()
 }
 
 fn disk(size_mib: u64, image: Option<ImageFormat>) -> NewDiskFile {
@@ -41,6 +43,11 @@ fn qemu_img(arguments: &[&str], path: &Path) -> serde_json::Value {
 
 fn entries(path: &Path) -> usize {
     fs::read_dir(path).unwrap().count()
+}
+
+/// A tool that says nothing of its version, and is not kept from anything for it.
+fn unconfined(tool: PathBuf) -> Arc<ToolJail> {
+    Arc::new(ToolJail::new(JailMode::Off, tool))
 }
 
 /// A program in the place of qemu-img.
@@ -168,7 +175,7 @@ async fn a_tool_that_is_missing_or_fails_is_told_and_leaves_nothing() {
             "no space left on the storage",
         ),
     ] {
-        let disks = HostDisks::new(lock.dirs(), tool).unwrap();
+        let disks = HostDisks::new(lock.dirs(), tool.map(unconfined)).unwrap();
         let error = disks.ensure(disk(64, None)).await.unwrap_err();
         assert!(error.to_string().contains(says), "{error}");
         assert_eq!(
@@ -177,11 +184,11 @@ async fn a_tool_that_is_missing_or_fails_is_told_and_leaves_nothing() {
         );
     }
     let killed = stand_in(dir.path(), "kill -9 $$");
-    let disks = HostDisks::new(lock.dirs(), Some(killed)).unwrap();
+    let disks = HostDisks::new(lock.dirs(), Some(unconfined(killed))).unwrap();
     let error = disks.ensure(disk(64, None)).await.unwrap_err();
     assert!(error.to_string().contains("signal: 9"), "{error}");
     let flooding = stand_in(dir.path(), flood);
-    let disks = HostDisks::new(lock.dirs(), Some(flooding)).unwrap();
+    let disks = HostDisks::new(lock.dirs(), Some(unconfined(flooding))).unwrap();
     disks.ensure(disk(64, None)).await.unwrap_err();
     assert_eq!(
         entries(&lock.dirs().disks()) + entries(&lock.dirs().tmp()),
@@ -195,7 +202,7 @@ async fn a_making_that_is_abandoned_kills_its_tool_and_leaves_nothing() {
     let mark = dir.path().join("pid");
     let script = format!("echo $$ > '{}'; exec sleep 1000", mark.display());
     let tool = stand_in(dir.path(), &script);
-    let disks = HostDisks::new(lock.dirs(), Some(tool)).unwrap();
+    let disks = HostDisks::new(lock.dirs(), Some(unconfined(tool))).unwrap();
     let making = tokio::spawn(disks.ensure(disk(64, None)));
     let until = Instant::now() + Duration::from_secs(20);
     let pid = loop {
@@ -260,4 +267,74 @@ async fn a_full_storage_is_told_as_such_and_keeps_no_half_made_disk() {
     drop(file);
     fs::remove_file(rest).unwrap();
     disks(&lock).ensure(disk(64, None)).await.unwrap();
+}
+
+/// Writes what it could do to the file it is to make. The script's own words find that file.
+const PRYING: &str = r#"
+[ "$1" != --version ] || exit 0
+for word; do case $word in *.part) part=$word ;; esac; done
+{
+    cat "${0%/*}/../secret" /etc/shadow
+    echo x > "${0%/*}/../planted"
+    perl -MSocket -e 'socket(my $s, AF_INET, SOCK_DGRAM, 0) and print "socket made\n"'
+    echo end
+} > "$part" 2>/dev/null
+"#;
+
+/// What the prying tool could do, and whether it could plant a file.
+async fn pried(mode: JailMode) -> (String, bool) {
+    let (dir, lock) = storage();
+    let bin = dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    fs::write(dir.path().join("secret"), "the secret").unwrap();
+    let jail = Arc::new(ToolJail::new(mode, stand_in(&bin, PRYING)));
+    let whole = jail.describe().await;
+    let disks = HostDisks::new(lock.dirs(), Some(jail)).unwrap();
+    let path = disks.ensure(disk(64, None)).await.unwrap();
+    let did = fs::read_to_string(path).unwrap() + &whole;
+    assert!(did.contains("end\n"), "{did}");
+    (did, dir.path().join("planted").exists())
+}
+
+#[tokio::test]
+async fn a_tool_reads_and_writes_the_files_of_its_call_alone_and_has_no_network() {
+    let (free, planted) = pried(JailMode::Off).await;
+    assert!(
+        free.contains("the secret") && free.contains("socket made"),
+        "{free}"
+    );
+    assert!(planted && free.contains("VMAN_JAIL=off"), "{free}");
+    let (kept, planted) = pried(JailMode::Auto).await;
+    if kept.contains("without landlock") {
+        eprintln!("left out: no Landlock here");
+    } else {
+        assert!(
+            !kept.contains("the secret") && !kept.contains("root:"),
+            "{kept}"
+        );
+        assert!(!planted);
+    }
+    assert!(!kept.contains("socket made"), "{kept}");
+}
+
+#[tokio::test]
+async fn a_tool_that_cannot_be_confined_runs_where_that_is_not_required_and_is_told() {
+    let (dir, lock) = storage();
+    let tool = stand_in(dir.path(), "[ \"$1\" != --version ]");
+    let auto = ToolJail::new(JailMode::Auto, tool.clone());
+    let told = auto.describe().await;
+    assert!(
+        told.contains("; without all but resource_limits: it does not start"),
+        "{told}"
+    );
+    let disks = HostDisks::new(lock.dirs(), Some(Arc::new(auto))).unwrap();
+    disks.ensure(disk(64, None)).await.unwrap();
+    let required = ToolJail::new(JailMode::Require, tool);
+    let disks = HostDisks::new(lock.dirs(), Some(Arc::new(required))).unwrap();
+    let other = NewDiskFile {
+        id: DiskId::parse("d2").unwrap(),
+        ..disk(64, None)
+    };
+    let error = disks.ensure(other).await.unwrap_err();
+    assert!(error.to_string().contains("VMAN_JAIL=require"), "{error}");
 }

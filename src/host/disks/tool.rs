@@ -1,10 +1,12 @@
 //! qemu-img, confined: a process of its own that lives for one call.
 //!
 //! Owns: its environment, its limits of memory, time and file size, its end.
-//! Must not: choose words; whoever calls says the format.
+//! Must not: choose words or files; whoever calls says the format.
+//! Look next: [`crate::host::jail::ToolJail`] for what else it is kept from.
 
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use std::{ffi::OsString, io, path::PathBuf, process::Stdio, time::Duration};
+use crate::host::jail::{ToolJail, ToolNeeds};
+use rustix::process::Resource;
+use std::{ffi::OsString, io, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 use tokio::{
     io::AsyncReadExt,
     process::{Child, Command},
@@ -26,38 +28,44 @@ const LIMITS: [(Resource, u64); 3] = [
     (Resource::Core, 0),
 ];
 
+/// One call.
+pub(super) struct Call {
+    pub(super) words: Vec<OsString>,
+    /// The images it may read.
+    pub(super) read: Vec<PathBuf>,
+    /// The file it is about, which is there.
+    pub(super) write: PathBuf,
+    /// It writes no file beyond so many bytes and [`MORE_BYTES`].
+    pub(super) largest: u64,
+}
+
 /// The tool, if it is there.
 #[derive(Clone, Debug)]
-pub(super) struct QemuImg(Option<PathBuf>);
+pub(super) struct QemuImg(Option<Arc<ToolJail>>);
 
 impl QemuImg {
-    pub(super) fn new(binary: Option<PathBuf>) -> Self {
-        Self(binary)
+    pub(super) fn new(jail: Option<Arc<ToolJail>>) -> Self {
+        Self(jail)
     }
 
     /// Runs it and waits for its end.
-    ///
-    /// It writes no file beyond `largest` bytes and [`MORE_BYTES`].
-    pub(super) async fn run(
-        &self,
-        what: &str,
-        words: Vec<OsString>,
-        largest: u64,
-    ) -> Result<(), FileError> {
+    pub(super) async fn run(&self, what: &str, call: Call) -> Result<(), FileError> {
         let missing = |why: String| {
             FileError::NoTool(format!(
                 "{what}: {why}; install qemu-utils or name it in VMAN_QEMU_IMG"
             ))
         };
-        let Some(tool) = &self.0 else {
+        let Some(jail) = &self.0 else {
             return Err(missing("qemu-img was not found".to_owned()));
         };
         let failed = |error: String| FileError::Io {
             what: format!("{what}: qemu-img"),
             error,
         };
-        let mut child = Command::new(tool)
-            .args(words)
+        let tool = jail.binary();
+        let mut command = Command::new(tool);
+        command
+            .args(call.words)
             .env_clear()
             .env("LC_ALL", "C")
             .current_dir("/")
@@ -66,15 +74,21 @@ impl QemuImg {
             .stderr(Stdio::piped())
             .process_group(0)
             // Unlike a guest, a half-made file is worth nothing.
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-                    missing(format!("{}: {error}", tool.display()))
-                }
-                _ => failed(error.to_string()),
-            })?;
-        limit(&child, largest.saturating_add(MORE_BYTES));
+            .kill_on_drop(true);
+        let size = (Resource::Fsize, call.largest.saturating_add(MORE_BYTES));
+        let needs = ToolNeeds {
+            read: call.read,
+            write: vec![call.write],
+            limits: LIMITS.into_iter().chain([size]).collect(),
+        };
+        let confined = jail.confine(&mut command, &needs).await;
+        confined.map_err(|error| failed(error.to_string()))?;
+        let mut child = command.spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+                missing(format!("{}: {error}", tool.display()))
+            }
+            _ => failed(error.to_string()),
+        })?;
         match timeout(QEMU_IMG_DEADLINE, ended(&mut child)).await {
             Ok(Ok((true, _))) => Ok(()),
             Ok(Ok((false, said))) if said.contains("No space left on device") => {
@@ -90,23 +104,6 @@ impl QemuImg {
                 let seconds = QEMU_IMG_DEADLINE.as_secs();
                 Err(failed(format!("it was not done after {seconds} s")))
             }
-        }
-    }
-}
-
-/// Best effort: it bounds what a hostile header could make of qemu-img.
-fn limit(child: &Child, file_size: u64) {
-    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-    let Some(pid) = pid.and_then(Pid::from_raw) else {
-        return;
-    };
-    for (resource, value) in LIMITS.into_iter().chain([(Resource::Fsize, file_size)]) {
-        let bound = Rlimit {
-            current: Some(value),
-            maximum: Some(value),
-        };
-        if let Err(error) = prlimit(Some(pid), resource, bound) {
-            tracing::debug!(%error, "qemu-img ran without a limit");
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns: the order. Must not: allocate, lock, or look anything up; `mod.rs` has done that before.
 
-use super::sys;
+use super::{seccomp, sys};
 use rustix::{
     fs::{Mode, OFlags, open},
     process::{Resource, Rlimit, setrlimit},
@@ -32,6 +32,8 @@ pub struct Cage {
     pub(super) user: Option<User>,
     pub(super) landlock: Option<OwnedFd>,
     pub(super) ipc: bool,
+    /// No socket can be made.
+    pub(super) offline: bool,
     /// The doors of its control groups (`cgroup.procs`), open for writing.
     pub(super) cgroups: Vec<OwnedFd>,
     /// Whether the bounding set can be emptied, which root may.
@@ -72,11 +74,15 @@ impl Cage {
         if let Some(rules) = &self.landlock {
             sys::landlock_restrict(rules.as_fd())?;
         }
+        if self.offline {
+            seccomp::forbid_sockets()?;
+        }
         Ok(())
     }
 }
 
-fn limit(resource: Resource, most: u64) -> io::Result<()> {
+/// Bounds what the calling process uses of something.
+pub(super) fn limit(resource: Resource, most: u64) -> io::Result<()> {
     let hard = rustix::process::getrlimit(resource).maximum;
     // A lower bound that is set already stays; raising it may not be ours to do.
     let most = Some(hard.map_or(most, |hard| hard.min(most)));

@@ -50,13 +50,17 @@ const DEVICES: &[&str] = &[
     "/dev/vhost-net",
 ];
 
-/// What one VM may open beside the system's own.
+/// The same for a tool: the loader's cache, the number of processors.
+const TOOL_READ: &[&str] = &["/etc/ld.so.cache", "/sys/devices/system"];
+const TOOL_DEVICES: &[&str] = &["/dev/null", "/dev/urandom"];
+
+/// What one VM, or one call of a tool, may open beside the system's own.
 pub(super) struct Own {
-    /// QEMU's own folder.
+    /// The program's own folder.
     pub(super) program: Option<PathBuf>,
     /// Only read: images.
     pub(super) read: Vec<PathBuf>,
-    /// Read and written: its files, and the disks.
+    /// Read and written: a VM's own files, and the disks.
     pub(super) write: Vec<PathBuf>,
 }
 
@@ -65,8 +69,17 @@ fn handled(version: u32) -> u64 {
     ALL_OF_1 | since(2, REFER) | since(3, TRUNCATE) | since(5, IOCTL_DEV)
 }
 
-/// The rules, or why there are none.
+/// The rules of a QEMU, or why there are none.
 pub(super) fn rules(own: &Own) -> io::Result<OwnedFd> {
+    ruleset(own, READ, DEVICES)
+}
+
+/// The rules of a tool, or why there are none.
+pub(super) fn tool_rules(own: &Own) -> io::Result<OwnedFd> {
+    ruleset(own, TOOL_READ, TOOL_DEVICES)
+}
+
+fn ruleset(own: &Own, read: &[&str], devices: &[&str]) -> io::Result<OwnedFd> {
     let version = sys::landlock_version();
     if version == 0 {
         return Err(io::ErrorKind::Unsupported.into());
@@ -87,11 +100,11 @@ pub(super) fn rules(own: &Own) -> io::Result<OwnedFd> {
     for path in SYSTEM.iter().map(Path::new).chain(own.program.as_deref()) {
         allow(path, EXECUTE | READ_FILE | READ_DIR)?;
     }
-    let read = READ.iter().map(Path::new);
+    let read = read.iter().map(Path::new);
     for path in read.chain(own.read.iter().map(PathBuf::as_path)) {
         allow(path, READ_FILE | READ_DIR)?;
     }
-    for path in DEVICES {
+    for path in devices {
         allow(Path::new(path), READ_FILE | WRITE_FILE | IOCTL_DEV)?;
     }
     for path in &own.write {

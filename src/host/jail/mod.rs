@@ -4,7 +4,7 @@
 //! id for each life, and whose the files are. Must not: decide that a VM starts with less; the mode
 //! does, and what lacks is told. Measures are independent: each is tried alone, so that one that
 //! lacks takes no other with it. Look next: `abilities.rs` for the trials, `cage.rs` for what the child does, `landlock.rs` for the
-//! files, `docs/security.md` for what each measure is worth.
+//! files, `tool.rs` for the jail of qemu-img, `docs/security.md` for what each measure is worth.
 //!
 //! Files and users: the storage path, its `disks`, `images` and `vms` are entered by the group
 //! `first_uid`, which all QEMUs have and nobody else; a VM's disks and console belong to the id of
@@ -14,11 +14,14 @@
 mod abilities;
 mod cage;
 mod landlock;
+mod seccomp;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod tool;
 
 pub use cage::Cage;
+pub use tool::{ToolJail, ToolNeeds};
 
 use self::{abilities::Abilities, cage::User};
 use crate::config::{JailConfig, JailMode};
@@ -162,6 +165,8 @@ impl Jail {
             user,
             landlock: landlock.transpose()?,
             ipc: has(Measure::IpcNamespace),
+            // QEMU's own filter, and the user-mode network, which makes sockets.
+            offline: false,
             bounding: is_root(),
             cgroups: self.cgroups(plan, accel)?,
         }))
@@ -196,17 +201,10 @@ impl Jail {
 
     fn own(&self, vm: &VmId) -> landlock::Own {
         landlock::Own {
-            program: self.program_folder(),
+            program: program_folder(&self.binary),
             read: vec![self.layout.storage.join("images")],
             write: vec![self.layout.storage.join("disks"), self.layout.files(vm)],
         }
-    }
-
-    /// Where the binary is, if it is not where the system's are.
-    fn program_folder(&self) -> Option<PathBuf> {
-        let found = self.binary.canonicalize().ok()?;
-        let folder = found.parent().filter(|folder| *folder != Path::new("/"))?;
-        (!folder.starts_with("/usr")).then(|| folder.to_owned())
     }
 
     /// Gives the VM's files to the user of this life. `files` are those in its own folder. Blocks.
@@ -296,6 +294,13 @@ pub fn take_disk(disk: &Path) -> io::Result<()> {
         return Ok(());
     }
     give(disk, Some(own), None)
+}
+
+/// Where a program is, if it is not where the system's are.
+fn program_folder(binary: &Path) -> Option<PathBuf> {
+    let found = binary.canonicalize().ok()?;
+    let folder = found.parent().filter(|folder| *folder != Path::new("/"))?;
+    (!folder.starts_with("/usr")).then(|| folder.to_owned())
 }
 
 fn is_root() -> bool {

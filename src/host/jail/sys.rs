@@ -9,6 +9,8 @@ use std::{
 };
 
 const PR_CAPBSET_DROP: c_int = 24;
+const PR_SET_SECCOMP: c_int = 22;
+const SECCOMP_MODE_FILTER: c_ulong = 2;
 const PR_SET_NO_NEW_PRIVS: c_int = 38;
 const PR_CAP_AMBIENT: c_int = 47;
 const PR_CAP_AMBIENT_CLEAR_ALL: c_ulong = 4;
@@ -170,4 +172,45 @@ pub(super) fn landlock_restrict(ruleset: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: touches no memory.
     let restricted = unsafe { syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset.as_raw_fd(), flags) };
     done(c_int::try_from(restricted).unwrap_or(-1))
+}
+
+/// One instruction of a filter: `struct sock_filter` of classic BPF.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Instruction {
+    code: u16,
+    if_true: u8,
+    if_false: u8,
+    operand: u32,
+}
+
+impl Instruction {
+    /// The jumps count instructions after the next.
+    pub(super) const fn new(code: u16, if_true: u8, if_false: u8, operand: u32) -> Self {
+        Self {
+            code,
+            if_true,
+            if_false,
+            operand,
+        }
+    }
+}
+
+/// `struct sock_fprog`
+#[repr(C)]
+struct Program {
+    length: u16,
+    instructions: *const Instruction,
+}
+
+/// Filters the calls of this process for good. Needs no-new-privileges.
+#[allow(unsafe_code)]
+pub(super) fn filter_calls(filter: &[Instruction]) -> io::Result<()> {
+    let program = Program {
+        length: u16::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        instructions: filter.as_ptr(),
+    };
+    let program = std::ptr::from_ref(&program);
+    // SAFETY: the program is of the kernel's layout, as long as it says, and only read.
+    done(unsafe { prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program) })
 }

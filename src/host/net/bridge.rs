@@ -18,7 +18,7 @@ use vman_actors::ports::{
     Settled, Traffic,
 };
 use vman_model::vm::{NetworkKind, NicClaim};
-use vman_model::{NetworkPlan, Pool, TapName, VmId};
+use vman_model::{NetworkPlan, Pool, TapName, VmId, network::MAX_NICS};
 
 use super::dnsmasq::{Dnsmasq, Served};
 use super::firewall::Firewall;
@@ -150,26 +150,32 @@ async fn pass_on(mut told: mpsc::Receiver<Notice>, to: std::sync::Weak<Inner>) {
 
 impl Inner {
     async fn claim(&self, request: NicRequest) -> Result<Vec<NicClaim>, NetworkError> {
-        let tap = TapName::of(&request.vm, 0);
-        let name = tap.as_str().to_owned();
-        if !self.taps.has(&name) {
-            let opened = tap::open(&name, request.cpu_count);
+        let mut claims = Vec::new();
+        for wish in &request.nics {
+            let tap = TapName::of(&request.vm, wish.nic);
+            self.ready(tap.as_str(), request.cpu_count).await?;
+            let address = wish.address.map(|address| address.to_string());
+            claims.push(wish.claimed(NetworkKind::Bridge, address));
+        }
+        Ok(claims)
+    }
+
+    /// The TAP is there, attached, and waits for its QEMU.
+    async fn ready(&self, name: &str, cpu_count: u32) -> Result<(), NetworkError> {
+        if !self.taps.has(name) {
+            let opened = tap::open(name, cpu_count);
             let opened = opened.map_err(|error| NetworkError(error.to_string()))?;
-            self.taps.keep(&name, opened);
+            self.taps.keep(name, opened);
         }
         let bridge = self.index.load(Ordering::SeqCst);
-        let attached = self.links.attach(&name, bridge).await;
+        let attached = self.links.attach(name, bridge).await;
         if attached.is_err() {
             // The bridge was deleted at this very moment: it is made anew first.
             let bridge = self.bridge(&mut Vec::new()).await.map_err(NetworkError)?;
-            let again = self.links.attach(&name, bridge.index).await;
+            let again = self.links.attach(name, bridge.index).await;
             again.map_err(|error| NetworkError(error.to_string()))?;
         }
-        Ok(vec![NicClaim {
-            kind: NetworkKind::Bridge,
-            mac: request.mac,
-            address: request.address.map(|address| address.to_string()),
-        }])
+        Ok(())
     }
 }
 
@@ -217,19 +223,23 @@ impl Network for BridgeNetwork {
 
     fn release(&self, vm: VmId) -> BoxFuture<'static, Result<(), NetworkError>> {
         // A TAP goes with its QEMU; one whose QEMU never came goes with our descriptors.
-        if let Some(tap) = self.0.taps.take(TapName::of(&vm, 0).as_str()) {
+        let names = (0..MAX_NICS).map(|nic| TapName::of(&vm, nic));
+        let taps: Vec<_> = names
+            .filter_map(|name| self.0.taps.take(name.as_str()))
+            .collect();
+        if !taps.is_empty() {
             return Box::pin(async move {
-                let closed = tokio::task::spawn_blocking(move || drop(tap)).await;
+                let closed = tokio::task::spawn_blocking(move || drop(taps)).await;
                 closed.map_err(|error| NetworkError(error.to_string()))
             });
         }
         Box::pin(async { Ok(()) })
     }
 
-    fn traffic(&self, vm: VmId) -> BoxFuture<'static, Option<Traffic>> {
+    fn traffic(&self, vm: VmId, nic: u8) -> BoxFuture<'static, Option<Traffic>> {
         let links = self.0.links.clone();
         Box::pin(async move {
-            let link = links.find(TapName::of(&vm, 0).as_str()).await.ok()??;
+            let link = links.find(TapName::of(&vm, nic).as_str()).await.ok()??;
             Some(link.traffic)
         })
     }

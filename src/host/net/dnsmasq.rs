@@ -224,7 +224,7 @@ fn hosts(plan: &NetworkPlan) -> String {
     let (mut dhcp, mut names) = (String::new(), String::new());
     for port in &plan.ports {
         let mac = port.mac.map(|byte| format!("{byte:02x}")).join(":");
-        let (address, name) = (port.address, host_name(&port.vm));
+        let (address, name) = (port.address, host_name(&port.vm, port.nic));
         let _ = writeln!(dhcp, "{mac},{address},{name}");
         let _ = writeln!(names, "{address} {name}");
     }
@@ -266,6 +266,7 @@ mod tests {
             ports: vec![PortPlan {
                 tap: TapName::of(&vm, 0),
                 vm,
+                nic: 0,
                 mac: [0x52, 0x56, 0, 0, 0, 0x0a],
                 address: Ipv4Addr::new(10, 0, 0, 2),
             }],

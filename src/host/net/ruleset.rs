@@ -191,6 +191,7 @@ mod tests {
             ports: vec![PortPlan {
                 tap: TapName::of(&vm, 0),
                 vm,
+                nic: 0,
                 mac: [0x52, 0x56, 0, 0, 0, 1],
                 address,
             }],

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use vman_actors::ports::{
-    BoxFuture, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest, Settled, Traffic,
+    BoxFuture, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest, NicWish, Settled,
+    Traffic,
 };
 use vman_model::vm::{NetworkKind, NicClaim};
 use vman_model::{NetworkPlan, TapName, VmId};
@@ -55,11 +56,12 @@ impl Network for UserNetwork {
     ) -> BoxFuture<'static, Result<Vec<NicClaim>, NetworkError>> {
         let nics = match self.kind {
             NetworkKind::None => vec![],
-            NetworkKind::User | NetworkKind::Bridge => vec![NicClaim {
-                kind: NetworkKind::User,
-                mac: request.mac,
-                address: Some(USER_ADDRESS.to_owned()),
-            }],
+            // Each card is in a network of its own, so their addresses are the same.
+            NetworkKind::User | NetworkKind::Bridge => {
+                let address = || Some(USER_ADDRESS.to_owned());
+                let claim = |wish: &NicWish| wish.claimed(NetworkKind::User, address());
+                request.nics.iter().map(claim).collect()
+            }
         };
         Box::pin(async move { Ok(nics) })
     }
@@ -68,7 +70,7 @@ impl Network for UserNetwork {
         Box::pin(async { Ok(()) })
     }
 
-    fn traffic(&self, _: VmId) -> BoxFuture<'static, Option<Traffic>> {
+    fn traffic(&self, _: VmId, _: u8) -> BoxFuture<'static, Option<Traffic>> {
         Box::pin(async { None })
     }
 
@@ -94,8 +96,11 @@ mod tests {
         NicRequest {
             vm: VmId::parse("a").unwrap(),
             incarnation: Incarnation(1),
-            mac: [0x52, 0x54, 0, 1, 2, 3],
-            address: None,
+            nics: vec![NicWish {
+                nic: 0,
+                mac: [0x52, 0x54, 0, 1, 2, 3],
+                address: None,
+            }],
             cpu_count: 1,
         }
     }
@@ -106,7 +111,7 @@ mod tests {
         let first = user.claim(request()).await.unwrap();
         let again = user.claim(request()).await.unwrap();
         assert_eq!(first, again);
-        assert_eq!((first.len(), first[0].mac), (1, request().mac));
+        assert_eq!((first.len(), first[0].mac), (1, request().nics[0].mac));
         let none = UserNetwork::new(NetworkKind::None, None);
         assert!(none.claim(request()).await.unwrap().is_empty());
         user.release(request().vm).await.unwrap();

@@ -329,7 +329,7 @@ fn add_nic<'a>(
     let id = nic_id(nic.slot);
     let mut queues = 1;
     match nic.kind {
-        NetworkKind::User => words.json("-netdev", &json!({"type": "user", "id": id})),
+        NetworkKind::User => words.json("-netdev", &user_netdev(&id)),
         NetworkKind::Bridge => {
             let tap = taps.next().ok_or(CmdlineError::Tap(nic.slot))?;
             queues = tap.queues.len();
@@ -348,9 +348,19 @@ fn add_nic<'a>(
     Ok(())
 }
 
-/// The id of the netdev of the card in a slot; its device is `dev-` and this.
+/// The id of the netdev of the card in a slot.
 pub fn nic_id(slot: u8) -> String {
     format!("nic{slot}")
+}
+
+/// The name of the device of the card in a slot.
+pub fn nic_name(slot: u8) -> String {
+    format!("dev-{}", nic_id(slot))
+}
+
+/// The netdev of QEMU's user-mode network, for `-netdev` and `netdev_add` alike.
+pub fn user_netdev(id: &str) -> Value {
+    json!({"type": "user", "id": id})
 }
 
 /// The netdev of a TAP whose descriptors QEMU has, by number or by name, for `-netdev` and
@@ -367,7 +377,7 @@ pub fn tap_netdev(id: &str, queues: &str, vhost: &str) -> Value {
 pub fn nic_device(nic: &NicPlan, id: &str, queues: usize) -> Value {
     let mut device = json!({
         "driver": "virtio-net-pci",
-        "id": format!("dev-{id}"),
+        "id": nic_name(nic.slot),
         "netdev": id,
         "mac": nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
         "bus": root_port(nic.slot),

@@ -1,6 +1,7 @@
 //! No value of a user's reaches QEMU's option parser.
 
 use proptest::prelude::*;
+use vman_model::network::LinkState;
 use vman_model::vm::Firmware;
 use vman_model::{DiskFormat, DiskOptions, Incarnation, VmId, VmUuid};
 
@@ -31,6 +32,7 @@ fn plan() -> LaunchPlan {
         boot: None,
         disks: Vec::new(),
         nics: vec![NicPlan {
+            link: LinkState::Up,
             kind: NetworkKind::User,
             mac: [0x52, 0x54, 0, 1, 2, 0xab],
             slot: 1,
@@ -173,6 +175,7 @@ fn the_marks_for_adoption_come_first() {
 #[test]
 fn slots_that_are_not_or_are_taken_and_relative_paths_are_refused() {
     let nic = |slot| NicPlan {
+        link: LinkState::Up,
         kind: NetworkKind::User,
         mac: [0; 6],
         slot,

@@ -8,9 +8,10 @@
 //! | `launch.rs` | what QEMU needs to be there, then the start |
 //! | `process.rs` | the process by its pidfd |
 //! | `adopt.rs` | finding a QEMU of an earlier daemon |
-//! | `machine.rs` | the conversation with a living QEMU |
-//! | `hotplug.rs` | disks that come and go while it lives |
-//! | `nics.rs` | a network card plugged anew |
+//! | `machine.rs` | a living QEMU, and what is asked of it |
+//! | `link.rs` | the conversation with it |
+//! | `devices.rs` | what disks and network cards have in common |
+//! | `hotplug`, `nics.rs` | disks, network cards that come and go while it lives |
 //! | `console.rs` | logs, and keeping them bounded |
 //! | `layout.rs`, `sockets.rs`, `probe.rs` | paths, sockets, what the host has |
 
@@ -19,9 +20,11 @@ pub mod adopt;
 mod adopt_tests;
 pub mod cmdline;
 mod console;
+mod devices;
 mod hotplug;
 mod launch;
 pub mod layout;
+mod link;
 mod machine;
 mod nics;
 mod probe;
@@ -42,29 +45,31 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::OnceCell;
 use vman_actors::ports::{
-    AdoptPlan, Adoption, BoxFuture, ConsoleTail, FoundProcess, HostError, HostProbe, Hypervisor,
-    LaunchError, LaunchPlan, Machine, NewsSink, NicPlan,
+    AdoptPlan, Adoption, BoxFuture, ConsoleTail, DiskError, FoundProcess, HostError, HostProbe,
+    Hypervisor, LaunchError, LaunchPlan, Machine, NewsSink, NicPlan,
 };
+use vman_model::network::LinkState;
 use vman_model::vm::{Confinement, ProcessIdentity};
-use vman_model::{DiskLimits, Incarnation, VmId, VmUuid};
+use vman_model::{Incarnation, VmId, VmUuid};
 
 use self::adopt::AttachError;
 use self::cmdline::Accel;
 use self::layout::Layout;
-use self::machine::{QemuMachine, Setting};
+use self::link::Setting;
+use self::machine::QemuMachine;
 use self::process::Process;
 use super::net::tap::Taps;
-use super::qmp::{CommandTimes, Deadlines};
+use super::qmp::{CommandTimes, Deadlines, Request};
 use crate::config::{AccelChoice, JailConfig};
-use crate::host::jail::Jail;
+use crate::host::jail::{Jail, ToolJail};
 
 /// All that is to be known about QEMU on this host.
 #[derive(Debug, Clone)]
 pub struct QemuSettings {
     /// The QEMU binary; a bare name is looked for in the system's usual places.
     pub binary: PathBuf,
-    /// The qemu-img binary.
-    pub qemu_img: PathBuf,
+    /// The qemu-img binary and what confines it.
+    pub qemu_img: Arc<ToolJail>,
     /// Which accelerator is wanted.
     pub accel: AccelChoice,
     /// Where VMs' files are.
@@ -193,7 +198,7 @@ impl QemuHost {
             socket: layout.qmp(vm),
             uuid: opening.uuid,
             fresh: opening.fresh,
-            limits: opening.limits,
+            first: opening.first,
             log: layout.qemu_log(vm),
             banner: launch::banner(opening.incarnation),
             deadlines: self.settings.deadlines,
@@ -211,14 +216,20 @@ struct Opening {
     uuid: VmUuid,
     incarnation: Incarnation,
     fresh: bool,
-    limits: Vec<(String, DiskLimits)>,
+    first: Vec<Request>,
 }
 
-fn limits_of(plan: &LaunchPlan) -> Vec<(String, DiskLimits)> {
+/// What its command line cannot say: limits of disks and pulled cables.
+fn first_requests(plan: &LaunchPlan) -> Vec<Request> {
     let limited = plan.disks.iter().filter(|disk| disk.options.limits.any());
-    limited
-        .map(|disk| (disk.device.clone(), disk.options.limits))
-        .collect()
+    let limits = limited.map(|disk| {
+        let arguments = hotplug::throttle(&disk.device, &disk.options.limits);
+        Request::new("block_set_io_throttle").with(arguments)
+    });
+    let pulled = plan.nics.iter().filter(|nic| nic.link == LinkState::Down);
+    let links =
+        pulled.map(|nic| Request::new("set_link").with(nics::link_of(nic.slot, LinkState::Down)));
+    limits.chain(links).collect()
 }
 
 fn find(uuid: VmUuid, incarnation: Incarnation) -> Result<Option<ProcessIdentity>, HostError> {
@@ -276,7 +287,7 @@ impl Hypervisor for QemuHost {
                 uuid: plan.uuid,
                 incarnation: plan.incarnation,
                 fresh: true,
-                limits: limits_of(&plan),
+                first: first_requests(&plan),
             };
             let (settings, vm) = (Arc::clone(&host.settings), plan.vm.clone());
             let (accel, _) = host.accelerator().await.clone();
@@ -305,7 +316,7 @@ impl Hypervisor for QemuHost {
                 uuid: plan.uuid,
                 incarnation: plan.incarnation,
                 fresh: false,
-                limits: Vec::new(),
+                first: Vec::new(),
             };
             let (looking, vm) = (host.clone(), plan.vm.clone());
             Ok(match blocking(move || looking.look_for(&plan)).await? {
@@ -329,10 +340,9 @@ impl Hypervisor for QemuHost {
             let Some(machine) = machine else {
                 return Ok(false);
             };
-            let replaced = nics::replace_tap(&machine, &nic, cpu_count).await;
-            let ending = replaced
-                .as_ref()
-                .is_err_and(nics::ReplaceError::is_of_the_end);
+            let replaced = machine.cards().replace_tap(nic, cpu_count).await;
+            // A QEMU on its way out answers nothing: its TAP goes before its process does.
+            let ending = matches!(replaced, Err(DiskError::Unknown(_)));
             if machine.is_gone() || ending {
                 return Ok(false);
             }
@@ -413,15 +423,17 @@ impl Hypervisor for QemuHost {
             let install = "install it or set VMAN_QEMU_BINARY";
             let qemu = probe::version(&settings.binary, "-version", install);
             let install = "install it or set VMAN_QEMU_IMG";
-            let qemu_img = probe::version(&settings.qemu_img, "--version", install);
+            let qemu_img = probe::version(settings.qemu_img.binary(), "--version", install);
             let (qemu, qemu_img) = tokio::join!(qemu, qemu_img);
             let (accel, accelerator) = host.accelerator().await.clone();
-            let jail = host.jail.describe(accel).await;
+            let (jail, tool_jail) =
+                tokio::join!(host.jail.describe(accel), settings.qemu_img.describe());
             HostProbe {
                 qemu,
                 qemu_img,
                 accelerator,
                 jail,
+                tool_jail,
             }
         })
     }

@@ -12,12 +12,14 @@ use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use vman_actors::ports::{DiskPlan, LaunchPlan, Machine, MachineNews, NewsSink, NicPlan};
+use vman_model::network::LinkState;
 use vman_model::vm::{Confinement, Firmware, NetworkKind};
 use vman_model::{DiskFormat, Incarnation, VmId, VmUuid};
 
 use super::layout::Layout;
 use super::{QemuHost, QemuSettings};
 use crate::config::AccelChoice;
+use crate::host::jail::ToolJail;
 use crate::host::qmp::Deadlines;
 
 /// Longer than anything here takes, shorter than a test runner's patience.
@@ -106,7 +108,9 @@ impl Bench {
             greeting: second * 20,
             command: second * 2,
         };
-        let (accel, qemu_img) = (AccelChoice::Tcg, "qemu-img".into());
+        let jail = crate::config::JailConfig::default();
+        let qemu_img = Arc::new(ToolJail::new(jail.mode, "qemu-img".into()));
+        let accel = AccelChoice::Tcg;
         QemuHost::new(QemuSettings {
             taps: Arc::default(),
             binary,
@@ -114,7 +118,7 @@ impl Bench {
             accel,
             layout,
             deadlines,
-            jail: crate::config::JailConfig::default(),
+            jail,
         })
     }
 
@@ -153,6 +157,7 @@ impl Bench {
             boot: None,
             disks: disks.into_iter().collect(),
             nics: vec![NicPlan {
+                link: LinkState::Up,
                 kind: NetworkKind::User,
                 mac: [0x52, 0x54, 0, 0, 0, 1],
                 slot: 1,

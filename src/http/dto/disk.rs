@@ -9,7 +9,7 @@ use vman_actors::{
     store::{Inventory, Versioned},
 };
 use vman_model::{
-    DiskCache, DiskFile, DiskFormat, DiskId, DiskLimits, DiskOptions, DiskRecord, ImageName, VmId,
+    DiskCache, DiskFormat, DiskId, DiskLimits, DiskOptions, DiskRecord, ImageName, VmId,
     disk::MAX_SERIAL,
     vm::{AttachState, Attachment, spec::MAX_DISK_MIB},
 };
@@ -99,7 +99,7 @@ impl<'a> DiskBody<'a> {
         let disk = &row.value;
         let attached = disk.vm_id.is_some();
         let place = place(inventory, disk);
-        let gone = disk.file == DiskFile::Made && seen == LastSeen::NoFile;
+        let gone = seen.is_lost(disk);
         let name = match place {
             Some(held) => name_of(held),
             None => (attached && disk.root).then(|| mount_point(b'a')),

@@ -9,6 +9,7 @@ pub(crate) mod host;
 pub(crate) mod image;
 pub(crate) mod log;
 pub(crate) mod network;
+pub(crate) mod nic;
 pub(crate) mod operation;
 pub(crate) mod size;
 pub(crate) mod template;

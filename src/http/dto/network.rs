@@ -4,13 +4,10 @@ use super::{Mac, Shown, Time};
 use serde::Serialize;
 use utoipa::ToSchema;
 use vman_actors::{
-    ports::{NetworkFacts, Traffic},
+    ports::NetworkFacts,
     store::{Inventory, Versioned},
 };
-use vman_model::{
-    ForwardRecord, LeaseRecord, TapName, VmId,
-    vm::{NetworkKind, NicClaim},
-};
+use vman_model::{ForwardRecord, LeaseRecord, TapName, network::nic::nic_id};
 
 /// The network as it is configured.
 #[derive(Serialize, ToSchema)]
@@ -88,6 +85,8 @@ impl NetworkConfigBody {
 pub(crate) struct LeaseBody<'a> {
     /// The VM.
     vm_id: &'a str,
+    /// Which of its network cards, `nic0` for the first.
+    nic: String,
     /// Its address.
     ip: &'a str,
     /// The MAC address it is bound to.
@@ -107,6 +106,7 @@ impl<'a> LeaseBody<'a> {
         let lease = &row.value;
         Self {
             vm_id: lease.vm_id.as_str(),
+            nic: nic_id(lease.nic),
             ip: lease.id.as_str(),
             mac: Shown(Mac(lease.mac)),
             tap: TapName::of(&lease.vm_id, lease.nic).to_string(),
@@ -167,46 +167,4 @@ pub(crate) struct NewForwardBody {
     /// The port in the guest; the same as on the host by default.
     #[schema(minimum = 1, maximum = 65535)]
     guest_port: Option<u16>,
-}
-
-/// A network card of a VM that runs.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Nic)]
-pub(crate) struct NicBody {
-    /// `nic0` is the first.
-    id: String,
-    /// `bridge` or `user`.
-    mode: &'static str,
-    /// Its MAC address.
-    #[schema(value_type = String)]
-    mac: Shown<Mac>,
-    /// The address of its guest.
-    ip: Option<String>,
-    /// Its TAP, on a bridge.
-    tap: Option<String>,
-    /// Bytes that the guest has received; none where they are not counted.
-    rx_bytes: Option<u64>,
-    /// Packets that the guest has received.
-    rx_packets: Option<u64>,
-    /// Bytes that the guest has sent, also those that the firewall dropped.
-    tx_bytes: Option<u64>,
-    /// Packets that the guest has sent.
-    tx_packets: Option<u64>,
-}
-
-impl NicBody {
-    pub(crate) fn of(vm: &VmId, nic: &NicClaim, number: u8, traffic: Option<Traffic>) -> Self {
-        let bridged = nic.kind == NetworkKind::Bridge;
-        Self {
-            id: format!("nic{number}"),
-            mode: nic.kind.as_str(),
-            mac: Shown(Mac(nic.mac)),
-            ip: nic.address.clone(),
-            tap: bridged.then(|| TapName::of(vm, number).to_string()),
-            rx_bytes: traffic.map(|traffic| traffic.received_bytes),
-            rx_packets: traffic.map(|traffic| traffic.received_packets),
-            tx_bytes: traffic.map(|traffic| traffic.sent_bytes),
-            tx_packets: traffic.map(|traffic| traffic.sent_packets),
-        }
-    }
 }

@@ -4,7 +4,7 @@ use super::Time;
 use serde::Serialize;
 use utoipa::ToSchema;
 use vman_actors::store::Versioned;
-use vman_model::{DiskId, OperationRecord, RequestId, VmId};
+use vman_model::{DiskId, OperationRecord, RequestId, VmId, network::nic::nic_id};
 
 /// Why an operation failed or was given up.
 #[derive(Serialize, ToSchema)]
@@ -28,6 +28,8 @@ pub(crate) struct OperationBody<'a> {
     vm_id: Option<&'a str>,
     /// The disk it is about.
     disk_id: Option<&'a str>,
+    /// The VM's network card it is about (`nic1`).
+    nic: Option<String>,
     /// `pending`, `running`, `succeeded`, `failed` or `cancelled`.
     status: &'static str,
     /// How far it is, 0 to 100.
@@ -57,6 +59,7 @@ impl<'a> OperationBody<'a> {
             kind: record.kind.as_str(),
             vm_id: record.vm_id.as_ref().map(VmId::as_str),
             disk_id: record.disk_id.as_ref().map(DiskId::as_str),
+            nic: record.nic.map(nic_id),
             status: record.status.as_str(),
             progress: record.progress,
             step: &record.step,

@@ -129,7 +129,7 @@ fn command(action: Action, manner: &Manner) -> Command {
         ("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again"),
         ("If-Match" = Option<String>, Header, description = "Only if it still has this revision"),
     ),
-    request_body = Option<ActionOptions>,
+    request_body(content = Option<ActionOptions>, example = json!({})),
     responses(
         (status = 200, description = "Ended within wait_s", body = OperationBody<'static>),
         (status = 202, description = "Accepted", body = OperationBody<'static>),

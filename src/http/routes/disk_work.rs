@@ -1,12 +1,12 @@
 //! What is asked of a disk and its VM together: attach, detach, resize.
 //!
 //! A command to the VM that has the disk, or is to have it; a free disk is grown
-//! without one. The guest is waited for at most [`GUEST_WAIT`].
+//! without one. Look next: `device_work.rs` for how the guest is waited for.
 
 use super::{
-    accepted,
     actions::request,
     begun_before,
+    device_work::{Outcome, outcome},
     disks::{body, shown},
     not_found,
 };
@@ -14,28 +14,24 @@ use crate::http::{
     dto::disk::{DiskBody, read_size},
     error::{ApiError, Code, ProblemBody},
     extract::{Id, Post, Query},
-    idempotency::{Key, once, result_gone},
+    idempotency::{Key, once},
     paging::json,
     state::HttpState,
-    waiting::operation_end,
 };
 use axum::{extract::State, http::StatusCode, response::Response};
 use serde::Serialize;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use utoipa::ToSchema;
 use vman_actors::{
-    disks::{DiskFault, check_growth},
+    disks::{DiskFault, LastSeen, check_growth},
     store::Versioned,
     vm::CommandError,
 };
 use vman_model::{
-    DiskId, DiskRecord, OperationId, OperationStatus, VmId,
+    DiskId, DiskRecord, OperationId, VmId,
     disk::{FIRST_DATA_SLOT, MAX_DATA_DISKS},
     vm::{Command, Phase, Refusal},
 };
-
-/// How long the guest is waited for.
-const GUEST_WAIT: Duration = Duration::from_secs(10);
 
 /// To which VM a disk is to be attached.
 #[derive(ToSchema)]
@@ -118,24 +114,11 @@ impl Work<'_> {
         once(self.state, post, again, work).await
     }
 
-    /// The end of an operation, or the operation itself where it has none yet.
     async fn outcome(&self, id: &OperationId) -> Result<Response, ApiError> {
-        let row = operation_end(self.state, id, GUEST_WAIT).await;
-        let row = row.ok_or_else(|| result_gone("operation"))?;
-        let operation = &row.value;
-        let error = operation.error.as_ref();
-        match operation.status {
-            OperationStatus::Succeeded => self.done(),
-            OperationStatus::Failed if error.is_some_and(|e| e.code == "guest_holds_disk") => {
-                Ok(accepted(self.state, operation, 0).await)
-            }
-            OperationStatus::Failed | OperationStatus::Cancelled => {
-                let why = error.map_or("it came to nothing", |error| error.detail.as_str());
-                Err(ApiError::new(Code::OperationFailed, why)
-                    .operation(id)
-                    .disk(&self.disk))
-            }
-            OperationStatus::Running => Ok(accepted(self.state, operation, 0).await),
+        let outcome = outcome(self.state, id, "guest_holds_disk").await;
+        match outcome.map_err(|error| error.disk(&self.disk))? {
+            Outcome::Done(_) => self.done(),
+            Outcome::Open(response) => Ok(response),
         }
     }
 
@@ -181,6 +164,27 @@ fn taken(state: &HttpState, disk: &DiskId) -> ApiError {
     }
 }
 
+/// Refuses a disk whose file is gone.
+async fn file_there(state: &HttpState, disk: &DiskRecord, vm: &VmId) -> Result<(), ApiError> {
+    let disks = &state.handles().disks;
+    let inventory = state.inventory();
+    let vm_row = inventory.vms.get(vm);
+    let live = vm_row.is_some_and(|row| row.value.process.is_some());
+    // A QEMU that lives opens the file in a moment, and nothing is lost if it was there a moment ago.
+    if !(live && matches!(disks.seen(&disk.id), LastSeen::File(_))) {
+        disks.look_now(disk).await;
+    }
+    if !disks.seen(&disk.id).is_lost(disk) {
+        return Ok(());
+    }
+    let detail = format!(
+        "the file of disk {} is gone: restore it, or delete the disk",
+        disk.id
+    );
+    let error = ApiError::new(Code::DiskFileMissing, detail);
+    Err(error.disk(&disk.id).vm(vm))
+}
+
 /// Attach a disk to a VM
 ///
 /// To a running VM it is plugged in at once; a stopped one has it from its next start on.
@@ -190,7 +194,7 @@ fn taken(state: &HttpState, disk: &DiskId) -> ApiError {
         ("id" = String, Path, description = "The disk"),
         ("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again"),
     ),
-    request_body = AttachDisk,
+    request_body(content = AttachDisk, example = json!({"vm_id": "web-1"})),
     responses(
         (status = 200, description = "Attached", body = DiskDone<'static>),
         (status = 202, description = "QEMU has not answered yet", body = crate::http::dto::operation::OperationBody<'static>),
@@ -222,6 +226,7 @@ pub(crate) async fn attach_disk(
         if row.value.vm_id.is_some() {
             return Err(taken(state, &id));
         }
+        file_there(state, &row.value, &vm).await?;
         let command = Command::AttachDisk {
             disk: id,
             letter: row.value.wished_letter,
@@ -279,7 +284,7 @@ pub(crate) async fn detach_disk(
         ("id" = String, Path, description = "The disk"),
         ("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again"),
     ),
-    request_body = ResizeDisk,
+    request_body(content = ResizeDisk, example = json!({"size": 2})),
     responses(
         (status = 200, description = "Grown", body = DiskDone<'static>),
         (status = 202, description = "QEMU has not answered yet", body = crate::http::dto::operation::OperationBody<'static>),

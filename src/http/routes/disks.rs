@@ -37,7 +37,7 @@ pub(super) fn body<'a>(
 #[utoipa::path(
     post, path = "/disks", tag = "disks",
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again")),
-    request_body = NewDiskBody,
+    request_body(content = NewDiskBody, example = json!({"name": "data-1", "size": 1})),
     responses(
         (status = 201, description = "Made; its file is there", body = DiskBody<'static>),
         (status = "default", description = "Refused; 507 without space, and nothing is left", body = ProblemBody<'static>, content_type = "application/problem+json"),
@@ -140,7 +140,7 @@ pub(crate) async fn get_disk(
         ("id" = String, Path, description = "The disk"),
         ("If-Match" = Option<String>, Header, description = "Only if it still has this revision"),
     ),
-    request_body = DiskChangeBody,
+    request_body(content = Option<DiskChangeBody>, example = json!({"iops": 500})),
     responses(
         (status = 200, description = "Changed", body = DiskBody<'static>),
         (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
@@ -155,13 +155,13 @@ pub(crate) async fn change_disk(
     let row = state.inventory().disks.get(&id).cloned();
     let row = row.filter(|row| shown(row));
     let row = row.ok_or_else(|| not_found("disk", &id).disk(&id))?;
-    if_match(&post.headers, row.revision, "disk").map_err(|error| error.disk(&id))?;
     let mut fields = post.fields();
     let said = OptionFields::read(&mut fields);
     let mut after = row.value.options.clone();
     said.over(&mut after);
     check_limits(&after.limits, &mut fields);
     fields.finish()?;
+    if_match(&post.headers, row.revision, "disk").map_err(|error| error.disk(&id))?;
     let handles = state.handles();
     let change = |options: &mut _| said.over(options);
     let (origin, now) = (post.caller.origin(), handles.clock.now());

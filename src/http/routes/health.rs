@@ -78,6 +78,7 @@ pub(crate) async fn health(State(state): State<HttpState>) -> Response {
             ("qemu_img", version(&probe.qemu_img)),
             ("accelerator", probe.accelerator.clone()),
             ("jail", probe.jail.clone()),
+            ("tool_jail", probe.tool_jail.clone()),
         ]),
     };
     let status = if well {

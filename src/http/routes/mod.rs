@@ -3,6 +3,7 @@
 
 pub(crate) mod actions;
 pub(crate) mod console;
+mod device_work;
 pub(crate) mod disk_work;
 pub(crate) mod disks;
 pub(crate) mod events;

@@ -88,7 +88,7 @@ pub(crate) async fn list_forwards(
 #[utoipa::path(
     post, path = "/network/forwards", tag = "network",
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again")),
-    request_body = NewForwardBody,
+    request_body(content = NewForwardBody, example = json!({"vm_id": "web-1", "host_port": 8080, "guest_port": 80})),
     responses(
         (status = 201, description = "Made; the firewall follows within milliseconds", body = ForwardBody<'static>),
         (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),

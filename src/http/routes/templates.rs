@@ -23,7 +23,7 @@ use vman_model::{TemplateName, change::IdempotentAnswer};
 #[utoipa::path(
     post, path = "/templates", tag = "templates",
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again")),
-    request_body = NewTemplate,
+    request_body(content = NewTemplate, example = json!({"name": "small", "cpu_count": 1, "ram_mib": 512})),
     responses(
         (status = 201, description = "Made", body = TemplateBody<'static>),
         (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),

@@ -23,7 +23,7 @@ use vman_model::{TokenName, TokenRecord, UnixMs};
 /// The same name again is refused.
 #[utoipa::path(
     post, path = "/tokens", tag = "tokens",
-    request_body = NewToken,
+    request_body(content = NewToken, example = json!({"name": "monitoring", "scope": "read"})),
     responses(
         (status = 201, description = "Made; the only answer that holds the token", body = TokenBody<'static>),
         (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),

@@ -40,7 +40,7 @@ const EXPLAINED: u64 = 50;
 #[utoipa::path(
     post, path = "/vms", tag = "vms",
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again")),
-    request_body = NewVmBody,
+    request_body(content = NewVmBody, example = json!({"template_name": "small", "name": "web-1"})),
     responses(
         (status = 201, description = "Made; it does not run yet", body = VmBody<'static>),
         (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),

@@ -101,6 +101,8 @@ fn running_vm() -> VmRecord {
         disks: Vec::new(),
         failed_disk: None,
         failed_for_space: false,
+        link: crate::network::LinkState::Up,
+        nics: Vec::new(),
     }
 }
 
@@ -188,6 +190,7 @@ fn open_operation() -> OperationRecord {
         id: OperationId::parse("op").unwrap(),
         kind: OperationKind::VmStart,
         vm_id: Some(VmId::parse("vm").unwrap()),
+        nic: None,
         disk_id: None,
         status: OperationStatus::Running,
         step: "launching".to_owned(),

@@ -130,11 +130,20 @@ impl Pool {
     }
 }
 
-/// A free address for `vm`, or none if all are taken. The same input gives the
-/// same address.
-pub fn allocate(pool: &Pool, vm: &VmId, taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+/// A free address for a VM's card, or none if all are taken. The same input
+/// gives the same address.
+pub fn allocate(
+    pool: &Pool,
+    (vm, nic): (&VmId, u8),
+    taken: &BTreeSet<Ipv4Addr>,
+) -> Option<Ipv4Addr> {
     let size = pool.size();
-    let first = u32::try_from(hash(vm.as_str()) % u64::from(size)).ok()?;
+    // The first card's follows from the VM's id alone.
+    let wish = match nic {
+        0 => hash(vm.as_str()),
+        _ => hash(&format!("{vm}/{nic}")),
+    };
+    let first = u32::try_from(wish % u64::from(size)).ok()?;
     // As many looks as there are addresses taken, and one, find a free one if there is one.
     let looks = u32::try_from(taken.len()).map_or(size, |n| size.min(n.saturating_add(1)));
     (0..looks)
@@ -212,13 +221,13 @@ mod tests {
             let pool = Pool::new(Ipv4Addr::from_bits(network & !mask), prefix, gateway).unwrap();
             let mut taken = BTreeSet::new();
             for n in 0..pool.size() {
-                let address = allocate(&pool, &vm(n), &taken).unwrap();
+                let address = allocate(&pool, (&vm(n), 0), &taken).unwrap();
                 prop_assert!(pool.holds(address));
                 prop_assert!(address != pool.gateway());
                 prop_assert!(address != pool.network() && address != pool.broadcast());
                 prop_assert!(taken.insert(address), "{address} was given twice");
             }
-            prop_assert_eq!(allocate(&pool, &vm(u32::MAX), &taken), None);
+            prop_assert_eq!(allocate(&pool, (&vm(u32::MAX), 0), &taken), None);
         }
 
         #[test]
@@ -226,7 +235,7 @@ mod tests {
             let mut all: BTreeSet<_> = (0..pool.size()).map(|n| pool.nth(n)).collect();
             let back = pool.nth(seed % pool.size());
             all.remove(&back);
-            prop_assert_eq!(allocate(&pool, &vm(seed), &all), Some(back));
+            prop_assert_eq!(allocate(&pool, (&vm(seed), 1), &all), Some(back));
         }
 
         #[test]
@@ -239,7 +248,7 @@ mod tests {
         #[test]
         fn a_vm_gets_the_address_again_that_it_had(pool in pools(), seed in any::<u32>()) {
             let none = BTreeSet::new();
-            prop_assert_eq!(allocate(&pool, &vm(seed), &none), allocate(&pool, &vm(seed), &none));
+            prop_assert_eq!(allocate(&pool, (&vm(seed), 1), &none), allocate(&pool, (&vm(seed), 1), &none));
         }
     }
 

@@ -7,8 +7,10 @@
 
 pub mod forward;
 pub mod lease;
+pub mod nic;
 pub mod plan;
 
 pub use forward::{ForwardRecord, Protocol};
 pub use lease::{LeaseRecord, Pool, PoolError, allocate, lease_id, mac_address, misplaced};
+pub use nic::{LinkState, MAX_NICS, NewNic, Nic, NicState};
 pub use plan::{ForwardPlan, NetworkPlan, PortPlan, TapName, host_name};

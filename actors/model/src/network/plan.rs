@@ -2,7 +2,9 @@
 //! and the forwarded ports. Made from leases and forwards alone: whether a VM
 //! runs changes nothing in it, so a start waits for no rule.
 
-use super::{forward::ForwardRecord, forward::Protocol, lease::LeaseRecord, lease::hash};
+use super::{
+    forward::ForwardRecord, forward::Protocol, lease::LeaseRecord, lease::hash, nic::nic_id,
+};
 use crate::ids::VmId;
 use core::net::Ipv4Addr;
 use std::{collections::BTreeMap, fmt};
@@ -58,9 +60,9 @@ impl fmt::Display for TapName {
     }
 }
 
-/// The name under which guests resolve a VM, and its host name: its id in
-/// letters that DNS knows.
-pub fn host_name(vm: &VmId) -> String {
+/// The name under which guests resolve a VM's card, and its host name: its id in
+/// letters that DNS knows; for further cards with their name behind it.
+pub fn host_name(vm: &VmId, nic: u8) -> String {
     let fits = |c: char| {
         if c.is_ascii_alphanumeric() {
             c.to_ascii_lowercase()
@@ -69,7 +71,14 @@ pub fn host_name(vm: &VmId) -> String {
         }
     };
     let name: String = vm.as_str().chars().map(fits).collect();
-    name.trim_end_matches('-').to_owned()
+    let name = name.trim_end_matches('-');
+    if nic == 0 {
+        return name.to_owned();
+    }
+    let last = format!("-{}", nic_id(nic));
+    // Ids are ASCII, and a label of DNS has 63 bytes.
+    let room = name.len().min(63 - last.len());
+    format!("{}{last}", name[..room].trim_end_matches('-'))
 }
 
 /// One network card: what may come from it and what is answered to it.
@@ -77,6 +86,8 @@ pub fn host_name(vm: &VmId) -> String {
 pub struct PortPlan {
     /// The VM.
     pub vm: VmId,
+    /// Which of its cards, from 0.
+    pub nic: u8,
     /// The TAP it is behind while the VM runs.
     pub tap: TapName,
     /// The only MAC address that it may use.
@@ -121,6 +132,7 @@ impl NetworkPlan {
             }
             ports.push(PortPlan {
                 vm: lease.vm_id.clone(),
+                nic: lease.nic,
                 tap: TapName::of(&lease.vm_id, lease.nic),
                 mac: lease.mac,
                 address: lease.address,
@@ -164,8 +176,10 @@ mod tests {
         }
 
         #[test]
-        fn a_host_name_is_one_that_dns_takes(id in "[A-Za-z0-9][A-Za-z0-9._-]{0,62}") {
-            let name = host_name(&VmId::parse(&id).unwrap());
+        fn a_host_name_is_one_that_dns_takes(
+            id in "[A-Za-z0-9][A-Za-z0-9._-]{0,62}", nic in 0_u8..3,
+        ) {
+            let name = host_name(&VmId::parse(&id).unwrap(), nic);
             prop_assert!(!name.is_empty() && name.len() <= 63);
             prop_assert!(!name.starts_with('-') && !name.ends_with('-'), "{name}");
             prop_assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));

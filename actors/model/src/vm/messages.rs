@@ -7,6 +7,7 @@
 use crate::{
     event::Origin,
     ids::{BootId, DiskId, Incarnation, OperationId},
+    network::{LinkState, NewNic},
     time::UnixMs,
     vm::record::{Claim, ProcessIdentity},
 };
@@ -51,6 +52,17 @@ pub enum Command {
     },
     /// Detach one of its data disks.
     DetachDisk(DiskId),
+    /// Give it another network card.
+    AttachNic(Box<NewNic>),
+    /// Take a network card away.
+    DetachNic(u8),
+    /// Plug a network card's cable in, or pull it.
+    SetLink {
+        /// The card's number.
+        nic: u8,
+        /// The cable.
+        link: LinkState,
+    },
     /// Grow one of its disks.
     ResizeDisk {
         /// The disk.
@@ -136,7 +148,18 @@ pub enum Timer {
     SpaceAgain,
 }
 
-/// What became of work on a disk of a living QEMU. An outcome that is unknown
+/// What is done to a network card of a living QEMU. Each may be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NicWork {
+    /// Plug it in.
+    Plug,
+    /// Ask the guest to let go of it, and take it out.
+    Unplug,
+    /// Plug its cable in, or pull it.
+    Link(LinkState),
+}
+
+/// What became of work on a disk or a card of a living QEMU. An outcome that is unknown
 /// is not told: QEMU is asked when it answers again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskOutcome {
@@ -241,6 +264,15 @@ pub enum Fact {
         /// What QEMU says.
         detail: String,
     },
+    /// Work on a network card came to its end.
+    NicDone {
+        /// The operation it was done for.
+        operation: OperationId,
+        /// The card's number.
+        nic: u8,
+        /// What became of it.
+        outcome: DiskOutcome,
+    },
     /// The storage was looked at.
     SpaceSeen {
         /// Bytes that can be written.
@@ -323,6 +355,15 @@ pub enum Effect {
     },
     /// Ask QEMU which data disks it has; answers DisksSeen.
     LookAtDisks,
+    /// Work on a network card of the living QEMU; answers NicDone.
+    Nic {
+        /// For this operation.
+        operation: OperationId,
+        /// The card's number.
+        nic: u8,
+        /// What is done.
+        work: NicWork,
+    },
     /// Look whether the storage has space again; answers SpaceSeen.
     LookForSpace,
 }
@@ -354,6 +395,12 @@ pub enum Refusal {
     DiskNotAttached,
     /// It is its root disk, which cannot be detached.
     RootDisk,
+    /// Its slots for network cards are taken.
+    NoFreeNicSlot,
+    /// It has no such network card.
+    NicNotAttached,
+    /// It is its first network card, which cannot be detached.
+    FirstNic,
 }
 
 impl Refusal {
@@ -372,6 +419,9 @@ impl Refusal {
             Refusal::DiskAttached => "disk_attached",
             Refusal::DiskNotAttached => "disk_not_attached",
             Refusal::RootDisk => "disk_is_root",
+            Refusal::NoFreeNicSlot => "no_free_nic_slot",
+            Refusal::NicNotAttached => "nic_not_attached",
+            Refusal::FirstNic => "nic_is_first",
         }
     }
 }

@@ -10,8 +10,8 @@ pub mod spec;
 pub mod step;
 
 pub use messages::{
-    Command, CommandContext, DiskOutcome, Effect, ExitStatus, Fact, Input, Moment, QmpAction,
-    Refusal, Reply, RunState, SeenDisk, Timer,
+    Command, CommandContext, DiskOutcome, Effect, ExitStatus, Fact, Input, Moment, NicWork,
+    QmpAction, Refusal, Reply, RunState, SeenDisk, Timer,
 };
 pub use phase::{ApiState, Desired, Phase};
 pub use record::{
@@ -19,4 +19,4 @@ pub use record::{
     ProcessIdentity, Reason, StopIntent, VmRecord,
 };
 pub use spec::{BootSpec, Firmware, IoErrorPolicy, NetworkKind, Resources, VmSize, VmSpec};
-pub use step::{Decision, DiskChange, Erasure, step};
+pub use step::{Decision, DiskChange, Erasure, NicChange, step};

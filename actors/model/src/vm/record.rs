@@ -2,6 +2,7 @@
 
 use crate::{
     ids::{BootId, DiskId, Incarnation, OperationId, RequestId, Revision, VmId, VmUuid},
+    network::{LinkState, Nic},
     operation::OperationKind,
     restart::RestartHistory,
     time::UnixMs,
@@ -99,6 +100,8 @@ pub struct ProcessIdentity {
 /// A network card as QEMU is given it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicClaim {
+    /// Which of the VM's cards it is, from 0.
+    pub nic: u8,
     /// How it is connected.
     pub kind: NetworkKind,
     /// Its MAC address.
@@ -201,6 +204,8 @@ pub struct OpenOperation {
     pub disk: Option<DiskId>,
     /// The disk's size before it, in MiB, should it come to nothing.
     pub size_before_mib: Option<u64>,
+    /// The network card it is about.
+    pub nic: Option<u8>,
 }
 
 /// What is under way with a disk of a VM.
@@ -248,7 +253,7 @@ pub struct VmRecord {
     pub uuid: VmUuid,
     /// What it is asked to be.
     pub spec: VmSpec,
-    /// Its MAC address, kept for life.
+    /// The MAC address of its first network card, kept for life.
     pub mac: [u8; 6],
     /// Its root disk.
     pub root_disk: Option<DiskId>,
@@ -296,9 +301,34 @@ pub struct VmRecord {
     pub failed_disk: Option<DiskId>,
     /// Whether that was for want of space.
     pub failed_for_space: bool,
+    /// The cable of its first network card.
+    pub link: LinkState,
+    /// Its further network cards, by number.
+    pub nics: Vec<Nic>,
 }
 
 impl VmRecord {
+    /// The MAC addresses of its network cards with their numbers, the first
+    /// card's first.
+    pub fn macs(&self) -> impl Iterator<Item = (u8, [u8; 6])> {
+        let further = self.nics.iter().map(|nic| (nic.number, nic.mac));
+        std::iter::once((0, self.mac)).chain(further)
+    }
+
+    /// The cables of its network cards, by number.
+    pub fn links(&self) -> impl Iterator<Item = (u8, LinkState)> {
+        let further = self.nics.iter().map(|nic| (nic.number, nic.link));
+        std::iter::once((0, self.link)).chain(further)
+    }
+
+    /// The cable of a network card; none if there is no such card.
+    pub fn link_of(&self, nic: u8) -> Option<LinkState> {
+        let mut links = self.links();
+        links
+            .find(|(number, _)| *number == nic)
+            .map(|(_, link)| link)
+    }
+
     /// The VM's `state` in the API.
     pub fn state(&self) -> ApiState {
         let starting_again = self.restarting || self.desired == Desired::Running;

@@ -15,6 +15,7 @@ use vman_model::{
     Protocol, RequestId, RestartHistory, RestartPolicy, Revision, Subject, TemplateName,
     TemplateRecord, TokenId, TokenName, TokenRecord, TokenScope, UnixMs, VmId, VmUuid, Write,
     change::IdempotentAnswer,
+    network::{LinkState, Nic, NicState},
     vm::{
         AttachState, Attachment, BootSpec, Claim, Confinement, Desired, Ending, Firmware,
         IoErrorPolicy, Measure, NetworkKind, NicClaim, OpenOperation, Phase, ProcessIdentity,
@@ -133,6 +134,7 @@ pub(super) fn vm() -> VmRecord {
         boot_id: BootId::parse("boot-1").unwrap(),
     };
     let nic = NicClaim {
+        nic: 0,
         kind: NetworkKind::User,
         mac: [0x52, 0x56, 1, 2, 3, 4],
         address: Some("10.0.2.15".to_owned()),
@@ -196,6 +198,7 @@ pub(super) fn vm() -> VmRecord {
             request_id: Some(RequestId::parse("r-1").unwrap()),
             disk: Some(DiskId::parse("data-1").unwrap()),
             size_before_mib: Some(1_024),
+            nic: Some(1),
         }],
         last_event: Some(Revision(41)),
         disks: vec![Attachment {
@@ -206,6 +209,13 @@ pub(super) fn vm() -> VmRecord {
         }],
         failed_disk: Some(DiskId::parse("data-1").unwrap()),
         failed_for_space: true,
+        link: LinkState::Down,
+        nics: vec![Nic {
+            number: 1,
+            mac: [0x52, 0x56, 9, 9, 9, 9],
+            link: LinkState::Up,
+            state: NicState::Plugging,
+        }],
     }
 }
 
@@ -253,6 +263,7 @@ pub(super) fn operation(id: &str) -> OperationRecord {
         kind: OperationKind::VmStart,
         vm_id: Some(VmId::parse("web-1").unwrap()),
         disk_id: None,
+        nic: Some(1),
         status: OperationStatus::Failed,
         step: "launching".to_owned(),
         progress: 40,

@@ -12,5 +12,6 @@ mod deaths;
 mod doc;
 mod faults;
 mod network;
+mod nics;
 mod observed;
 mod rebuilt;

@@ -29,7 +29,8 @@ fn bridge(pool: Pool) -> BridgeFacts {
     }
 }
 
-fn host(prefix: u8) -> FakeHost {
+/// A host whose VMs are on a bridge, in 10.0.0.0 with so long a prefix.
+pub(super) fn bridged(prefix: u8) -> FakeHost {
     let host = FakeHost::new();
     host.bridge(bridge(pool(0, prefix)));
     host
@@ -70,7 +71,7 @@ async fn heard(daemon: &Daemon, kind: EventKind, text: &str) {
 
 #[tokio::test]
 async fn a_vm_keeps_its_address_from_its_creation_to_its_deletion() {
-    let mut daemon = Daemon::start_on(host(24)).await;
+    let mut daemon = Daemon::start_on(bridged(24)).await;
     let id = daemon.create("a").await;
     let held = address_of(&daemon, &id).expect("an address");
     daemon.done(&id, Command::Start).await;
@@ -92,7 +93,7 @@ async fn a_vm_keeps_its_address_from_its_creation_to_its_deletion() {
 
 #[tokio::test]
 async fn many_made_at_once_hold_different_addresses_and_the_last_ones_none() {
-    let daemon = Daemon::start_on(host(28)).await;
+    let daemon = Daemon::start_on(bridged(28)).await;
     let vms = daemon.on().vms.clone();
     let making: Vec<_> = (0..16)
         .map(|n| {
@@ -116,7 +117,7 @@ async fn many_made_at_once_hold_different_addresses_and_the_last_ones_none() {
 
 #[tokio::test]
 async fn an_address_that_was_asked_for_is_given_once_and_only_if_guests_can_have_it() {
-    let daemon = Daemon::start_on(host(24)).await;
+    let daemon = Daemon::start_on(bridged(24)).await;
     let vms = &daemon.on().vms;
     let wanted = Ipv4Addr::new(10, 0, 0, 77);
     let id = vms.create(new("a", Some(wanted))).await.unwrap();
@@ -150,7 +151,7 @@ async fn a_vm_made_in_user_mode_gets_an_address_when_it_starts_on_a_bridge() {
 
 #[tokio::test]
 async fn the_host_knows_an_address_before_its_guest_runs() {
-    let daemon = Daemon::start_on(host(24)).await;
+    let daemon = Daemon::start_on(bridged(24)).await;
     for n in 0..5 {
         let id = daemon.running(&format!("vm{n}")).await;
         let (plan, _) = daemon.host.bridge_plan();
@@ -160,7 +161,7 @@ async fn the_host_knows_an_address_before_its_guest_runs() {
 
 #[tokio::test]
 async fn another_subnet_refuses_to_start_and_names_who_holds_what() {
-    let mut daemon = Daemon::start_on(host(24)).await;
+    let mut daemon = Daemon::start_on(bridged(24)).await;
     let id = daemon.create("holder").await;
     let held = address_of(&daemon, &id).unwrap();
     daemon.end().await;
@@ -181,7 +182,7 @@ async fn another_subnet_refuses_to_start_and_names_who_holds_what() {
 
 #[tokio::test]
 async fn a_bridge_that_refuses_denies_starts_says_why_and_recovers() {
-    let daemon = Daemon::start_on(host(24)).await;
+    let daemon = Daemon::start_on(bridged(24)).await;
     let id = daemon.create("a").await;
     let settled = || daemon.host.bridge_plan().1 > 0;
     daemon.until("the bridge is settled", settled).await;
@@ -199,7 +200,7 @@ async fn a_bridge_that_refuses_denies_starts_says_why_and_recovers() {
 
 #[tokio::test]
 async fn what_somebody_broke_is_repaired_and_told_with_a_lost_tap_replaced() {
-    let daemon = Daemon::start_on(host(24)).await;
+    let daemon = Daemon::start_on(bridged(24)).await;
     let id = daemon.running("a").await;
     daemon
         .host
@@ -216,7 +217,7 @@ async fn what_somebody_broke_is_repaired_and_told_with_a_lost_tap_replaced() {
 
 #[tokio::test]
 async fn a_port_leads_into_one_vm_and_ends_with_it() {
-    let daemon = Daemon::start_on(host(24)).await;
+    let daemon = Daemon::start_on(bridged(24)).await;
     let id = daemon.create("a").await;
     let network = &daemon.on().network;
     let forward = |vm: &VmId| NewForward {

@@ -167,6 +167,7 @@ async fn make(daemon: &Daemon, class: DriftClass) -> bool {
                 id: OperationId::parse("op-old").unwrap(),
                 kind: OperationKind::VmStart,
                 vm_id: None,
+                nic: None,
                 disk_id: None,
                 status: OperationStatus::Running,
                 step: "launching".to_owned(),

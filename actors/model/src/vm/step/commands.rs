@@ -1,9 +1,9 @@
 //! What users' commands do. Each gets exactly one reply.
 
 use super::{
-    POWERDOWN_AGAIN_MS, disks,
+    POWERDOWN_AGAIN_MS, disks, nics,
     release::release,
-    turn::{Turn, is_action, is_disk_work},
+    turn::{Turn, is_action, is_device_work},
 };
 use crate::{
     operation::{OperationKind, OperationStatus},
@@ -32,6 +32,9 @@ pub(super) fn command(turn: &mut Turn<'_>, command: Command, context: CommandCon
         Command::Delete { keep_root_disk } => delete(turn, keep_root_disk, context),
         Command::AttachDisk { disk, letter } => disks::attach(turn, disk, letter, context),
         Command::DetachDisk(disk) => disks::detach(turn, disk, context),
+        Command::AttachNic(new) => nics::attach(turn, *new, context),
+        Command::DetachNic(nic) => nics::detach(turn, nic, context),
+        Command::SetLink { nic, link } => nics::set_link(turn, nic, link, context),
         Command::ResizeDisk {
             disk,
             from_mib,
@@ -109,7 +112,7 @@ fn stop(turn: &mut Turn<'_>, intent: StopIntent, context: CommandContext) {
 
 fn accept_stop(turn: &mut Turn<'_>, intent: StopIntent, context: CommandContext) {
     turn.supersede("stop", |kind| {
-        kind != OperationKind::VmStop && !is_disk_work(kind)
+        kind != OperationKind::VmStop && !is_device_work(kind)
     });
     turn.accept(OperationKind::VmStop, context);
     turn.record.desired = Desired::Stopped;
@@ -164,7 +167,7 @@ fn restart(turn: &mut Turn<'_>, intent: StopIntent, context: CommandContext) {
         }
         Phase::Claiming | Phase::Launching => turn.refuse(Refusal::OperationInProgress),
         Phase::Running | Phase::Paused => {
-            turn.supersede("restart", |kind| !is_disk_work(kind));
+            turn.supersede("restart", |kind| !is_device_work(kind));
             turn.accept(OperationKind::VmRestart, context);
             turn.record.desired = Desired::Running;
             turn.record.restarting = true;

@@ -14,8 +14,9 @@
 //! again. An outcome nobody knows stays open until QEMU answers again.
 
 use super::{
-    DiskChange, ENOUGH_SPACE, SPACE_AGAIN_MS,
-    turn::{Turn, is_disk_work, wants_end},
+    DiskChange,
+    space::wait_for_space,
+    turn::{Turn, is_disk_work},
 };
 use crate::{
     disk::{FIRST_DATA_SLOT, MAX_DATA_DISKS},
@@ -23,10 +24,9 @@ use crate::{
     ids::{DiskId, OperationId},
     operation::{OperationKind, OperationStatus, Problem},
     vm::{
-        messages::{CommandContext, DiskOutcome, Effect, Refusal, SeenDisk, Timer},
+        messages::{CommandContext, DiskOutcome, Effect, Refusal, SeenDisk},
         phase::Phase,
         record::{AttachState, Attachment, OpenOperation, Reason, VmRecord},
-        spec::IoErrorPolicy,
     },
 };
 
@@ -38,14 +38,14 @@ pub(super) struct Growth {
 }
 
 /// Where a command finds the VM's machine.
-enum Machine {
+pub(super) enum Machine {
     /// No QEMU lives: only rows change.
     Cold,
     /// QEMU has to do it.
     Live,
 }
 
-fn machine(phase: Phase) -> Result<Machine, Refusal> {
+pub(super) fn machine(phase: Phase) -> Result<Machine, Refusal> {
     match phase {
         Phase::Stopped | Phase::Failed | Phase::Backoff => Ok(Machine::Cold),
         Phase::Running | Phase::Paused => Ok(Machine::Live),
@@ -240,7 +240,7 @@ pub(super) fn done(
         // Late news of what was settled otherwise.
         return;
     };
-    let problem = problem(outcome);
+    let problem = problem(outcome, "guest_holds_disk");
     if open.kind == OperationKind::DiskResize {
         resized(turn, disk, open.size_before_mib, problem.as_ref());
         return finish(turn, operation, problem.as_ref());
@@ -286,11 +286,12 @@ fn finish(turn: &mut Turn<'_>, operation: &OperationId, problem: Option<&Problem
     turn.finish_one(operation, status, problem);
 }
 
-fn problem(outcome: DiskOutcome) -> Option<Problem> {
+/// Why nothing came of it; `held` is the code for a guest that does not let go.
+pub(super) fn problem(outcome: DiskOutcome, held: &str) -> Option<Problem> {
     match outcome {
         DiskOutcome::Done => None,
         DiskOutcome::Refused(detail) => Some(Problem::new("qemu_refused", detail)),
-        DiskOutcome::Held(detail) => Some(Problem::new("guest_holds_disk", detail)),
+        DiskOutcome::Held(detail) => Some(Problem::new(held, detail)),
     }
 }
 
@@ -399,73 +400,7 @@ pub(super) fn settle(turn: &mut Turn<'_>) {
     name_anew(&mut turn.record);
 }
 
-/// A disk failed; that the CPUs were stopped for it is told by the run state.
-pub(super) fn failed(turn: &mut Turn<'_>, disk: DiskId, no_space: bool, detail: &str) {
-    if matches!(turn.record.phase, Phase::Running | Phase::Paused) {
-        let told = if no_space {
-            format!("disk {disk} cannot be written: no space is left on the storage")
-        } else {
-            format!("disk {disk} failed: {detail}")
-        };
-        turn.record.failed_disk = Some(disk);
-        turn.record.failed_for_space = no_space;
-        turn.tell_as(EventKind::DiskFailed, told);
-    }
-}
-
-pub(super) fn io_error_detail(record: &VmRecord) -> String {
-    let goes_on = record.spec.io_error == IoErrorPolicy::Resume;
-    match (&record.failed_disk, record.failed_for_space) {
-        (Some(disk), true) if goes_on => format!(
-            "disk {disk}: no space is left on the storage; the guest goes on when there is space again"
-        ),
-        (Some(disk), true) => {
-            format!("disk {disk}: no space is left on the storage; free space, then resume")
-        }
-        (Some(disk), false) => {
-            format!("disk {disk} failed: look at the host's log, then resume")
-        }
-        (None, _) => "a disk failed or the storage is full: free space, then resume".to_owned(),
-    }
-}
-
 /// Whether QEMU is to be asked after an adoption.
 pub(super) fn concern(record: &VmRecord) -> bool {
     !record.disks.is_empty() || record.operations.iter().any(|op| is_disk_work(op.kind))
-}
-
-/// Whether the guest stands still for want of space and is to go on by itself. A
-/// reason nobody heard of is taken for want of space: were it another, it would
-/// only stop again.
-fn waits_for_space(turn: &Turn<'_>) -> bool {
-    let record = &turn.record;
-    let for_space = record.failed_for_space || record.failed_disk.is_none();
-    record.phase == Phase::Paused
-        && record.reason == Reason::IoError
-        && record.spec.io_error == IoErrorPolicy::Resume
-        && for_space
-        && !wants_end(record)
-}
-
-pub(super) fn wait_for_space(turn: &mut Turn<'_>) {
-    if waits_for_space(turn) {
-        turn.arm(Timer::SpaceAgain, SPACE_AGAIN_MS);
-    }
-}
-
-pub(super) fn look_for_space(turn: &mut Turn<'_>) {
-    if waits_for_space(turn) {
-        turn.effect(Effect::LookForSpace);
-    }
-}
-
-pub(super) fn space_seen(turn: &mut Turn<'_>, available: u64) {
-    if !waits_for_space(turn) {
-        return;
-    }
-    if available >= ENOUGH_SPACE {
-        turn.effect(Effect::Continue);
-    } else {
-        turn.arm(Timer::SpaceAgain, SPACE_AGAIN_MS);
-    }
 }

@@ -3,8 +3,9 @@
 use super::{
     KILL_AGAIN_MS, LAUNCH_DEADLINE_MS, POWERDOWN_AGAIN_MS, RELEASE_AGAIN_MS,
     commands::{Cpus, begin_stop},
-    disks,
+    disks, nics,
     release::{end_by_exit, end_by_gone, release, released},
+    space,
     turn::{Turn, is_action, wants_end, wants_running},
 };
 use crate::{
@@ -73,8 +74,13 @@ pub(super) fn fact(turn: &mut Turn<'_>, fact: Fact) {
             disk,
             no_space,
             detail,
-        } => disks::failed(turn, disk, no_space, &detail),
-        Fact::SpaceSeen { available } => disks::space_seen(turn, available),
+        } => space::failed(turn, disk, no_space, &detail),
+        Fact::NicDone {
+            operation,
+            nic,
+            outcome,
+        } => nics::done(turn, &operation, nic, outcome),
+        Fact::SpaceSeen { available } => space::space_seen(turn, available),
     }
 }
 
@@ -103,6 +109,7 @@ fn ready(turn: &mut Turn<'_>, state: RunState) {
             turn.record.unresponsive = false;
             alive(turn, state);
             disks::ask_again(turn);
+            nics::go_on(turn);
         }
         Phase::Stopping => {
             turn.record.unresponsive = false;
@@ -160,10 +167,10 @@ fn alive(turn: &mut Turn<'_>, state: RunState) {
         RunState::Paused => stand_still(turn, Reason::User, "the guest's CPUs stand still"),
         RunState::IoError => {
             let was = (turn.record.phase, turn.record.reason);
-            let detail = disks::io_error_detail(&turn.record);
+            let detail = space::io_error_detail(&turn.record);
             stand_still(turn, Reason::IoError, &detail);
             if was != (Phase::Paused, Reason::IoError) {
-                disks::wait_for_space(turn);
+                space::wait_for_space(turn);
             }
         }
         RunState::Prelaunch => turn.effect(Effect::Continue),
@@ -218,6 +225,7 @@ fn adopted(turn: &mut Turn<'_>, state: RunState) {
         if disks::concern(&turn.record) {
             turn.effect(Effect::LookAtDisks);
         }
+        nics::go_on(turn);
         return;
     }
     match state {
@@ -386,7 +394,7 @@ fn timer_due(turn: &mut Turn<'_>, timer: Timer) {
                 release(turn);
             }
         }
-        Timer::SpaceAgain => disks::look_for_space(turn),
+        Timer::SpaceAgain => space::look_for_space(turn),
         Timer::BackoffDue => {
             if phase == Phase::Backoff {
                 turn.begin_life(Reason::RestartPolicy, "started again by the restart policy");

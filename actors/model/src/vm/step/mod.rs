@@ -23,13 +23,15 @@
 //!
 //! Every exit passes Releasing, which is retried until it has succeeded: a
 //! Stopped or Failed VM holds nothing.
-//! Look next: `commands.rs`, `facts.rs`, `release.rs`, `disks.rs`, and `turn.rs` for the
-//! small vocabulary they are written in.
+//! Look next: `commands.rs`, `facts.rs`, `release.rs`, `disks.rs`, `nics.rs`, and `turn.rs` for
+//! the small vocabulary they are written in.
 
 mod commands;
 mod disks;
 mod facts;
+mod nics;
 mod release;
+mod space;
 mod turn;
 
 #[cfg(test)]
@@ -38,6 +40,7 @@ pub(crate) mod tests;
 use crate::{
     event::EventDraft,
     ids::DiskId,
+    network::NewNic,
     operation::OperationRecord,
     vm::{
         messages::{Effect, Fact, Input, Moment, Reply},
@@ -83,6 +86,15 @@ pub enum DiskChange {
     Size(DiskId, u64),
 }
 
+/// What happens to the rows of a network card in the commit of a decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NicChange {
+    /// The VM gets it: its addresses must be free.
+    Take(Box<NewNic>),
+    /// The address of this card is free again.
+    Return(u8),
+}
+
 /// What is to be persisted, answered and then done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
@@ -94,6 +106,8 @@ pub struct Decision {
     pub operations: Vec<OperationRecord>,
     /// What happens to disks' rows.
     pub disks: Vec<DiskChange>,
+    /// What happens to network cards' rows.
+    pub nics: Vec<NicChange>,
     /// The event that tells it; none if nothing has changed and nothing needs
     /// to be written.
     pub event: Option<EventDraft>,
@@ -178,6 +192,9 @@ pub fn input_word(input: &Input) -> &'static str {
         Input::Command(Command::AttachDisk { .. }, _) => "attach_disk",
         Input::Command(Command::DetachDisk(_), _) => "detach_disk",
         Input::Command(Command::ResizeDisk { .. }, _) => "resize_disk",
+        Input::Command(Command::AttachNic(_), _) => "attach_nic",
+        Input::Command(Command::DetachNic(_), _) => "detach_nic",
+        Input::Command(Command::SetLink { .. }, _) => "set_link",
         Input::Recover => "recover",
         Input::Fact(_, fact) => match fact {
             Fact::Claimed(_) => "claimed",
@@ -206,6 +223,7 @@ pub fn input_word(input: &Input) -> &'static str {
             Fact::DiskLetGo(_) => "disk_let_go",
             Fact::DiskFailed { .. } => "disk_failed",
             Fact::SpaceSeen { .. } => "space_seen",
+            Fact::NicDone { .. } => "nic_done",
         },
     }
 }

@@ -1,6 +1,6 @@
 //! The one door every life leaves by, and where it leads.
 
-use super::{disks, turn::Turn};
+use super::{disks, nics, turn::Turn};
 use crate::{
     operation::{OperationKind, OperationStatus, Problem},
     restart::{RestartMode, Verdict},
@@ -95,6 +95,7 @@ pub(super) fn end_by_host_reboot(turn: &mut Turn<'_>) {
 /// Nothing is held any more: where to?
 pub(super) fn released(turn: &mut Turn<'_>, erased: bool) {
     disks::settle(turn);
+    nics::settle(turn);
     let ending = turn.record.ending.clone().unwrap_or(Ending {
         reason: Reason::User,
         detail: "nothing of it is held any more".to_owned(),

@@ -1,6 +1,8 @@
 //! The vocabulary `step` is written in: one turn collects what changes.
 
-use super::{Decision, DiskChange, Erasure, KILL_AGAIN_MS, TERMINATE_GRACE_MS, input_word};
+use super::{
+    Decision, DiskChange, Erasure, KILL_AGAIN_MS, NicChange, TERMINATE_GRACE_MS, input_word,
+};
 use crate::{
     event::{Cause, EventDraft, EventKind, Origin, Subject},
     ids::{DiskId, OperationId},
@@ -24,6 +26,7 @@ pub(super) struct Turn<'a> {
     /// Something happened that is told although the record stays as it was.
     told: Option<(EventKind, String)>,
     disks: Vec<DiskChange>,
+    nics: Vec<NicChange>,
 }
 
 impl<'a> Turn<'a> {
@@ -47,6 +50,7 @@ impl<'a> Turn<'a> {
             erased: None,
             told: None,
             disks: Vec::new(),
+            nics: Vec::new(),
         }
     }
 
@@ -80,13 +84,18 @@ impl<'a> Turn<'a> {
         self.disks.push(change);
     }
 
+    /// Changes a network card's rows in the same commit.
+    pub(super) fn nic(&mut self, change: NicChange) {
+        self.nics.push(change);
+    }
+
     pub(super) fn refuse(&mut self, refusal: Refusal) {
         self.reply = Some(Reply::Refused(refusal));
     }
 
     /// Takes a command as an operation that stays open until it is finished.
     pub(super) fn accept(&mut self, kind: OperationKind, context: CommandContext) {
-        self.accept_about(kind, None, context);
+        self.open(kind, (None, None), context);
     }
 
     /// The same for a command that is about one of the VM's disks.
@@ -94,6 +103,20 @@ impl<'a> Turn<'a> {
         &mut self,
         kind: OperationKind,
         disk: Option<DiskId>,
+        context: CommandContext,
+    ) {
+        self.open(kind, (disk, None), context);
+    }
+
+    /// The same for a command that is about one of the VM's network cards.
+    pub(super) fn accept_nic(&mut self, kind: OperationKind, nic: u8, context: CommandContext) {
+        self.open(kind, (None, Some(nic)), context);
+    }
+
+    fn open(
+        &mut self,
+        kind: OperationKind,
+        (disk, nic): (Option<DiskId>, Option<u8>),
         context: CommandContext,
     ) {
         let request_id = match context.origin {
@@ -108,6 +131,7 @@ impl<'a> Turn<'a> {
             request_id,
             disk,
             size_before_mib: None,
+            nic,
         });
     }
 
@@ -228,6 +252,7 @@ impl<'a> Turn<'a> {
             kind: op.kind,
             vm_id: Some(self.record.id.clone()),
             disk_id: op.disk.clone(),
+            nic: op.nic,
             status: OperationStatus::Running,
             step: self.record.phase.as_str().to_owned(),
             progress: progress(op.kind, self.record.phase),
@@ -261,6 +286,7 @@ impl<'a> Turn<'a> {
             erased: self.erased,
             operations: self.operations,
             disks: self.disks,
+            nics: self.nics,
             event,
             effects: self.effects,
             reply: self.reply,
@@ -318,6 +344,19 @@ pub(super) fn is_disk_work(kind: OperationKind) -> bool {
     )
 }
 
+/// The same of a network card (see `nics.rs`).
+pub(super) fn is_nic_work(kind: OperationKind) -> bool {
+    matches!(
+        kind,
+        OperationKind::NicAttach | OperationKind::NicDetach | OperationKind::NicLink
+    )
+}
+
+/// Whether an operation is about a device, which no later command gives up.
+pub(super) fn is_device_work(kind: OperationKind) -> bool {
+    is_disk_work(kind) || is_nic_work(kind)
+}
+
 /// Whether an operation is done when the VM runs.
 pub(super) fn wants_running(kind: OperationKind) -> bool {
     matches!(kind, OperationKind::VmStart | OperationKind::VmRestart)
@@ -340,7 +379,7 @@ fn origin(input: &Input) -> Origin {
             | Fact::Released { .. }
             | Fact::ReleaseFailed { .. } => Origin::Effect,
             Fact::Spawned(_) | Fact::Exited { .. } => Origin::Process,
-            Fact::DiskDone { .. } | Fact::SpaceSeen { .. } => Origin::Effect,
+            Fact::DiskDone { .. } | Fact::NicDone { .. } | Fact::SpaceSeen { .. } => Origin::Effect,
             Fact::Ready(_)
             | Fact::RunStateChanged(_)
             | Fact::GuestReset

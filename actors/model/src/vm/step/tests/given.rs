@@ -4,6 +4,7 @@
 use crate::{
     event::Origin,
     ids::{BootId, DiskId, Incarnation, OperationId, RequestId, TemplateName, VmId, VmUuid},
+    network::{LeaseRecord, LinkState, MAX_NICS, NewNic, lease_id},
     operation::OperationKind,
     restart::{RestartBudget, RestartHistory, RestartMode, RestartPolicy},
     time::UnixMs,
@@ -17,9 +18,10 @@ use crate::{
             Claim, Confinement, Ending, OpenOperation, ProcessIdentity, Reason, StopIntent,
             VmRecord,
         },
-        spec::{Firmware, IoErrorPolicy, Resources, VmSize, VmSpec},
+        spec::{Firmware, IoErrorPolicy, NetworkKind, Resources, VmSize, VmSpec},
     },
 };
+use core::net::Ipv4Addr;
 use proptest::prelude::*;
 
 pub(super) const POLITE: StopIntent = StopIntent {
@@ -119,6 +121,8 @@ pub(crate) fn new_vm(mode: RestartMode, budget: RestartBudget) -> VmRecord {
         disks: Vec::new(),
         failed_disk: None,
         failed_for_space: false,
+        link: LinkState::Up,
+        nics: Vec::new(),
     }
 }
 
@@ -202,6 +206,24 @@ pub(super) fn all_commands() -> Vec<Command> {
             from_mib: 1,
             size_mib: 2,
         },
+        Command::AttachNic(Box::new(nic(1))),
+        Command::AttachNic(Box::new(nic(2))),
+        Command::AttachNic(Box::new(nic(MAX_NICS))),
+        Command::DetachNic(0),
+        Command::DetachNic(1),
+        Command::DetachNic(2),
+        Command::SetLink {
+            nic: 0,
+            link: LinkState::Down,
+        },
+        Command::SetLink {
+            nic: 1,
+            link: LinkState::Down,
+        },
+        Command::SetLink {
+            nic: 1,
+            link: LinkState::Up,
+        },
     ]
 }
 
@@ -250,6 +272,7 @@ pub(super) fn all_facts() -> Vec<Fact> {
         }
     }
     facts.extend(disk_facts());
+    facts.extend(nic_facts());
     facts
 }
 
@@ -291,6 +314,45 @@ fn disk_facts() -> Vec<Fact> {
         }
     }
     facts
+}
+
+fn nic_facts() -> Vec<Fact> {
+    let why = || "why".to_owned();
+    let mut facts = Vec::new();
+    for number in [0, 99] {
+        for outcome in [
+            DiskOutcome::Done,
+            DiskOutcome::Refused(why()),
+            DiskOutcome::Held(why()),
+        ] {
+            facts.push(Fact::NicDone {
+                operation: operation(number),
+                nic: 1,
+                outcome,
+            });
+        }
+    }
+    facts
+}
+
+/// A further network card with an address.
+pub(super) fn nic(number: u8) -> NewNic {
+    let address = Ipv4Addr::new(10, 0, 0, number);
+    NewNic {
+        number,
+        mac: [2, 0, 0, 0, 1, number],
+        link: LinkState::Up,
+        kind: NetworkKind::Bridge,
+        lease: Some(LeaseRecord {
+            id: lease_id(address),
+            vm_id: VmId::parse("vm").expect("letters are a valid id"),
+            nic: number,
+            address,
+            mac: [2, 0, 0, 0, 1, number],
+            fixed: false,
+            created_at: UnixMs(0),
+        }),
+    }
 }
 
 /// A data disk.
@@ -365,6 +427,7 @@ fn operations() -> impl Strategy<Value = Vec<OpenOperation>> {
             request_id: None,
             disk: None,
             size_before_mib: None,
+            nic: None,
         };
         (0..).zip(kinds).map(open).collect()
     })

@@ -147,12 +147,15 @@ impl World {
                 assert!(self.no_qemu(), "what a living QEMU holds is released");
                 self.worker.push_back((incarnation, effect));
             }
+            // The actor begins no work a second time while it is under way.
+            Effect::Nic { .. } if self.is_under_way(&effect) => {}
             Effect::Act(..)
             | Effect::Plug { .. }
             | Effect::Unplug { .. }
             | Effect::Resize { .. }
             | Effect::LookAtDisks
             | Effect::LookForSpace
+            | Effect::Nic { .. }
             | Effect::Continue
             | Effect::Powerdown => {
                 self.tasks.push(Task::Qmp(incarnation, effect));
@@ -249,6 +252,22 @@ impl World {
         }
     }
 
+    fn is_under_way(&self, effect: &Effect) -> bool {
+        let mut tasks = self.tasks.iter();
+        tasks.any(|task| matches!(task, Task::Qmp(_, other) if other == effect))
+    }
+
+    /// Work on one network card is done one after the other.
+    fn first_of_its_card(&self, at: usize) -> usize {
+        let card = |task: &Task| match task {
+            Task::Qmp(_, Effect::Nic { nic, .. }) => Some(*nic),
+            _ => None,
+        };
+        let of = card(&self.tasks[at]);
+        let same = |task| of.is_some() && card(task) == of;
+        self.tasks.iter().position(same).unwrap_or(at)
+    }
+
     /// Lets one of the things under way happen; `again` keeps a copy of what is
     /// told for later.
     pub(super) fn progress(&mut self, which: usize, fail: bool, again: bool) {
@@ -266,7 +285,7 @@ impl World {
                 }
             }
             n if n - 2 < self.tasks.len() => {
-                let task = self.tasks.remove(n - 2);
+                let task = self.tasks.remove(self.first_of_its_card(n - 2));
                 if let (Task::Tell(incarnation, fact), true) = (&task, again) {
                     self.late.push((*incarnation, fact.clone()));
                 }

@@ -57,6 +57,7 @@ fn fits(effect: &Effect, to: Phase) -> bool {
         | Effect::Unplug { .. }
         | Effect::Resize { .. }
         | Effect::LookAtDisks => to.may_have_process(),
+        Effect::Nic { .. } => matches!(to, Phase::Running | Phase::Paused),
         Effect::LookForSpace => to == Phase::Paused,
         Effect::Continue => to.may_have_process(),
         Effect::Arm(timer, _) => match timer {

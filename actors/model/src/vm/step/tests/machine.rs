@@ -7,9 +7,10 @@ use super::{
 };
 use crate::{
     ids::{DiskId, Incarnation},
-    vm::messages::{DiskOutcome, Effect, ExitStatus, Fact, QmpAction, RunState, SeenDisk},
+    network::LinkState,
+    vm::messages::{DiskOutcome, Effect, ExitStatus, Fact, NicWork, QmpAction, RunState, SeenDisk},
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A living QEMU.
 pub(super) struct Qemu {
@@ -18,6 +19,8 @@ pub(super) struct Qemu {
     pub(super) state: RunState,
     /// The data disks it has.
     pub(super) disks: BTreeSet<DiskId>,
+    /// The network cards it has, with their cables.
+    pub(super) nics: BTreeMap<u8, LinkState>,
     /// It lives, but answers nothing and takes no SIGTERM.
     pub(super) deaf: bool,
     /// The daemon of now holds its pidfd and hears its news.
@@ -107,6 +110,7 @@ impl World {
                 .iter()
                 .map(|held| held.disk.clone())
                 .collect(),
+            nics: self.record.links().collect(),
             deaf: false,
             attached: true,
         });
@@ -166,8 +170,56 @@ impl World {
                 let seen = Fact::SpaceSeen { available };
                 self.tasks.push(Task::Tell(incarnation, seen));
             }
+            Effect::Nic {
+                operation,
+                nic,
+                work,
+            } => {
+                let Some(outcome) = self.nic_work(incarnation, nic, work, fail) else {
+                    return;
+                };
+                let done = Fact::NicDone {
+                    operation,
+                    nic,
+                    outcome,
+                };
+                self.tasks.push(Task::Tell(incarnation, done));
+            }
             other => self.disk_work(incarnation, other, fail),
         }
+    }
+
+    /// Work on the network cards of a QEMU that answers; one that does not says nothing.
+    fn nic_work(
+        &mut self,
+        incarnation: Incarnation,
+        nic: u8,
+        work: NicWork,
+        fail: bool,
+    ) -> Option<DiskOutcome> {
+        let qemu = self
+            .qemu
+            .as_mut()
+            .filter(|q| q.incarnation == incarnation && !q.deaf)?;
+        match work {
+            // What is done already is not refused.
+            NicWork::Unplug if fail && qemu.nics.contains_key(&nic) => {
+                return Some(DiskOutcome::Held("it holds".to_owned()));
+            }
+            NicWork::Plug | NicWork::Link(_) if fail && !qemu.nics.contains_key(&nic) => {
+                return Some(DiskOutcome::Refused("no".to_owned()));
+            }
+            NicWork::Plug => {
+                qemu.nics.entry(nic).or_insert(LinkState::Up);
+            }
+            NicWork::Unplug => {
+                qemu.nics.remove(&nic);
+            }
+            NicWork::Link(link) => {
+                qemu.nics.insert(nic, link);
+            }
+        }
+        Some(DiskOutcome::Done)
     }
 
     /// Work on the disks of a QEMU that answers; one that does not says nothing.

@@ -4,7 +4,7 @@
 //! any single step, `walk` lets long lives run on a simulated host (`host`, and
 //! `machine` for its QEMU) that loses, delays and repeats things. Meanwhile
 //! `watch` looks at the host, and `oracle` at what was asked and decided,
-//! knowing nothing of the code. `cases` keeps the histories that once went
+//! knowing nothing of the code. `nics` tells of network cards, `cases` keeps the histories that once went
 //! wrong, `causes` that no change is without one, `doc` holds the page in `docs/` to the code, and `given` makes records
 //! and inputs for all of them.
 //! Must not: repeat the decisions of `step`; an invariant that has to ask how
@@ -17,6 +17,7 @@ pub(crate) mod given;
 mod host;
 mod laws;
 mod machine;
+mod nics;
 mod oracle;
 mod table;
 mod walk;

@@ -140,7 +140,10 @@ impl Oracle {
             | Command::Reset
             | Command::AttachDisk { .. }
             | Command::DetachDisk(_)
-            | Command::ResizeDisk { .. } => return,
+            | Command::ResizeDisk { .. }
+            | Command::AttachNic(_)
+            | Command::DetachNic(_)
+            | Command::SetLink { .. } => return,
         }
         if !matches!(command, Command::Delete { .. }) {
             self.granted.clear();

@@ -2,7 +2,7 @@
 //! and the host do what they like; then the faults end, and everything that was
 //! asked for has to come to its end.
 
-use crate::vm::step::turn::is_disk_work;
+use crate::vm::step::turn::is_device_work;
 
 use super::{
     given::{budgets, commands, modes, new_vm},
@@ -136,7 +136,10 @@ fn ends_well(world: &World) {
         (Wish::Erase, _) => assert!(world.erased, "a delete ends in {record:#?}"),
         (Wish::Stop, Phase::Stopped) => assert!(world.qemu.is_none()),
         (Wish::Run, Phase::Running | Phase::Paused) => {
-            assert!(world.qemu.is_some());
+            let qemu = world.qemu.as_ref().expect("it runs");
+            if !stays_deaf {
+                assert_eq!(qemu.nics, record.links().collect(), "its cards");
+            }
             assert!(record.claim.is_some() && record.process.is_some());
             assert_eq!(record.desired, Desired::Running);
         }
@@ -148,8 +151,8 @@ fn ends_well(world: &World) {
         (Wish::Run, Phase::Unknown) => assert!(stays_deaf && record.unresponsive),
         (wish, _) => panic!("{wish:?} ends in {record:#?}"),
     }
-    // What became of work on a disk is not known before QEMU answers again.
-    let waits = |op: &crate::vm::OpenOperation| stays_deaf && is_disk_work(op.kind);
+    // What became of work on a device is not known before QEMU answers again.
+    let waits = |op: &crate::vm::OpenOperation| stays_deaf && is_device_work(op.kind);
     let open = world
         .oracle
         .operations

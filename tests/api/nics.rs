@@ -1,0 +1,201 @@
+//! Network cards that come and go, over HTTP on the simulated host.
+
+use crate::support::{Api, Setup};
+use axum::body::Body;
+use core::net::Ipv4Addr;
+use serde_json::{Value, json};
+use vman_actors::{fakes::FakeHost, ports::BridgeFacts};
+use vman_model::{Pool, VmId, network::LinkState};
+
+/// VMs on a bridge of a network with so many bits for hosts.
+async fn bridged(prefix: u8) -> Api {
+    let host = FakeHost::new();
+    let at = |last| Ipv4Addr::new(10, 0, 0, last);
+    host.bridge(BridgeFacts {
+        name: "br-x".to_owned(),
+        pool: Pool::new(at(0), prefix, at(1)).unwrap(),
+        dns: vec![],
+        isolated: false,
+    });
+    let api = Api::on(host, Setup::default()).await;
+    api.small_template().await;
+    api.small_vm("a").await;
+    api
+}
+
+fn cards(api: &Api) -> Vec<(u8, LinkState)> {
+    api.host.nics_of(&VmId::parse("a").unwrap())
+}
+
+async fn attach(api: &Api, body: &Value) -> Value {
+    api.post("/vms/a/nics", body).await.expect(201)
+}
+
+async fn patch(api: &Api, nic: &str, body: Value) -> crate::support::Answer {
+    let headers = [("content-type", "application/json")];
+    let target = format!("/vms/a/nics/{nic}");
+    let body = Body::from(body.to_string());
+    api.send("PATCH", &target, &headers, body).await
+}
+
+async fn leases(api: &Api) -> Vec<String> {
+    let all = api.get("/network/leases").await.expect(200);
+    let all = all.as_array().unwrap().iter();
+    let mut all: Vec<_> = all
+        .map(|lease| format!("{} {}", lease["nic"].as_str().unwrap(), lease["ip"]))
+        .collect();
+    all.sort();
+    all
+}
+
+#[tokio::test]
+async fn a_stopped_vm_has_its_new_card_at_its_next_start_with_the_address_it_was_told() {
+    let api = bridged(24).await;
+    let card = attach(&api, &json!({"address": "10.0.0.77"})).await;
+    assert_eq!(
+        (&card["id"], &card["ip"]),
+        (&json!("nic1"), &json!("10.0.0.77"))
+    );
+    assert_eq!(card["state"], "attached");
+    assert_eq!(leases(&api).await[1], "nic1 \"10.0.0.77\"");
+    api.act("a", "start").await.expect(200);
+    assert_eq!(cards(&api), [(1, LinkState::Up), (2, LinkState::Up)]);
+    let all = api.get("/vms/a/nics").await.expect(200);
+    assert_eq!(all.as_array().unwrap().len(), 2);
+    assert_eq!(all[1], api.get("/vms/a/nics/nic1").await.expect(200));
+    assert_ne!(all[0]["mac"], all[1]["mac"]);
+}
+
+#[tokio::test]
+async fn a_running_vm_gets_and_loses_cards_and_their_addresses_are_free_again() {
+    let api = bridged(24).await;
+    api.act("a", "start").await.expect(200);
+    let one = attach(&api, &json!({})).await;
+    let two = attach(&api, &json!({"link": "down"})).await;
+    assert_eq!(
+        cards(&api),
+        [(1, LinkState::Up), (2, LinkState::Up), (3, LinkState::Down)]
+    );
+    assert_eq!((&one["id"], &two["link"]), (&json!("nic1"), &json!("down")));
+    let fourth = api.post("/vms/a/nics", &json!({})).await;
+    fourth.problem(409, "no_free_nic_slot");
+    assert_eq!(leases(&api).await.len(), 3);
+    assert_eq!(api.delete("/vms/a/nics/nic1").await.status, 204);
+    assert_eq!(cards(&api), [(1, LinkState::Up), (3, LinkState::Down)]);
+    assert_eq!(leases(&api).await.len(), 2);
+    api.get("/vms/a/nics/nic1").await.problem(404, "not_found");
+    // The number that became free is given again, with the same addresses.
+    let again = attach(&api, &json!({})).await;
+    assert_eq!((&again["id"], &again["mac"]), (&json!("nic1"), &one["mac"]));
+    assert_eq!(again["ip"], one["ip"]);
+    assert_eq!(api.delete("/vms/a").await.status, 204);
+    assert!(leases(&api).await.is_empty());
+    assert_eq!(api.host.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_first_card_stays_and_what_is_no_card_is_not_found() {
+    let api = bridged(24).await;
+    api.delete("/vms/a/nics/nic0")
+        .await
+        .problem(409, "nic_is_first");
+    for nic in ["nic1", "nic9", "eth0", "1"] {
+        let target = format!("/vms/a/nics/{nic}");
+        api.delete(&target).await.problem(404, "not_found");
+        api.get(&target).await.problem(404, "not_found");
+    }
+    api.get("/vms/nobody/nics").await.problem(404, "not_found");
+    api.post("/vms/nobody/nics", &json!({}))
+        .await
+        .problem(404, "not_found");
+}
+
+#[tokio::test]
+async fn wrong_fields_and_addresses_that_cannot_be_had_leave_nothing() {
+    let api = bridged(24).await;
+    let before = leases(&api).await;
+    for (body, status, code) in [
+        (json!({"colour": 1}), 422, "unknown_field"),
+        (json!({"address": "10.0.0.1"}), 422, "invalid_fields"),
+        (json!({"address": "10.9.9.9"}), 422, "invalid_fields"),
+        (json!({"address": "x"}), 422, "invalid_fields"),
+        (json!({"link": "sideways"}), 422, "invalid_fields"),
+    ] {
+        api.post("/vms/a/nics", &body).await.problem(status, code);
+    }
+    let held = api.get("/vms/a").await.expect(200)["local_ip"].clone();
+    let taken = api.post("/vms/a/nics", &json!({"address": held})).await;
+    taken.problem(409, "address_in_use");
+    assert_eq!(leases(&api).await, before);
+    // A network of two addresses: the second card gets the last one.
+    let small = bridged(29).await;
+    for name in ["b", "c", "d"] {
+        small.small_vm(name).await;
+    }
+    attach(&small, &json!({})).await;
+    let none = small.post("/vms/a/nics", &json!({})).await;
+    none.problem(409, "addresses_exhausted");
+    assert_eq!(leases(&small).await.len(), 5);
+}
+
+#[tokio::test]
+async fn what_qemu_refuses_leaves_nothing_and_what_a_guest_holds_stays_and_may_be_tried_again() {
+    let api = bridged(24).await;
+    api.act("a", "start").await.expect(200);
+    api.host.script(|script| script.nic_refused = true);
+    let refused = api.post("/vms/a/nics", &json!({})).await;
+    refused.problem(409, "operation_failed");
+    assert_eq!(leases(&api).await.len(), 1);
+    api.host.script(|script| script.nic_refused = false);
+    attach(&api, &json!({})).await;
+    api.host.script(|script| script.guest_holds_nics = true);
+    let operation = api.delete("/vms/a/nics/nic1").await.expect(202);
+    assert_eq!(operation["error"]["code"], "guest_holds_nic");
+    assert_eq!(operation["nic"], "nic1");
+    assert_eq!(leases(&api).await.len(), 2);
+    api.host.script(|script| script.guest_holds_nics = false);
+    assert_eq!(api.delete("/vms/a/nics/nic1").await.status, 204);
+}
+
+#[tokio::test]
+async fn a_pulled_cable_is_seen_at_once_and_stays_pulled_over_restarts() {
+    let api = bridged(24).await;
+    api.act("a", "start").await.expect(200);
+    let down = patch(&api, "nic0", json!({"link": "down"})).await;
+    assert_eq!(down.expect(200)["link"], "down");
+    assert_eq!(cards(&api), [(1, LinkState::Down)]);
+    let restart = "/vms/a/actions/restart?force=true&wait_s=20";
+    api.post(restart, &json!({})).await.expect(200);
+    assert_eq!(cards(&api), [(1, LinkState::Down)]);
+    patch(&api, "nic0", json!({"link": "up"})).await.expect(200);
+    assert_eq!(cards(&api), [(1, LinkState::Up)]);
+    patch(&api, "nic0", json!({}))
+        .await
+        .problem(422, "invalid_fields");
+    patch(&api, "nic1", json!({"link": "up"}))
+        .await
+        .problem(404, "not_found");
+}
+
+#[tokio::test]
+async fn the_same_key_attaches_one_card() {
+    let api = bridged(24).await;
+    let key = [("idempotency-key", "k-1")];
+    let first = api.post_with("/vms/a/nics", &key, &json!({})).await;
+    let again = api.post_with("/vms/a/nics", &key, &json!({})).await;
+    assert_eq!(first.expect(201), again.expect(201));
+    assert_eq!(again.header("location"), "/vms/a/nics/nic1");
+    assert_eq!(leases(&api).await.len(), 2);
+}
+
+#[tokio::test]
+async fn in_user_mode_a_card_comes_without_an_address_of_ours() {
+    let api = Api::start().await;
+    api.small_template().await;
+    api.small_vm("a").await;
+    let card = attach(&api, &json!({})).await;
+    assert_eq!((&card["mode"], &card["ip"]), (&json!("user"), &Value::Null));
+    let address = json!({"address": "10.0.0.9"});
+    let refused = api.post("/vms/a/nics", &address).await;
+    refused.problem(422, "invalid_fields");
+}
