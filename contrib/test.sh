@@ -72,6 +72,15 @@ if [[ " $* " == *" --run-ignored all "* ]]; then
         left_out schemathesis "schemathesis is not there and cannot be installed (see above)"
     fi
 fi
+# What reads strangers' bytes, by the fuzzer; `cargo nextest` above has had its short round
+# (tests/hostile).
+if [[ " $* " == *" --run-ignored all "* ]]; then
+    if cargo fuzz --version >/dev/null 2>&1; then
+        step fuzz contrib/fuzz.sh
+    else
+        left_out fuzz "cargo-fuzz is not installed (make fuzz installs it)"
+    fi
+fi
 if cargo deny --version >/dev/null 2>&1; then
     step deny cargo deny --log-level error check licenses bans sources
 else

@@ -18,6 +18,7 @@ mod fields;
 mod frames;
 mod idempotency;
 mod kept;
+mod leash;
 mod metrics;
 mod openapi;
 mod paging;

@@ -9,6 +9,7 @@ use crate::{
     time::UnixMs,
     vm::{phase::Phase, record::Reason},
 };
+use core::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 /// What an event is about.
@@ -140,6 +141,8 @@ pub enum Origin {
         request_id: RequestId,
         /// Who called (`local:0`, `token:ci`, `anonymous`).
         principal: String,
+        /// From where, over TCP.
+        remote: Option<IpAddr>,
     },
     /// QEMU told it over QMP.
     Qmp,

@@ -97,7 +97,7 @@ pub fn encode<T: Serialize>(kind: Kind, value: &T) -> Vec<u8> {
 }
 
 /// The row of a payload of another schema than this build writes.
-pub(super) fn seal(kind: Kind, schema: u16, payload: &[u8]) -> Vec<u8> {
+pub fn seal(kind: Kind, schema: u16, payload: &[u8]) -> Vec<u8> {
     let mut out = vec![0; HEADER];
     out.extend_from_slice(payload);
     close(kind, schema, out)

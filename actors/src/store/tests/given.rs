@@ -314,6 +314,7 @@ pub(super) fn event() -> Event {
                 origin: Origin::Request {
                     request_id: RequestId::parse("r-1").unwrap(),
                     principal: "local:0".to_owned(),
+                    remote: Some([192, 0, 2, 7].into()),
                 },
                 input: "stop".to_owned(),
                 led_by: Some(Revision(40)),

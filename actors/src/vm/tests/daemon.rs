@@ -46,6 +46,7 @@ pub(super) fn origin() -> Origin {
     Origin::Request {
         request_id: RequestId::parse("r-1").unwrap(),
         principal: "test".to_owned(),
+        remote: None,
     }
 }
 

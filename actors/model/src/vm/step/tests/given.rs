@@ -65,6 +65,7 @@ pub(super) fn context(n: u64) -> CommandContext {
         origin: Origin::Request {
             request_id: RequestId::parse("r").expect("a letter is a valid id"),
             principal: "local:0".to_owned(),
+            remote: None,
         },
     }
 }
