@@ -93,6 +93,16 @@ pub enum EventKind {
     TokenRevoked,
     /// The store was made again of manifests and living QEMUs.
     StoreRebuilt,
+    /// The host was booted and VMs are started with it.
+    HostBooted,
+    /// All VMs are stopped because the host is to go down.
+    HostDraining,
+    /// They are stopped, or could not be.
+    HostDrained,
+    /// The host stays up: what was drained is started again.
+    HostResumed,
+    /// A VM is started with the host although one it waits for is not up.
+    StartLate,
 }
 
 impl EventKind {
@@ -128,6 +138,11 @@ impl EventKind {
             EventKind::TokenCreated => "token.created",
             EventKind::TokenRevoked => "token.revoked",
             EventKind::StoreRebuilt => "store.rebuilt",
+            EventKind::HostBooted => "host.booted",
+            EventKind::HostDraining => "host.draining",
+            EventKind::HostDrained => "host.drained",
+            EventKind::HostResumed => "host.resumed",
+            EventKind::StartLate => "vm.start_late",
         }
     }
 }

@@ -30,6 +30,10 @@ pub enum OperationKind {
     DiskDetach,
     /// Grow a disk.
     DiskResize,
+    /// Change what is wanted of a VM without touching its present life.
+    VmConfigure,
+    /// Stop all VMs because the host is to go down.
+    HostDrain,
     /// Give a VM another network card.
     NicAttach,
     /// Take a network card from a VM.
@@ -52,6 +56,8 @@ impl OperationKind {
             OperationKind::DiskAttach => "disk.attach",
             OperationKind::DiskDetach => "disk.detach",
             OperationKind::DiskResize => "disk.resize",
+            OperationKind::VmConfigure => "vm.configure",
+            OperationKind::HostDrain => "host.drain",
             OperationKind::NicAttach => "nic.attach",
             OperationKind::NicDetach => "nic.detach",
             OperationKind::NicLink => "nic.link",

@@ -46,6 +46,8 @@ pub enum Kind {
     Forward = 17,
     /// A bearer token.
     Token = 24,
+    /// The host.
+    Host = 40,
 }
 
 impl Kind {
@@ -61,6 +63,7 @@ impl Kind {
             | Kind::Event
             | Kind::Idempotency
             | Kind::Meta
+            | Kind::Host
             | Kind::Lease
             | Kind::Forward
             | Kind::Token => 1,

@@ -12,7 +12,7 @@ use imbl::{OrdMap, OrdSet, Vector};
 use serde::Serialize;
 use std::sync::Arc;
 use vman_model::{
-    Change, DiskId, DiskRecord, Event, ForwardId, ForwardRecord, Guard, IdempotencyKey,
+    Change, DiskId, DiskRecord, Event, ForwardId, ForwardRecord, Guard, HostRecord, IdempotencyKey,
     IdempotencyRecord, ImageName, ImageRecord, LeaseId, LeaseRecord, OperationId, OperationRecord,
     Promise, Revision, TemplateName, TemplateRecord, TokenId, TokenName, TokenRecord, UnixMs, VmId,
     Write, vm::VmRecord,
@@ -26,6 +26,8 @@ pub(super) const IDEMPOTENCY_MS: u64 = 24 * 3_600 * 1_000;
 pub(super) const MAX_EVENTS: u64 = 100_000;
 /// Events kept in memory for streams that are up to date.
 pub(super) const RECENT_EVENTS: usize = 1_024;
+/// The one row of [`Table::Host`].
+pub(super) const HOST_KEY: &[u8] = b"host";
 /// Forgotten rows per change: keeps a commit's cost bounded.
 const MAX_PRUNED: usize = 4;
 
@@ -97,6 +99,8 @@ pub struct Inventory {
     pub forwards: Rows<ForwardId, ForwardRecord>,
     /// Bearer tokens by their public part.
     pub tokens: Rows<TokenId, TokenRecord>,
+    /// What is durable about the host; none before the first daemon wrote it.
+    pub host: Option<Arc<Versioned<HostRecord>>>,
     /// Remembered keys.
     pub idempotency: OrdMap<IdempotencyKey, Arc<IdempotencyRecord>>,
     /// The same keys in the order they came, for forgetting.
@@ -385,6 +389,15 @@ impl Inventory {
                     value,
                     rows,
                 );
+            }
+            Write::PutHost(value) => {
+                let value = *value;
+                rows.push(Row {
+                    table: Table::Host,
+                    key: HOST_KEY.to_vec(),
+                    value: Some(codec::encode(Kind::Host, &(revision, &value))),
+                });
+                self.host = Some(Arc::new(Versioned { revision, value }));
             }
             Write::EraseToken(id) => erase(&mut self.tokens, Table::Tokens, &id, rows),
             Write::PutIdempotency(value) => {

@@ -148,8 +148,12 @@ impl Job {
             Err(detail) => return Fact::ClaimDenied { detail },
         };
         // Waited for here and not in the launch, whose deadline runs already.
+        let turn = async {
+            self.deps.turns.wait(&self.record.id).await;
+            self.deps.launches.clone().acquire_owned().await
+        };
         let permit = tokio::select! {
-            permit = self.deps.launches.clone().acquire_owned() => permit.ok(),
+            permit = turn => permit.ok(),
             () = self.recall.told.notified() => None,
             // The VM's next actor waits for its turn.
             () = self.gate.superseded(self.generation) => None,

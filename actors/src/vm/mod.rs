@@ -35,6 +35,7 @@ use crate::{
     disks::DisksHandle,
     network::NetworkHandle,
     ports::{Clock, Hypervisor, Machine, MachineNews},
+    power::StartTurns,
     store::{StoreError, StoreHandle},
 };
 use effects::Lane;
@@ -74,6 +75,8 @@ pub struct VmDeps {
     pub clock: Arc<dyn Clock>,
     /// A permit for each QEMU that may be launching at once.
     pub launches: Arc<Semaphore>,
+    /// Whose start is held back after the host was booted.
+    pub turns: Arc<StartTurns>,
     /// How much of the host may be promised to VMs.
     pub allowance: Allowance,
 }

@@ -3,12 +3,14 @@
 
 use super::{
     accepted,
+    actions::request,
     made::{Made, make},
     not_found,
 };
 use crate::http::{
     dto::{
         event::{EventBody, ExplanationBody},
+        power::{StartFields, VmChangeBody, check_start},
         vm::{NewVmBody, VmBody, read_vm, vm_json},
     },
     error::{ApiError, Code, ProblemBody},
@@ -176,6 +178,47 @@ pub(crate) async fn get_vm(
     if let Some(same) = unchanged(&headers, row.revision) {
         return Ok(same);
     }
+    let body = vm_json(&state, &inventory, row).map_err(unwritten)?;
+    Ok(tagged(json_bytes(StatusCode::OK, body), row.revision))
+}
+
+/// Change how a VM comes up and goes down with the host
+///
+/// In every state of the VM; its present life is not touched.
+#[utoipa::path(
+    patch, path = "/vms/{id}", tag = "vms",
+    params(
+        ("id" = String, Path, description = "The VM"),
+        ("If-Match" = Option<String>, Header, description = "Only if it still has this revision"),
+    ),
+    request_body = VmChangeBody,
+    responses(
+        (status = 200, description = "Changed", body = VmBody<'static>),
+        (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn change_vm(
+    State(state): State<HttpState>,
+    Id(id): Id<VmId>,
+    mut post: Post,
+) -> Result<Response, ApiError> {
+    Query::of(&post.uri)?.finish()?;
+    let row = state.inventory().vms.get(&id).cloned();
+    let row = row.ok_or_else(|| not_found("VM", &id).vm(&id))?;
+    let mut fields = post.fields();
+    let said = StartFields::read(&mut fields);
+    fields.finish()?;
+    let start = said.over(&row.value.spec.start);
+    check_start(&state, Some(&id), &start)?;
+    let request = CommandRequest {
+        if_revision: if_match(&post.headers, row.revision, "VM").map_err(|error| error.vm(&id))?,
+        ..request(&state, &post, None, Command::SetStart(start))
+    };
+    let changed = state.handles().vms.command(&id, request).await;
+    changed.map_err(|error| ApiError::from(error).vm(&id))?;
+    let inventory = state.inventory();
+    let row = inventory.vms.get(&id);
+    let row = row.ok_or_else(|| not_found("VM", &id).vm(&id))?;
     let body = vm_json(&state, &inventory, row).map_err(unwritten)?;
     Ok(tagged(json_bytes(StatusCode::OK, body), row.revision))
 }

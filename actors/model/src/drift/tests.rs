@@ -75,6 +75,7 @@ fn running_vm() -> VmRecord {
             },
             restart: RestartPolicy::default(),
             io_error: crate::vm::IoErrorPolicy::default(),
+            start: crate::power::StartSpec::default(),
             resources: crate::vm::Resources::default(),
         },
         mac: [2; 6],

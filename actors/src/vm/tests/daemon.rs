@@ -68,6 +68,7 @@ pub(super) fn spec(restart: RestartPolicy) -> VmSpec {
         size: size(),
         restart,
         io_error: vman_model::vm::IoErrorPolicy::default(),
+        start: vman_model::power::StartSpec::default(),
         resources: vman_model::vm::Resources::default(),
     }
 }

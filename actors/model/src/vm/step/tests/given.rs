@@ -6,6 +6,7 @@ use crate::{
     ids::{BootId, DiskId, Incarnation, OperationId, RequestId, TemplateName, VmId, VmUuid},
     network::{LeaseRecord, LinkState, MAX_NICS, NewNic, lease_id},
     operation::OperationKind,
+    power::StartSpec,
     restart::{RestartBudget, RestartHistory, RestartMode, RestartPolicy},
     time::UnixMs,
     vm::{
@@ -96,6 +97,7 @@ pub(crate) fn new_vm(mode: RestartMode, budget: RestartBudget) -> VmRecord {
             },
             restart: RestartPolicy { mode, budget },
             io_error: IoErrorPolicy::default(),
+            start: StartSpec::default(),
             resources: Resources::default(),
         },
         mac: [2, 0, 0, 0, 0, 1],
@@ -188,6 +190,10 @@ pub(super) fn all_commands() -> Vec<Command> {
         Command::Pause,
         Command::Resume,
         Command::Reset,
+        Command::SetStart(StartSpec {
+            autostart: true,
+            ..StartSpec::default()
+        }),
         DELETE,
         Command::Delete {
             keep_root_disk: true,
