@@ -397,7 +397,7 @@ impl Inventory {
                     key: HOST_KEY.to_vec(),
                     value: Some(codec::encode(Kind::Host, &(revision, &value))),
                 });
-                self.host = Some(Arc::new(Versioned { revision, value }));
+                self.host = Some(Arc::new(Versioned::new(revision, value)));
             }
             Write::EraseToken(id) => erase(&mut self.tokens, Table::Tokens, &id, rows),
             Write::PutIdempotency(value) => {

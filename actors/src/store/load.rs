@@ -138,7 +138,7 @@ impl Reader<'_> {
             return Ok(None);
         };
         match codec::decode::<(Revision, HostRecord)>(Kind::Host, &bytes) {
-            Ok((revision, value)) => Ok(Some(Arc::new(Versioned { revision, value }))),
+            Ok((revision, value)) => Ok(Some(Arc::new(Versioned::new(revision, value)))),
             Err(DecodeError::Newer { found, known }) => Err(StoreLoadError::Newer { found, known }),
             Err(DecodeError::Corrupt(why)) => {
                 self.set_aside
