@@ -12,6 +12,7 @@ mod guests;
 mod jail;
 mod lost_store;
 mod observed;
+mod read_only;
 mod recovery;
 mod storage_full;
 mod workflows;

@@ -193,6 +193,15 @@ impl Daemon {
         });
     }
 
+    /// Waits for a daemon on this path that the test has started itself.
+    pub fn until_ready(&self) {
+        let socket = self.socket();
+        wait_for("the daemon to be ready", PATIENCE, || {
+            let answer = request(&socket, "GET", "/ready", &[], b"").ok()?;
+            (answer.status == 200).then_some(())
+        });
+    }
+
     pub fn log(&self) -> String {
         let log = fs::read(self.folder.path().join("daemon.log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
