@@ -10,6 +10,7 @@ mod evil_images;
 mod full_disk;
 mod guests;
 mod jail;
+mod limits;
 mod lost_store;
 mod observed;
 mod read_only;

@@ -22,21 +22,8 @@ fn serve_read_only(daemon: &Daemon) -> Option<Child> {
     if !tried.is_ok_and(|output| output.status.success()) {
         return None;
     }
-    let plain = daemon.command();
-    let mut command = Command::new("unshare");
-    command
-        .args(["-m", "sh", "-c", &format!("{mount} && exec \"$0\" serve")])
-        .arg(plain.get_program())
-        .env_clear()
-        .current_dir(daemon.folder());
-    for (name, value) in plain.get_envs() {
-        command.env(name, value.unwrap_or_default());
-    }
-    let log = std::fs::File::options()
-        .append(true)
-        .open(daemon.folder().join("daemon.log"))
-        .unwrap();
-    command.stdout(log.try_clone().unwrap()).stderr(log);
+    let script = format!("{mount} && exec \"$0\" serve");
+    let mut command = daemon.command_under("unshare", &["-m", "sh", "-c", &script]);
     Some(command.spawn().unwrap())
 }
 

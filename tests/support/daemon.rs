@@ -170,6 +170,34 @@ impl Daemon {
         command
     }
 
+    /// The command that starts this daemon under another program, which becomes it.
+    pub fn command_under(&self, program: &str, words: &[&str]) -> Command {
+        let plain = self.command();
+        let mut command = Command::new(program);
+        command
+            .args(words)
+            .arg(plain.get_program())
+            .arg("serve")
+            .env_clear()
+            .current_dir(self.folder.path());
+        for (name, value) in plain.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        let log = File::options()
+            .append(true)
+            .open(self.folder.path().join("daemon.log"))
+            .unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        command
+    }
+
+    /// Starts this daemon with limits as prlimit(1) takes them, and waits for it.
+    pub fn serve_limited(&mut self, limits: &[&str]) {
+        assert!(self.child.is_none(), "one daemon at a time");
+        self.child = Some(self.command_under("prlimit", limits).spawn().unwrap());
+        self.wait_ready();
+    }
+
     /// Starts the daemon without waiting for it.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "one daemon at a time");
