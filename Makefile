@@ -6,7 +6,7 @@ PREFIX ?= /usr/local
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-clean test test-long fuzz bench build release fmt lint guest deny deb install clean
+.PHONY: help run run-clean test test-long fuzz bench build release fmt lint guest coverage deny deb install clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ guest: ## build the guest that tests and demo boot (contrib/guest/out), its disk
 	@contrib/guest/build.sh
 	@contrib/guest/build.sh --disk
 
+coverage: ## measure which lines the tests run (some minutes)
+	@contrib/setup.sh test
+	@contrib/coverage.sh
+
 deny: ## check licences, banned crates and sources of the dependencies
 	@cargo deny --version >/dev/null 2>&1 || { \
 	  echo "installing cargo-deny (some minutes): cargo install --locked cargo-deny"; \
@@ -66,10 +70,10 @@ install: ## install the release build below PREFIX (/usr/local); run `make relea
 	install -D -m 755 $(TARGET)/release/vman $(DESTDIR)$(PREFIX)/bin/vman
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/vman CHANGELOG.md docs/*.md
 	install -D -m 644 contrib/vman.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/vman.catalog
-	for unit in vman.service vman.socket; do \
+	for unit in vman.service vman.socket drain/vman-drain.service; do \
 	  install -d $(DESTDIR)$(PREFIX)/lib/systemd/system && \
-	  sed 's|/usr/bin/vman|$(PREFIX)/bin/vman|' contrib/systemd/$$unit \
-	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; done
+	  sed 's|/usr/bin/vman|$(PREFIX)/bin/vman|g' contrib/systemd/$$unit \
+	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/} || exit 1; done
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
 	$(TARGET)/release/vman man $(DESTDIR)$(PREFIX)/share/man/man1
 	for shell in bash:bash-completion/completions/vman zsh:zsh/site-functions/_vman fish:fish/vendor_completions.d/vman.fish; do \

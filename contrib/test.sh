@@ -64,8 +64,9 @@ step clippy cargo clippy --workspace --all-targets -- -D warnings
 step nextest nextest "$@"
 step disk-steps cargo nextest run --features failpoints --test disk_steps
 step doc cargo test --doc --workspace
-# Only with the long tests: it takes a minute, and a tool from the Python registry.
+# Only with the long tests: they take minutes, two release builds, and tools that may not be there.
 if [[ " $* " == *" --run-ignored all "* ]]; then
+    step debian tests/debian/run.sh
     if contrib/schemathesis/install.sh >/dev/null; then
         step schemathesis contrib/schemathesis/run.sh
     else

@@ -164,6 +164,10 @@ impl Daemon {
             .stdin(std::process::Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        // Only set where coverage is measured.
+        if let Some(profile) = std::env::var_os("LLVM_PROFILE_FILE") {
+            command.env("LLVM_PROFILE_FILE", profile);
+        }
         for name in &self.unset {
             command.env_remove(name);
         }
@@ -397,6 +401,13 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        // A process that is killed tells no coverage.
+        if std::env::var_os("LLVM_PROFILE_FILE").is_some()
+            && self.child.is_some()
+            && !std::thread::panicking()
+        {
+            self.terminate();
+        }
         self.kill();
         for qemu in self.qemus() {
             host::signal(qemu.pid, rustix::process::Signal::KILL);

@@ -142,3 +142,28 @@ pub struct OperationRecord {
     /// The request that asked for it; none if the daemon itself did.
     pub request_id: Option<RequestId>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clients and people's alarms know these words.
+    #[test]
+    fn the_words_of_operations_never_change() {
+        for (kind, word) in [
+            (OperationKind::VmStart, "vm.start"),
+            (OperationKind::VmDelete, "vm.delete"),
+            (OperationKind::DiskAttach, "disk.attach"),
+        ] {
+            assert_eq!(kind.as_str(), word);
+        }
+        for (status, word) in [
+            (OperationStatus::Running, "running"),
+            (OperationStatus::Succeeded, "succeeded"),
+            (OperationStatus::Failed, "failed"),
+            (OperationStatus::Cancelled, "cancelled"),
+        ] {
+            assert_eq!(status.as_str(), word);
+        }
+    }
+}

@@ -177,12 +177,21 @@ impl Jail {
         let Some(found) = self.abilities.get() else {
             return Ok(Vec::new());
         };
-        let limits = Limits::of(plan.cpu_count, plan.ram_mib, accel, plan.resources);
-        // The first part is for people, the second is no other daemon's.
-        let name = format!("{}.{}.{}", plan.vm, plan.uuid, plan.incarnation);
+        let (name, limits) = bounds(plan, accel);
         let measures = &plan.confinement.measures;
         let note = self.layout.cgroups(&plan.vm);
         found.cgroups.make(&name, &limits, measures, &note)
+    }
+
+    /// Finishes what could not be done before there was a process: its CPUs still stand. Blocks.
+    pub fn close_behind(&self, plan: &LaunchPlan, accel: Accel, pid: u32) -> io::Result<()> {
+        let Some(found) = self.abilities.get() else {
+            return Ok(());
+        };
+        let (name, limits) = bounds(plan, accel);
+        let measures = &plan.confinement.measures;
+        let note = self.layout.cgroups(&plan.vm);
+        found.cgroups.take_in(pid, &name, &limits, measures, &note)
     }
 
     /// How many of the VM's processes the kernel has ended for memory in its present life; none
@@ -294,6 +303,14 @@ pub fn take_disk(disk: &Path) -> io::Result<()> {
         return Ok(());
     }
     give(disk, Some(own), None)
+}
+
+/// The name of a life's control groups, and what they bound.
+fn bounds(plan: &LaunchPlan, accel: Accel) -> (String, Limits) {
+    let limits = Limits::of(plan.cpu_count, plan.ram_mib, accel, plan.resources);
+    // The first part is for people, the second is no other daemon's.
+    let name = format!("{}.{}.{}", plan.vm, plan.uuid, plan.incarnation);
+    (name, limits)
 }
 
 /// Where a program is, if it is not where the system's are.

@@ -12,6 +12,7 @@
 //! | `link.rs` | the conversation with it |
 //! | `devices.rs` | what disks and network cards have in common |
 //! | `hotplug`, `nics.rs` | disks, network cards that come and go while it lives |
+//! | `samples.rs` | what guests have read, written and hold |
 //! | `console.rs` | logs, and keeping them bounded |
 //! | `layout.rs`, `sockets.rs`, `probe.rs` | paths, sockets, what the host has |
 
@@ -29,6 +30,7 @@ mod machine;
 mod nics;
 mod probe;
 pub mod process;
+pub mod samples;
 pub mod sockets;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -263,4 +263,18 @@ mod tests {
         assert_eq!(Pool::new(net, 24, broadcast), Err(PoolError::BadGateway));
         assert_eq!(Pool::new(net, 30, first).unwrap().size(), 1);
     }
+
+    #[test]
+    fn a_pool_tells_its_network_as_people_write_it() {
+        let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        let pool = Pool::new(address("192.168.100.0"), 24, address("192.168.100.1")).unwrap();
+        assert_eq!(
+            (pool.network(), pool.prefix()),
+            (address("192.168.100.0"), 24)
+        );
+        assert_eq!(pool.netmask(), address("255.255.255.0"));
+        assert_eq!(pool.broadcast(), address("192.168.100.255"));
+        // All but the network's own, the broadcast's and the gateway's.
+        assert_eq!(pool.size(), 253);
+    }
 }
