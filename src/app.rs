@@ -398,7 +398,11 @@ fn default_boot_disk(config: &Config) -> Option<ImageName> {
 }
 
 fn access(config: &Config) -> Access {
-    Access::new(config.http.auth).with_local(LocalCallers {
+    let access = Access {
+        hosts: config.http.hosts.clone(),
+        ..Access::new(config.http.auth)
+    };
+    access.with_local(LocalCallers {
         own_uid: rustix::process::geteuid().as_raw(),
         group: groups::group_id(listeners::GROUP),
         members: groups::members(listeners::GROUP),

@@ -20,7 +20,7 @@ use std::{
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use vman_model::{
     DiskFormat, DiskRecord,
-    vm::{Claim, Confinement, Effect, ExitStatus, Fact, VmRecord},
+    vm::{Claim, Confinement, Effect, ExitStatus, Fact, NetworkKind, VmRecord},
 };
 
 /// How long after an adoption that could not look it looks again.
@@ -143,7 +143,8 @@ impl Job {
                 };
             }
         };
-        let confinement = match self.confine().await {
+        let user_network = nics.iter().any(|nic| nic.kind == NetworkKind::User);
+        let confinement = match self.confine(user_network).await {
             Ok(confinement) => confinement,
             Err(detail) => return Fact::ClaimDenied { detail },
         };
@@ -170,7 +171,7 @@ impl Job {
     }
 
     /// How this life is confined; no user id that another VM's claim holds.
-    async fn confine(&self) -> Result<Confinement, String> {
+    async fn confine(&self, user_network: bool) -> Result<Confinement, String> {
         let inventory = self.deps.store.inventory();
         let others = inventory
             .vms
@@ -178,7 +179,11 @@ impl Job {
             .filter(|(id, _)| **id != self.record.id);
         let claims = others.filter_map(|(_, vm)| vm.value.claim.as_ref());
         let taken = claims.filter_map(|claim| claim.confinement.uid).collect();
-        let confined = self.deps.hypervisor.confine(&self.record.id, taken).await;
+        let confined = self
+            .deps
+            .hypervisor
+            .confine(&self.record.id, taken, user_network)
+            .await;
         confined.map_err(|error| error.to_string())
     }
 

@@ -270,11 +270,12 @@ impl Hypervisor for QemuHost {
         &self,
         vm: &VmId,
         taken: BTreeSet<u32>,
+        user_network: bool,
     ) -> BoxFuture<'static, Result<Confinement, HostError>> {
         let (host, vm) = (self.clone(), vm.clone());
         Box::pin(async move {
             let (accel, _) = *host.accelerator().await;
-            host.jail.confine(&vm, &taken, accel).await
+            host.jail.confine(&vm, &taken, user_network, accel).await
         })
     }
 
