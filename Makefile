@@ -6,10 +6,10 @@ PREFIX ?= /usr/local
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-clean test test-long fuzz bench build release fmt lint guest coverage deny deb install clean
+.PHONY: help run run-clean test test-long fuzz bench bench-scale bench-peers build release fmt lint guest coverage deny deb install clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## build, start a demo daemon and boot a guest in it; Ctrl-C ends the daemon
 	@contrib/setup.sh run
@@ -34,6 +34,15 @@ bench: ## measure, beside the bare floor
 	@contrib/guest/build.sh
 	cargo build --release
 	cargo bench --bench vman
+
+bench-scale: ## measure many VMs and many clients, and write docs/performance.md
+	@contrib/setup.sh run
+	cargo build --release
+	VMAN_BENCH_WRITE=1 cargo bench --bench vman -- scale
+
+bench-peers: ## measure beside libvirt, which is installed for that
+	@contrib/setup.sh run
+	cargo bench --bench peers
 
 build: ## build for development
 	cargo build --workspace

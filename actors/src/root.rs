@@ -265,6 +265,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
             interval: settings.observer_interval,
             drift: settings.drift,
             folders: ports.folders,
+            network: network.clone(),
             vms: vms.clone(),
             slot: observer_slot,
         },

@@ -200,10 +200,7 @@ fn the_drain_comes_before_everything_guests_need_and_only_on_the_way_down() {
     };
     script("systemctl", "echo $STATE");
     let asked = folder.path().join("asked");
-    script(
-        "vman",
-        &format!("echo \"$@\" >>{}; echo web", asked.display()),
-    );
+    script("vman", &format!("echo \"$@\" >>{}", asked.display()));
     let stop = stop.replace("/usr/bin/", "");
     for (state, drained) in [("running", false), ("degraded", false), ("stopping", true)] {
         let path = format!("{}:/bin:/usr/bin", folder.path().display());
@@ -215,5 +212,7 @@ fn the_drain_comes_before_everything_guests_need_and_only_on_the_way_down() {
             .unwrap();
         assert!(ended.success(), "{state}");
         assert_eq!(asked.exists(), drained, "{state}");
+        let words = fs::read_to_string(&asked).unwrap_or_default();
+        assert_eq!(words.starts_with("host drain "), drained, "{words}");
     }
 }

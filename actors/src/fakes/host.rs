@@ -343,6 +343,13 @@ impl FakeHost {
         self.world.tell(pid, &news);
     }
 
+    /// A VM's QEMU has a disk no more, and nobody hears of it.
+    pub fn pull_disk(&self, vm: &VmId, disk: &DiskId) {
+        if let Some(qemu) = self.qemu(vm) {
+            self.world.pull_disk(qemu.identity.pid, disk);
+        }
+    }
+
     /// The guest writes to its console.
     pub fn print(&self, vm: &VmId, bytes: &[u8]) {
         self.world.print(vm, bytes);

@@ -87,6 +87,8 @@ pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory
             )
         })
         .collect();
+    let macs = inventory.vms.values().flat_map(|vm| vm.value.macs());
+    inventory.macs = macs.map(|(_, mac)| mac).collect();
     let mut keys = reader.idempotency()?;
     keys.sort_by_key(|row| row.created_at);
     inventory.key_order = keys.iter().map(|row| row.key.clone()).collect();
@@ -136,7 +138,7 @@ impl Reader<'_> {
             return Ok(None);
         };
         match codec::decode::<(Revision, HostRecord)>(Kind::Host, &bytes) {
-            Ok((revision, value)) => Ok(Some(Arc::new(Versioned { revision, value }))),
+            Ok((revision, value)) => Ok(Some(Arc::new(Versioned::new(revision, value)))),
             Err(DecodeError::Newer { found, known }) => Err(StoreLoadError::Newer { found, known }),
             Err(DecodeError::Corrupt(why)) => {
                 self.set_aside
@@ -175,7 +177,7 @@ impl Reader<'_> {
                     return Err(StoreLoadError::Newer { found, known });
                 }
                 (Some(id), Ok((revision, value))) => {
-                    map.insert(id, Arc::new(Versioned { revision, value }));
+                    map.insert(id, Arc::new(Versioned::new(revision, value)));
                 }
                 (None, Ok(_)) => self
                     .set_aside

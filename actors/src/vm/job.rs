@@ -292,7 +292,10 @@ impl Job {
             let (news, bag) = self.sink(None);
             match self.deps.hypervisor.adopt(plan.clone(), news).await {
                 Ok(Adoption::Found(machine)) => return self.found(machine, &bag, Fact::Found),
-                Ok(Adoption::Gone) => return self.tell(Fact::Gone),
+                Ok(Adoption::Gone) => {
+                    let fact = self.gone().await;
+                    return self.tell(fact);
+                }
                 Err(error) => {
                     let vm_id = &self.record.id;
                     tracing::warn!(%vm_id, %error, "cannot look for the VM's QEMU, trying again");
@@ -304,6 +307,18 @@ impl Job {
                     }
                 }
             }
+        }
+    }
+
+    /// It ended while nobody looked; that it was for memory is counted.
+    async fn gone(&self) -> Fact {
+        let counted = self.deps.hypervisor.oom_kills(&self.record.id).await;
+        if !matches!(counted, Ok(Some(1..))) {
+            return Fact::Gone;
+        }
+        Fact::Exited {
+            status: ExitStatus::OomKilled,
+            stderr: String::new(),
         }
     }
 

@@ -207,7 +207,16 @@ impl Actor for VmActor {
                 state.news(&myself, incarnation, &bag).await?;
             }
             VmMsg::Machine(incarnation, machine) => state.machine(incarnation, machine),
-            VmMsg::Ping(permit) => state.ping(permit),
+            VmMsg::Ping(permit) => state.ping(&myself, permit),
+            VmMsg::DisksLooked(revision, incarnation, seen) => {
+                let record = state.record.as_ref();
+                if record.is_some_and(|(now, _)| *now == revision) {
+                    let fact = Fact::DisksSeen(seen);
+                    state
+                        .take(&myself, Unwritten::Fact(incarnation, fact))
+                        .await?;
+                }
+            }
             VmMsg::LookAgain(revision, permit) => {
                 state.look_again(&myself, revision).await?;
                 drop(permit);

@@ -203,6 +203,7 @@ impl QemuHost {
             first: opening.first,
             log: layout.qemu_log(vm),
             banner: launch::banner(opening.incarnation),
+            groups: layout.cgroups(vm),
             deadlines: self.settings.deadlines,
             times: Arc::clone(&self.times),
             disks: layout.storage.join("disks"),

@@ -8,6 +8,7 @@ use super::{
 use crate::http::{
     error::ApiError, extract::Post, fields::Fields, refusal::unknown_template, state::HttpState,
 };
+use bytes::Bytes;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -206,6 +207,23 @@ impl<'a> VmBody<'a> {
             revision: row.revision.0,
         }
     }
+}
+
+/// A VM's JSON, written once for each revision of it.
+pub(crate) fn vm_json(
+    state: &HttpState,
+    inventory: &Inventory,
+    row: &Versioned<VmRecord>,
+) -> serde_json::Result<Bytes> {
+    // Its lease is a row of its own. How VMs are connected stays as it is while the
+    // daemon lives.
+    let lease = inventory.lease_of(&row.value.id, 0);
+    let besides = lease.map(|lease| lease.revision).unwrap_or_default();
+    row.memo.get(besides, || {
+        let facts = state.handles().network.facts();
+        let body = serde_json::to_vec(&VmBody::of(row, inventory, &facts))?;
+        Ok(Bytes::from(body))
+    })
 }
 
 fn local_ip(vm: &VmRecord, inventory: &Inventory) -> Option<String> {

@@ -11,11 +11,11 @@ use crate::http::{
     dto::{
         event::{EventBody, ExplanationBody},
         power::{StartFields, VmChangeBody, check_start},
-        vm::{NewVmBody, VmBody, read_vm},
+        vm::{NewVmBody, VmBody, read_vm, vm_json},
     },
     error::{ApiError, Code, ProblemBody},
     extract::{Caller, Id, Post, Query},
-    paging::{List, if_match, json, tagged, unchanged, with_header},
+    paging::{List, if_match, json, json_bytes, tagged, unchanged, unwritten, with_header},
     state::HttpState,
     waiting::{MAX_WAIT_S, operation_end},
 };
@@ -24,7 +24,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use vman_actors::vm::{CommandError, CommandRequest};
 use vman_model::{
     OperationKind, OperationRecord, OperationStatus, VmId,
@@ -74,8 +74,8 @@ impl Made for VmId {
     fn created(&self, state: &HttpState) -> Option<Response> {
         let inventory = state.inventory();
         let row = inventory.vms.get(self)?;
-        let facts = state.handles().network.facts();
-        let response = json(StatusCode::CREATED, &VmBody::of(row, &inventory, &facts));
+        let body = vm_json(state, &inventory, row).ok()?;
+        let response = json_bytes(StatusCode::CREATED, body);
         let response = with_header(response, header::LOCATION, &format!("/vms/{self}"));
         Some(tagged(response, row.revision))
     }
@@ -142,12 +142,15 @@ pub(crate) async fn list_vms(
     let filter = Filter::read(&mut list.query);
     let page = list.finish()?;
     let inventory = state.inventory();
-    let facts = state.handles().network.facts();
     let rows = inventory
         .vms
         .range::<_, VmId>(page.upwards())
         .filter(|(_, row)| filter.keeps(&row.value));
-    Ok(page.answer(&inventory, rows, |row| VmBody::of(row, &inventory, &facts)))
+    let write = |out: &mut Vec<u8>, row: &Arc<_>| {
+        out.extend_from_slice(&vm_json(&state, &inventory, row)?);
+        Ok(())
+    };
+    Ok(page.answer_kept(&state.vm_lists, &inventory, rows, write))
 }
 
 /// One VM
@@ -175,9 +178,8 @@ pub(crate) async fn get_vm(
     if let Some(same) = unchanged(&headers, row.revision) {
         return Ok(same);
     }
-    let facts = state.handles().network.facts();
-    let body = VmBody::of(row, &inventory, &facts);
-    Ok(tagged(json(StatusCode::OK, &body), row.revision))
+    let body = vm_json(&state, &inventory, row).map_err(unwritten)?;
+    Ok(tagged(json_bytes(StatusCode::OK, body), row.revision))
 }
 
 /// Change how a VM comes up and goes down with the host
@@ -217,9 +219,8 @@ pub(crate) async fn change_vm(
     let inventory = state.inventory();
     let row = inventory.vms.get(&id);
     let row = row.ok_or_else(|| not_found("VM", &id).vm(&id))?;
-    let facts = state.handles().network.facts();
-    let body = VmBody::of(row, &inventory, &facts);
-    Ok(tagged(json(StatusCode::OK, &body), row.revision))
+    let body = vm_json(&state, &inventory, row).map_err(unwritten)?;
+    Ok(tagged(json_bytes(StatusCode::OK, body), row.revision))
 }
 
 /// Delete a VM: stops it by force if it runs, releases its disks, address and files
