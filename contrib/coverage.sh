@@ -26,6 +26,8 @@ fi
 contrib/guest/build.sh
 report=$(mktemp)
 trap 'rm -f "$report"' EXIT
+# What an earlier build has left would count as never run.
+cargo llvm-cov clean --workspace
 cargo llvm-cov nextest --workspace --no-report --no-fail-fast -E 'not binary(crash)' "$@"
 cargo llvm-cov report -p vman -p vman-actors -p vman-model --json --summary-only --output-path "$report"
 

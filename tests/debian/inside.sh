@@ -31,7 +31,7 @@ until_true() {
 field() { vman vm info "$vm" -o json | jq -r "$1"; }
 pid() { field .pid; }
 counter() { vman vm console "$vm" | sed -n 's/.*VMAN-GUEST counter \([0-9]*\).*/\1/p' | tail -1; }
-running() { [ "$(field .state)" = running ]; }
+running() { [ "$(field .state)" = running ] || { vman vm explain "$vm"; field .detail; return 1; }; }
 counts_beyond() { local now; now=$(counter); [ "${now:-0}" -gt "$1" ]; }
 lives_on() { [ "$(pid)" = "$qemu" ] && [ "$(cut -d' ' -f22 "/proc/$qemu/stat")" = "$started" ] && running; }
 end() {
@@ -102,7 +102,7 @@ second() {
     check "the drain was recorded, and ended" sh -c "journalctl -q -b -1 MESSAGE_ID=b3065354454a4a51aa5c4744fa755590 -o cat | grep -q ."
     check "the daemon ended in order, after the guest" sh -c "journalctl -q -b -1 MESSAGE_ID=1399f287c6d24532a8391d76e3080ef3 -o cat | grep -q ."
     check "the boot starts again what was drained" until_true 300 running
-    check "its guest's userland is up again" until_true 600 counts_beyond 0
+    check "its guest's userland is up again" until_true 600 sh -c "[ \"\$(vman vm console $vm | grep -c 'VMAN-GUEST userland up')\" -ge 2 ]"
     note "now: $(field '"\(.state) \(.reason), incarnation \(.incarnation)"')"
     check "it is stopped by force" vman vm stop "$vm" --force
     check "the package is removed" dpkg -r vman

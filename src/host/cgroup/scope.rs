@@ -23,8 +23,8 @@ const PATH: &str = "/org/freedesktop/systemd1";
 const SLICE: &str = "vman.slice";
 /// At shutdown scopes are stopped together with everything else: the unit that drains has to come first.
 const DRAIN: &str = "vman-drain.service";
-/// systemd answers in milliseconds; one that takes this long is not well.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// systemd answers in milliseconds, and in seconds while a slow host boots; one that takes this long is not well.
+const DEADLINE: Duration = Duration::from_secs(30);
 /// How often it is looked whether the process was moved.
 const LOOK: Duration = Duration::from_millis(2);
 /// 100 % of one processor, in microseconds a second.
