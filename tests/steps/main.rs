@@ -124,7 +124,8 @@ impl Case {
             // An actor is being restarted: later.
             (answer.status != 503).then_some(answer)
         });
-        if again.status == 200 && again.json()["status"] == "failed" {
+        let failed = again.status == 200 && again.json()["status"] == "failed";
+        if failed || again.status == 409 {
             again = operation.ask(daemon, "another-key").unwrap();
         }
         let text = String::from_utf8_lossy(&again.body).into_owned();
