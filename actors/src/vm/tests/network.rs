@@ -246,3 +246,58 @@ async fn a_port_leads_into_one_vm_and_ends_with_it() {
     let ended = daemon.on().network.unforward(&made.id, origin()).await;
     assert_eq!(ended, Err(ForwardError::NotFound(made.id)));
 }
+
+#[tokio::test]
+async fn in_user_mode_ports_lead_into_the_vm_whenever_it_runs_and_end_with_their_record() {
+    let mut daemon = Daemon::start_on(FakeHost::new()).await;
+    let id = daemon.create("a").await;
+    let forward = |host_port| NewForward {
+        vm: id.clone(),
+        protocol: Protocol::Tcp,
+        host_port,
+        guest_port: 80,
+        origin: origin(),
+        idempotency: None,
+    };
+    let first = daemon.on().network.forward(forward(8080)).await.unwrap();
+    daemon.done(&id, Command::Start).await;
+    let leads = |daemon: &Daemon, ports: &[(u16, u16)]| daemon.host.ports_of(&id) == ports;
+    let what = "the port leads into it";
+    daemon.until(what, || leads(&daemon, &[(8080, 80)])).await;
+    daemon.on().network.forward(forward(8081)).await.unwrap();
+    let both = [(8080, 80), (8081, 80)];
+    daemon.until("both do", || leads(&daemon, &both)).await;
+    // A new life has them again, and a daemon that starts finds what is not to be.
+    daemon.done(&id, STOP_BY_FORCE).await;
+    daemon.done(&id, Command::Start).await;
+    daemon
+        .until("both do again", || leads(&daemon, &both))
+        .await;
+    let network = daemon.on().network.clone();
+    network.unforward(&first.id, origin()).await.unwrap();
+    daemon.kill_and_start().await;
+    let one = || leads(&daemon, &[(8081, 80)]);
+    daemon.until("the other alone does", one).await;
+}
+
+#[tokio::test]
+async fn a_port_that_another_program_has_is_told_once_and_tried_again() {
+    let daemon = Daemon::start_on(FakeHost::new()).await;
+    let id = daemon.running("a").await;
+    daemon.host.take_port(8080, true);
+    let forward = NewForward {
+        vm: id.clone(),
+        protocol: Protocol::Tcp,
+        host_port: 8080,
+        guest_port: 80,
+        origin: origin(),
+        idempotency: None,
+    };
+    daemon.on().network.forward(forward).await.unwrap();
+    heard(&daemon, EventKind::NetworkFailed, "the port is taken").await;
+    assert!(daemon.on().network.health().await.is_err());
+    daemon.host.take_port(8080, false);
+    let leads = || daemon.host.ports_of(&id) == [(8080, 80)];
+    daemon.until("it leads into the VM", leads).await;
+    assert!(daemon.on().network.health().await.is_ok());
+}
