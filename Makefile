@@ -6,10 +6,10 @@ PREFIX ?= /usr/local
 TARGET = $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-clean test test-long fuzz bench build release fmt lint guest deny deb install clean
+.PHONY: help run run-clean test test-long fuzz bench bench-scale bench-peers build release fmt lint guest coverage deny deb install clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## build, start a demo daemon and boot a guest in it; Ctrl-C ends the daemon
 	@contrib/setup.sh run
@@ -35,6 +35,15 @@ bench: ## measure, beside the bare floor
 	cargo build --release
 	cargo bench --bench vman
 
+bench-scale: ## measure many VMs and many clients, and write docs/performance.md
+	@contrib/setup.sh run
+	cargo build --release
+	VMAN_BENCH_WRITE=1 cargo bench --bench vman -- scale
+
+bench-peers: ## measure beside libvirt, which is installed for that
+	@contrib/setup.sh run
+	cargo bench --bench peers
+
 build: ## build for development
 	cargo build --workspace
 
@@ -52,6 +61,10 @@ guest: ## build the guest that tests and demo boot (contrib/guest/out), its disk
 	@contrib/guest/build.sh
 	@contrib/guest/build.sh --disk
 
+coverage: ## measure which lines the tests run (some minutes)
+	@contrib/setup.sh test
+	@contrib/coverage.sh
+
 deny: ## check licences, banned crates and sources of the dependencies
 	@cargo deny --version >/dev/null 2>&1 || { \
 	  echo "installing cargo-deny (some minutes): cargo install --locked cargo-deny"; \
@@ -66,10 +79,10 @@ install: ## install the release build below PREFIX (/usr/local); run `make relea
 	install -D -m 755 $(TARGET)/release/vman $(DESTDIR)$(PREFIX)/bin/vman
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/vman CHANGELOG.md docs/*.md
 	install -D -m 644 contrib/vman.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/vman.catalog
-	for unit in vman.service vman.socket; do \
+	for unit in vman.service vman.socket drain/vman-drain.service; do \
 	  install -d $(DESTDIR)$(PREFIX)/lib/systemd/system && \
-	  sed 's|/usr/bin/vman|$(PREFIX)/bin/vman|' contrib/systemd/$$unit \
-	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; done
+	  sed 's|/usr/bin/vman|$(PREFIX)/bin/vman|g' contrib/systemd/$$unit \
+	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/} || exit 1; done
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
 	$(TARGET)/release/vman man $(DESTDIR)$(PREFIX)/share/man/man1
 	for shell in bash:bash-completion/completions/vman zsh:zsh/site-functions/_vman fish:fish/vendor_completions.d/vman.fish; do \

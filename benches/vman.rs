@@ -3,15 +3,24 @@
 //! Each figure stands beside its floor: the same QEMU with the same arguments,
 //! started and ended by this program. The two are measured in turn, so that a
 //! machine that gets slower or faster does so for both.
-#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    missing_docs
+)]
 
 #[path = "parts/disks.rs"]
 mod disks;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+#[path = "load/mod.rs"]
+mod load;
 #[path = "net/mod.rs"]
 mod net;
+#[path = "scale/mod.rs"]
+mod scale;
 
 use serde_json::Value;
 use std::{
@@ -42,12 +51,19 @@ const HUNG_ROUNDS: usize = 10;
 const HUNG_LISTS: usize = 20;
 
 fn main() {
+    if load::floor::serve_if_asked() {
+        return;
+    }
     // `cargo test --benches` and `cargo bench -- --list` are not asking for figures.
     if std::env::args().any(|arg| arg == "--list" || arg == "--test") {
         return;
     }
     if !support::can_run("bench") {
         return;
+    }
+    if std::env::args().any(|arg| arg == "scale") {
+        // `cargo bench --bench vman -- scale`: these rows alone.
+        return scale::measure();
     }
     println!(
         "VMAN beside bare QEMU, accel {}, times in ms\n",
@@ -72,6 +88,8 @@ fn main() {
     hung();
     disks::measure();
     net::bridge();
+    println!();
+    scale::measure();
 }
 
 /// Measured times of one thing, in milliseconds.

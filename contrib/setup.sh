@@ -93,4 +93,12 @@ if [ "$purpose" = test ]; then
         say "installing it (some minutes): cargo install --locked cargo-nextest"
         cargo install --locked cargo-nextest </dev/null
     fi
+    # Without it licences, bans and sources are not looked at, and the summary says so. A debug build:
+    # it runs for seconds.
+    if ! cargo deny --version >/dev/null 2>&1; then
+        say "missing: cargo-deny, which checks the dependencies"
+        say "installing it (some minutes): cargo install --debug --locked cargo-deny"
+        CARGO_PROFILE_DEV_DEBUG=0 cargo install --debug --locked cargo-deny </dev/null ||
+            say "cargo-deny could not be installed, going on without"
+    fi
 fi

@@ -64,12 +64,22 @@ step clippy cargo clippy --workspace --all-targets -- -D warnings
 step nextest nextest "$@"
 step disk-steps cargo nextest run --features failpoints --test disk_steps
 step doc cargo test --doc --workspace
-# Only with the long tests: it takes a minute, and a tool from the Python registry.
+# Only with the long tests: they take minutes, two release builds, and tools that may not be there.
 if [[ " $* " == *" --run-ignored all "* ]]; then
+    step debian tests/debian/run.sh
     if contrib/schemathesis/install.sh >/dev/null; then
         step schemathesis contrib/schemathesis/run.sh
     else
         left_out schemathesis "schemathesis is not there and cannot be installed (see above)"
+    fi
+fi
+# What reads strangers' bytes, by the fuzzer; `cargo nextest` above has had its short round
+# (tests/hostile).
+if [[ " $* " == *" --run-ignored all "* ]]; then
+    if cargo fuzz --version >/dev/null 2>&1; then
+        step fuzz contrib/fuzz.sh
+    else
+        left_out fuzz "cargo-fuzz is not installed (make fuzz installs it)"
     fi
 fi
 if cargo deny --version >/dev/null 2>&1; then

@@ -27,7 +27,7 @@ use crate::{
         jail::ToolJail,
         manifests::HostManifests,
         net::{BridgeNetwork, BridgeSettings, UserNetwork, tap::Taps},
-        qemu::{QemuHost, QemuSettings, layout::Layout},
+        qemu::{QemuHost, QemuSettings, layout::Layout, samples::Samples},
         qmp::{CommandTimes, Deadlines},
         store_redb::RedbStorage,
     },
@@ -124,8 +124,10 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
         ..listeners::bind(&config)?
     };
     let times = Arc::new(CommandTimes::default());
-    let metrics = figures::sources(outer.log.clone(), times.clone(), config.qemu.dry_run);
-    let ports = ports(&config, &lock, times).await?;
+    let samples = Arc::new(Samples::default());
+    let (log, dry_run) = (outer.log.clone(), config.qemu.dry_run);
+    let metrics = figures::sources(log, times.clone(), samples.clone(), dry_run);
+    let ports = ports(&config, &lock, times, &samples).await?;
     let hypervisor = ports.hypervisor.clone();
     let settings = settings(&config, allowance(&config)?);
     let (tree, probe) = tokio::join!(Tree::start(ports, &settings), hypervisor.probe());
@@ -290,6 +292,7 @@ async fn ports(
     config: &Config,
     lock: &StorageLock,
     times: Arc<CommandTimes>,
+    samples: &Arc<Samples>,
 ) -> Result<Ports, AppError> {
     let dirs = lock.dirs();
     if config.qemu.dry_run {
@@ -328,7 +331,8 @@ async fn ports(
                 deadlines: Deadlines::default(),
                 taps,
             })
-            .timed(times),
+            .timed(times)
+            .sampled(samples),
         ),
         disks: Arc::new(
             HostDisks::new(dirs, Some(qemu_img)).map_err(start_error("open the disks folder"))?,
@@ -394,7 +398,11 @@ fn default_boot_disk(config: &Config) -> Option<ImageName> {
 }
 
 fn access(config: &Config) -> Access {
-    Access::new(config.http.auth).with_local(LocalCallers {
+    let access = Access {
+        hosts: config.http.hosts.clone(),
+        ..Access::new(config.http.auth)
+    };
+    access.with_local(LocalCallers {
         own_uid: rustix::process::geteuid().as_raw(),
         group: groups::group_id(listeners::GROUP),
         members: groups::members(listeners::GROUP),

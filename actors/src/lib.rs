@@ -13,6 +13,7 @@ pub mod meters;
 pub mod network;
 pub mod observer;
 pub mod ports;
+pub mod power;
 pub mod root;
 pub mod slot;
 pub mod store;

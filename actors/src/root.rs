@@ -7,6 +7,7 @@
 //! | DiskRegistry | likewise |
 //! | NetworkActor | likewise |
 //! | VmSupervisor | it and the Observer; the VmActors adopt their QEMUs again |
+//! | PowerActor | it and all after it |
 //! | Observer | it and the ManifestKeeper |
 //! | ManifestKeeper | alone |
 //!
@@ -23,6 +24,7 @@ use crate::{
     network::{NetworkActor, NetworkArguments, NetworkHandle},
     observer::{DriftSettings, Observer, ObserverArguments, ObserverHandle, ObserverSlot},
     ports::{Clock, DiskFiles, Folders, Hypervisor, ImageFiles, ManifestFiles, Network, Storage},
+    power::{PowerActor, PowerArguments, PowerHandle, StartTurns},
     slot::Slot,
     store::{StateStore, StoreArguments, StoreHandle, StoreSlot},
     vm::{RecoveryProgress, VmDeps, VmDirectory, VmSupervisor, VmSupervisorArguments, VmsHandle},
@@ -93,6 +95,8 @@ pub struct Handles {
     pub network: NetworkHandle,
     /// The observer.
     pub observer: ObserverHandle,
+    /// What comes up and goes down with the host.
+    pub power: PowerHandle,
     /// How far the manifests are.
     pub manifests: Arc<ManifestSlot>,
     /// Time and randomness.
@@ -177,6 +181,7 @@ struct Seats {
     disks: DisksArguments,
     network: NetworkArguments,
     vms: VmSupervisorArguments,
+    power: PowerArguments,
     observer: ObserverArguments,
     manifests: ManifestArguments,
 }
@@ -211,6 +216,9 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         ports.network.facts().pool(),
         settings.max_vms,
     );
+    let turns = Arc::new(StartTurns::default());
+    let power_slot = Arc::new(Slot::default());
+    let power = PowerHandle::new(power_slot.clone(), store.clone(), clock.clone());
     let deps = VmDeps {
         store: store.clone(),
         hypervisor: hypervisor.clone(),
@@ -218,6 +226,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         network: network.clone(),
         clock: clock.clone(),
         launches: Arc::new(Semaphore::new(settings.max_launches)),
+        turns: turns.clone(),
         allowance: settings.allowance,
     };
     let (vm_arguments, recovery) = VmSupervisorArguments::new(deps, directory);
@@ -241,6 +250,14 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
             slot: network_slot,
         },
         vms: vm_arguments,
+        power: PowerArguments {
+            store: store.clone(),
+            vms: vms.clone(),
+            network: network.clone(),
+            clock: clock.clone(),
+            turns,
+            slot: power_slot,
+        },
         observer: ObserverArguments {
             store: store.clone(),
             hypervisor: hypervisor.clone(),
@@ -248,6 +265,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
             interval: settings.observer_interval,
             drift: settings.drift,
             folders: ports.folders,
+            network: network.clone(),
             vms: vms.clone(),
             slot: observer_slot,
         },
@@ -263,6 +281,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         vms,
         disks,
         network,
+        power,
         observer,
         manifests,
         clock,
@@ -278,16 +297,18 @@ enum Seat {
     Disks,
     Network,
     Vms,
+    Power,
     Observer,
     Manifests,
 }
 
 impl Seat {
-    const ALL: [Seat; 6] = [
+    const ALL: [Seat; 7] = [
         Seat::Store,
         Seat::Disks,
         Seat::Network,
         Seat::Vms,
+        Seat::Power,
         Seat::Observer,
         Seat::Manifests,
     ];
@@ -298,6 +319,7 @@ impl Seat {
             Seat::Disks => "disks",
             Seat::Network => "network",
             Seat::Vms => "vm_supervisor",
+            Seat::Power => "power",
             Seat::Observer => "observer",
             Seat::Manifests => "manifests",
         }
@@ -488,6 +510,10 @@ impl RootState {
                     .get_cell()
             }
             Seat::Vms => Actor::spawn_linked(None, VmSupervisor, seats.vms.clone(), root)
+                .await?
+                .0
+                .get_cell(),
+            Seat::Power => Actor::spawn_linked(None, PowerActor, seats.power.clone(), root)
                 .await?
                 .0
                 .get_cell(),

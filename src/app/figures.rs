@@ -1,20 +1,34 @@
 //! Where the metrics come from that neither the tree nor the front end counts.
 
 use crate::{
-    host::{proc, qmp::CommandTimes},
-    http::{MetricsSources, ProcessUsage},
+    host::{
+        proc,
+        qemu::samples::{GuestSample, Samples},
+        qmp::CommandTimes,
+    },
+    http::{DiskUsage, GuestUsage, LinkUsage, MetricsSources, ProcessUsage},
     telemetry::LogControl,
 };
 use rustix::process::{Pid, getpid};
-use std::sync::{Arc, OnceLock};
-use vman_model::{BootId, vm::ProcessIdentity};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
+use vman_model::{BootId, VmId, vm::ProcessIdentity};
 
 /// Sources on the real host; a simulated one has no processes of the pids it tells.
-pub(super) fn sources(log: LogControl, qmp: Arc<CommandTimes>, simulated: bool) -> MetricsSources {
+pub(super) fn sources(
+    log: LogControl,
+    qmp: Arc<CommandTimes>,
+    samples: Arc<Samples>,
+    simulated: bool,
+) -> MetricsSources {
     let boot = proc::boot_id().ok().filter(|_| !simulated);
     let started = proc::start_time(getpid()).ok().flatten();
     MetricsSources {
         vm: Arc::new(move |identity| of_vm(boot.as_ref()?, identity)),
+        guests: Arc::new(move || samples.read().into_iter().map(guest).collect()),
+        links: Arc::new(links),
         own: Arc::new(move || used(getpid(), started?)),
         dropped_records: Arc::new(move || log.dropped()),
         qmp,
@@ -38,4 +52,29 @@ fn used(pid: Pid, started: u64) -> Option<ProcessUsage> {
         threads: used.threads,
         storage: used.storage,
     })
+}
+
+fn guest((vm, sample): (VmId, GuestSample)) -> GuestUsage {
+    let disks = sample.disks.into_iter().map(|disk| DiskUsage {
+        disk: disk.disk.to_string(),
+        bytes: disk.bytes,
+        requests: disk.requests,
+    });
+    GuestUsage {
+        vm: vm.to_string(),
+        balloon: sample.balloon,
+        disks: disks.collect(),
+    }
+}
+
+fn links() -> BTreeMap<String, LinkUsage> {
+    let counted = proc::links().unwrap_or_default().into_iter();
+    let used = counted.map(|(name, counts)| {
+        let used = LinkUsage {
+            bytes: counts.bytes,
+            packets: counts.packets,
+        };
+        (name, used)
+    });
+    used.collect()
 }

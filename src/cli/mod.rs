@@ -96,6 +96,7 @@ async fn ask(command: Command, mut session: Session<'_>) -> Result<(), CliError>
         Command::Network(command) => commands::host::network(command, session).await,
         Command::Observer(command) => commands::host::observer(command, session).await,
         Command::Operation(command) => commands::operation::run(command, session).await,
+        Command::Host(command) => commands::power::run(command, session).await,
         Command::Events(flags) => commands::events::run(flags, session).await,
         Command::Token(command) => commands::token::run(command, session).await,
         Command::Version => commands::host::version(session).await,

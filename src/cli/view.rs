@@ -150,6 +150,20 @@ pub const ISSUE: View = View {
     none: "no issues: the host is as recorded",
 };
 
+/// The host.
+pub const HOST: View = View {
+    id: &["boot_id"],
+    columns: &[
+        ("BOOT", &["boot_id"], Plain),
+        ("DRAINING", &["draining"], Plain),
+        ("DRAINED", &["drain.done"], Plain),
+        ("SINCE", &["drain.since"], Time),
+        ("TO START AGAIN", &["drain.vms"], Plain),
+        ("STILL STARTING", &["starting"], Plain),
+    ],
+    none: "no host",
+};
+
 /// Operations.
 pub const OPERATION: View = View {
     id: &["id"],

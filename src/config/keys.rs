@@ -57,6 +57,11 @@ pub const KEYS: &[Key] = &[
         "Who may call over TCP: `token`, or `none` on a loopback address.",
     ),
     key(
+        "hosts",
+        "",
+        "Names, separated by commas, by which the API may be called over TCP beside loopback's; none: any name beyond loopback.",
+    ),
+    key(
         "tls_certificate",
         "",
         "Certificate chain in PEM with which the TCP listener speaks TLS; needs tls_key.",

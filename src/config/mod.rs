@@ -164,6 +164,12 @@ fn read_http(reader: &mut Reader, runtime: &Path) -> HttpConfig {
     }
     let words = [("token", AuthMode::Token), ("none", AuthMode::None)];
     let auth = reader.word("auth", AuthMode::Token, &words);
+    let hosts = reader.value(
+        "hosts",
+        |_| Vec::new(),
+        parse_hosts,
+        |hosts: &Vec<String>| hosts.join(","),
+    );
     let tls = read_tls(reader);
     let open = listen.filter(|listen| !listen.ip().is_loopback());
     if let Some(listen) = open.filter(|_| tls.is_none() || auth == AuthMode::None) {
@@ -180,9 +186,31 @@ fn read_http(reader: &mut Reader, runtime: &Path) -> HttpConfig {
         listen,
         socket,
         auth,
+        hosts,
         tls,
         max_inflight: 1024,
     }
+}
+
+fn parse_hosts(text: &str) -> Result<Vec<String>, String> {
+    const MOST: usize = 32;
+    let parts = text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
+    let hosts: Vec<String> = parts.map(str::to_owned).collect();
+    // A name or an address, without port and brackets.
+    let valid = |host: &String| {
+        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '_');
+        host.len() <= 253 && host.chars().all(known)
+    };
+    if hosts.len() <= MOST && hosts.iter().all(valid) {
+        return Ok(hosts);
+    }
+    let given = quoted(text);
+    Err(format!(
+        "must be at most {MOST} names or addresses without port, separated by commas; it is {given}"
+    ))
 }
 
 fn read_tls(reader: &mut Reader) -> Option<TlsConfig> {

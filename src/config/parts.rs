@@ -37,6 +37,8 @@ pub struct HttpConfig {
     pub socket: PathBuf,
     /// Who may call over TCP.
     pub auth: AuthMode,
+    /// Names by which it may be called over TCP, beside loopback's.
+    pub hosts: Vec<String>,
     /// TLS over TCP, if it is configured.
     pub tls: Option<TlsConfig>,
     /// Requests worked on at once, at least 1.

@@ -185,7 +185,8 @@ pub struct StorageLock {
 }
 
 impl StorageLock {
-    /// Makes the layout, takes the lock, and empties the folder of half-made files.
+    /// Makes the layout, takes the lock, and empties the folder of half-made files. On a read-only
+    /// file system the lock alone is taken.
     ///
     /// The lock is flock(2)'s: it belongs to the open file, ends with the process however it ends,
     /// and the descriptor is close-on-exec, so that no QEMU inherits it.
@@ -195,15 +196,7 @@ impl StorageLock {
             error,
         };
         let dirs = StorageDirs::new(storage_path);
-        dirs.create().map_err(io_error)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(dirs.lock_file())
-            .map_err(io_error)?;
+        let (file, read_only) = open_lock(&dirs).map_err(io_error)?;
         match try_lock(&file, &dirs) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -214,14 +207,43 @@ impl StorageLock {
             }
             Err(TryLockError::Error(error)) => return Err(io_error(error)),
         }
-        write_holder(&file).map_err(io_error)?;
-        dirs.empty_tmp().map_err(io_error)?;
+        if read_only {
+            tracing::warn!(
+                storage = %dirs.root().display(),
+                "the storage path is on a read-only file system: guests are found again and reads answered, changes are refused"
+            );
+        } else {
+            write_holder(&file).map_err(io_error)?;
+            dirs.empty_tmp().map_err(io_error)?;
+        }
         Ok(Self { dirs, _file: file })
     }
 
     /// The layout that is owned.
     pub fn dirs(&self) -> &StorageDirs {
         &self.dirs
+    }
+}
+
+/// Makes the layout and opens the lock's file; tells whether the file system is
+/// read-only. Guests outlive what made it so: where everything is there already,
+/// a daemon can look after them without writing.
+fn open_lock(dirs: &StorageDirs) -> io::Result<(File, bool)> {
+    let made = dirs.create().and_then(|()| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(dirs.lock_file())
+    });
+    match made {
+        // flock(2) needs no file that can be written.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            Ok((File::open(dirs.lock_file())?, true))
+        }
+        other => Ok((other?, false)),
     }
 }
 

@@ -137,6 +137,36 @@ fn stat_field(stat: &[u8], field: usize) -> Option<&str> {
     rest.split_ascii_whitespace().nth(field.checked_sub(3)?)
 }
 
+/// What went through a link, in this network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkCounts {
+    /// Bytes that the host received and sent.
+    pub bytes: (u64, u64),
+    /// The same in packets.
+    pub packets: (u64, u64),
+}
+
+/// The counters of every link by its name.
+pub fn links() -> io::Result<Vec<(String, LinkCounts)>> {
+    let text = fs::read_to_string("/proc/net/dev")?;
+    Ok(text.lines().filter_map(counts_of).collect())
+}
+
+/// A line of `/proc/net/dev`: the name, eight figures of what was received, eight of what was sent (proc(5)).
+fn counts_of(line: &str) -> Option<(String, LinkCounts)> {
+    let (link, counts) = line.split_once(':')?;
+    let counts: Vec<u64> = counts
+        .split_whitespace()
+        .map_while(|count| count.parse().ok())
+        .collect();
+    let at = |place: usize| counts.get(place).copied();
+    let counts = LinkCounts {
+        bytes: (at(0)?, at(8)?),
+        packets: (at(1)?, at(9)?),
+    };
+    Some((link.trim().to_owned(), counts))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +205,24 @@ mod tests {
         assert!(used.rss_bytes > 100_000 && used.threads >= 1, "{used:?}");
         assert!(used.storage.is_some(), "{used:?}");
         assert_eq!(usage(pid, started + 1).expect("readable"), None);
+    }
+
+    #[test]
+    fn links_are_told_with_what_they_received_and_sent() {
+        let line = "  lo: 10 2 0 0 0 0 0 0 30 4 0 0 0 0 0 0";
+        let (name, counts) = counts_of(line).expect("a link");
+        assert_eq!(
+            (name.as_str(), counts.bytes, counts.packets),
+            ("lo", (10, 30), (2, 4))
+        );
+        assert!(counts_of("Inter-|   Receive | Transmit").is_none());
+        assert!(counts_of("eth0: 1 2").is_none());
+        assert!(
+            links()
+                .expect("readable")
+                .iter()
+                .any(|(name, _)| name == "lo")
+        );
     }
 
     #[test]

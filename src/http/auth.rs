@@ -65,8 +65,9 @@ pub struct Access {
     /// Who may call over the UNIX socket; where it is not said, whoever the
     /// socket's owner and mode let in.
     pub local: Option<LocalCallers>,
-    /// Names besides `localhost` and the loopback addresses by which a loopback
-    /// listener may be called (without port).
+    /// Names besides `localhost` and the loopback addresses by which a listener
+    /// may be called (without port). Beyond loopback any will do where none is
+    /// said.
     pub hosts: Vec<String>,
 }
 
@@ -206,13 +207,13 @@ impl Access {
             .map(axum::http::uri::Authority::as_str)
             .or(host);
         if let Some(Peer::Tcp { local, .. }) = peer
-            && local.ip().is_loopback()
+            && (local.ip().is_loopback() || !self.hosts.is_empty())
             && !host.is_some_and(|host| self.is_ours(host))
         {
             return Err(ApiError::new(
                 Code::ForbiddenHost,
-                "the Host header is not a name of this loopback listener: \
-                 call it as localhost, 127.0.0.1 or [::1]",
+                "the Host header is not a name of this listener: \
+                 call it as localhost, 127.0.0.1, [::1] or one of VMAN_HOSTS",
             ));
         }
         let Some(origin) = headers.get(header::ORIGIN) else {
@@ -307,6 +308,23 @@ mod tests {
         }
         let stranger = Peer::Local { uid: 1, gid: 1 };
         assert_eq!(ask(&access, &stranger, "/vms", &[]), Err(Code::Forbidden));
+    }
+
+    #[test]
+    fn beyond_loopback_the_names_that_are_said_are_the_only_ones() {
+        let outside = Peer::Tcp {
+            remote: "192.0.2.7:9".parse().unwrap(),
+            local: "192.0.2.1:8000".parse().unwrap(),
+        };
+        let by = |access: &Access, name| ask(access, &outside, "/live", &[("host", name)]);
+        let some = access(AuthMode::Token);
+        assert!(by(&some, "vman.test:8000").is_ok());
+        assert_eq!(by(&some, "rebound.test"), Err(Code::ForbiddenHost));
+        let none = Access {
+            hosts: Vec::new(),
+            ..some
+        };
+        assert!(by(&none, "rebound.test").is_ok());
     }
 
     #[test]

@@ -146,10 +146,7 @@ mod tests {
             last_used_at: None,
         };
         let mut inventory = Inventory::default();
-        let row = Versioned {
-            revision: Revision(1),
-            value: row,
-        };
+        let row = Versioned::new(Revision(1), row);
         inventory.tokens.insert(minted.id, Arc::new(row));
         (inventory, minted.token)
     }

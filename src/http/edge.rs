@@ -8,6 +8,7 @@ use super::{
     bearer,
     error::{ApiError, Code},
     extract::Caller,
+    leash,
     state::HttpState,
 };
 use axum::{
@@ -24,7 +25,7 @@ use std::{
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument, Span, field};
-use vman_model::RequestId;
+use vman_model::{RequestId, TokenId};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -54,10 +55,14 @@ pub(crate) async fn edge(
     }
     let answered = async {
         match admit(&state, &mut request, &id) {
-            Ok(_permit) => AssertUnwindSafe(next.run(request))
-                .catch_unwind()
-                .await
-                .unwrap_or_else(|_| panicked()),
+            Ok(entry) => {
+                let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+                let answer = answer.unwrap_or_else(|_| panicked());
+                match entry.token {
+                    Some(token) => leash::hold(answer, token, state.clone()),
+                    None => answer,
+                }
+            }
             Err(error) => error.into_response(),
         }
     };
@@ -86,11 +91,15 @@ fn request_id(state: &HttpState, headers: &HeaderMap) -> RequestId {
     RequestId::parse(&id).expect("hex and a hyphen are an id")
 }
 
-fn admit(
-    state: &HttpState,
-    request: &mut Request,
-    id: &RequestId,
-) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+/// What a request holds while it is answered.
+struct Entry {
+    /// None for what needs none.
+    _permit: Option<OwnedSemaphorePermit>,
+    /// The token that let it in.
+    token: Option<TokenId>,
+}
+
+fn admit(state: &HttpState, request: &mut Request, id: &RequestId) -> Result<Entry, ApiError> {
     let peer = request.extensions().get::<Peer>();
     let now = state.handles().clock.now();
     let call = Call {
@@ -99,11 +108,13 @@ fn admit(
         uri: request.uri(),
         headers: request.headers(),
     };
+    let remote = peer.and_then(Peer::address);
     let access = &state.settings.access;
     let admitted = access.admit(&call, || {
         bearer::holder(&state.inventory(), request.headers(), now)
     })?;
     let principal = admitted.principal;
+    let token = admitted.token.as_ref().map(|holder| holder.id.clone());
     Span::current().record("principal", &principal);
     if let Some(holder) = admitted.token
         && state.token_uses.is_due(&holder, now)
@@ -118,17 +129,25 @@ fn admit(
     request.extensions_mut().insert(Caller {
         request_id: id.clone(),
         principal,
+        remote,
     });
     // A supervisor that asks whether the daemon lives must hear it under load.
     if request.uri().path() == "/live" {
-        return Ok(None);
+        return Ok(Entry {
+            _permit: None,
+            token,
+        });
     }
     let permit = state.inflight.clone().try_acquire_owned();
-    permit.map(Some).map_err(|_| {
+    let permit = permit.map_err(|_| {
         ApiError::new(
             Code::Overloaded,
             "too many requests are under way, this one was not begun: try again in a moment",
         )
+    })?;
+    Ok(Entry {
+        _permit: Some(permit),
+        token,
     })
 }
 

@@ -62,6 +62,8 @@ codes! {
     BeingStopped "vm_being_stopped" 409 "The VM is being stopped",
     AlreadyPaused "vm_already_paused" 409 "The VM is paused already",
     NotPaused "vm_not_paused" 409 "The VM is not paused",
+    HostDraining "host_draining" 409 "The host is to go down, VMs are not started",
+    HostNotDrained "host_not_drained" 409 "The host is not drained",
     BeingDeleted "vm_being_deleted" 409 "The VM is being deleted",
     OperationInProgress "operation_in_progress" 409 "Another operation has to end first",
     Recovering "vm_recovering" 409 "The daemon has just started and looks for the VM's QEMU",

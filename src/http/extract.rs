@@ -15,7 +15,7 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value};
-use std::{ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{net::IpAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 use vman_model::{Origin, RequestId, ids::IdError};
 
 /// How long what a refused client still sends is read and thrown away, so that
@@ -29,6 +29,8 @@ const BODY_DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) struct Caller {
     pub(crate) request_id: RequestId,
     pub(crate) principal: String,
+    /// From where, over TCP.
+    pub(crate) remote: Option<IpAddr>,
 }
 
 impl Caller {
@@ -37,6 +39,7 @@ impl Caller {
         Origin::Request {
             request_id: self.request_id.clone(),
             principal: self.principal.clone(),
+            remote: self.remote,
         }
     }
 

@@ -164,6 +164,33 @@ impl Fields {
         read.filter(|_| ok)
     }
 
+    /// A list of objects, each read by `read`; what is wrong inside is told with its place.
+    pub(crate) fn objects<T>(
+        &mut self,
+        name: &str,
+        max: usize,
+        mut read: impl FnMut(&mut Fields) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let list = match self.take(name)? {
+            Value::Array(list) if list.len() <= max => list,
+            Value::Array(_) => {
+                self.wrong(name, format!("must have at most {max} entries"));
+                return None;
+            }
+            other => {
+                self.wrong(name, format!("must be an array, not {}", kind(&other)));
+                return None;
+            }
+        };
+        let mut out = Vec::with_capacity(list.len());
+        for (n, value) in list.into_iter().enumerate() {
+            let place = format!("{name}[{n}]");
+            self.map.insert(place.clone(), value);
+            out.push(self.object(&place, &mut read));
+        }
+        out.into_iter().collect()
+    }
+
     /// A map of strings, checked one by one.
     pub(crate) fn strings(
         &mut self,

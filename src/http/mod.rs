@@ -15,7 +15,10 @@ mod edge;
 mod error;
 mod extract;
 mod fields;
+mod frames;
 mod idempotency;
+mod kept;
+mod leash;
 mod metrics;
 mod openapi;
 mod paging;
@@ -29,7 +32,10 @@ mod waiting;
 
 pub use auth::{Access, LocalCallers, Peer};
 pub use error::{ApiError, Code, ERROR_CODES, FieldError};
-pub use metrics::{Kind, METRICS, Metric, MetricsSources, ProcessUsage, UsageOfVm};
+pub use metrics::{
+    DiskUsage, GuestUsage, Kind, LinkUsage, METRICS, Metric, MetricsSources, ProcessUsage,
+    UsageOfVm,
+};
 pub use openapi::openapi_yaml;
 pub use serve::{Bounds, Listeners, serve, serve_within};
 pub use state::{HttpSettings, HttpState, Limits, Readiness, Shared, StorageCheck};

@@ -29,6 +29,7 @@ const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline';
         (name = "network", description = "How VMs are connected"),
         (name = "observer", description = "Differences between the records and the host"),
         (name = "tokens", description = "Who may call over TCP"),
+        (name = "host", description = "What comes up and goes down with the host"),
         (name = "health", description = "Whether the daemon lives, is ready, and is well"),
     )
 )]
@@ -37,11 +38,11 @@ struct ApiDoc;
 fn documented() -> OpenApiRouter<HttpState> {
     use routes::{
         actions, console, disk_work, disks, events, health, host, images, logs, network, nics,
-        observer, operations, templates, tokens, vms,
+        observer, operations, power, templates, tokens, vms,
     };
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(vms::list_vms, vms::create_vm))
-        .routes(routes!(vms::get_vm, vms::delete_vm))
+        .routes(routes!(vms::get_vm, vms::change_vm, vms::delete_vm))
         .routes(routes!(vms::explain_vm))
         .routes(routes!(actions::act_on_vm))
         .routes(routes!(console::get_console))
@@ -79,6 +80,9 @@ fn documented() -> OpenApiRouter<HttpState> {
         .routes(routes!(network::list_leases))
         .routes(routes!(network::list_forwards, network::create_forward))
         .routes(routes!(network::get_forward, network::delete_forward))
+        .routes(routes!(power::get_host))
+        .routes(routes!(power::drain_host))
+        .routes(routes!(power::resume_host))
         .routes(routes!(observer::get_observer))
         .routes(routes!(observer::check_now))
         .routes(routes!(tokens::list_tokens, tokens::create_token))
@@ -122,6 +126,8 @@ fn close_requests(api: &mut openapi::OpenApi) {
         "DiskChange",
         "AttachDisk",
         "ResizeDisk",
+        "DrainOptions",
+        "VmChange",
     ] {
         if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(name) {
             object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));

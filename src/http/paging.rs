@@ -6,6 +6,7 @@
 use super::{
     error::{ApiError, Code},
     extract::Query,
+    kept::KeptLists,
     refusal::stale,
     state::HttpState,
 };
@@ -16,6 +17,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
 use serde::Serialize;
 use std::{ops::Bound, str::FromStr};
 use vman_actors::store::Inventory;
@@ -97,25 +99,92 @@ impl<K: AsRef<str>> Page<K> {
     where
         K: 'a,
     {
-        if let Some(same) = unchanged(&self.headers, inventory.revision) {
+        let write = |out: &mut Vec<u8>, row| serde_json::to_writer(out, &body(row));
+        self.told(inventory.revision, || self.written(rows, write))
+    }
+
+    /// The same for a list that depends on the inventory alone: whoever asks for it
+    /// in the same words gets the same bytes, until something has changed.
+    pub(crate) fn answer_kept<'a, V: 'a>(
+        &self,
+        kept: &KeptLists,
+        inventory: &Inventory,
+        rows: impl Iterator<Item = (&'a K, &'a V)>,
+        write: impl Fn(&mut Vec<u8>, &'a V) -> serde_json::Result<()>,
+    ) -> Response
+    where
+        K: 'a,
+    {
+        let words = self.uri.query().unwrap_or_default();
+        self.told(inventory.revision, || {
+            kept.get(inventory.revision, words, || self.written(rows, write))
+        })
+    }
+
+    fn told(
+        &self,
+        revision: Revision,
+        list: impl FnOnce() -> serde_json::Result<WrittenList>,
+    ) -> Response {
+        if let Some(same) = unchanged(&self.headers, revision) {
             return same;
         }
-        let limit = self.limit.unwrap_or(usize::MAX);
-        let mut rows = rows.peekable();
-        let (mut page, mut last) = (Vec::new(), None);
-        while page.len() < limit
-            && let Some((key, value)) = rows.next()
-        {
-            page.push(body(value));
-            last = Some(key);
-        }
-        let next = last.filter(|_| rows.peek().is_some());
-        let mut response = json(StatusCode::OK, &page);
-        let link = next.and_then(|key| next_link(&self.uri, "cursor", &encode(key.as_ref())));
-        if let Some(link) = link {
+        let list = match list() {
+            Ok(list) => list,
+            Err(error) => return unwritten(error).into_response(),
+        };
+        let mut response = json_bytes(StatusCode::OK, list.body);
+        if let Some(link) = list.link {
             response.headers_mut().insert(header::LINK, link);
         }
-        tagged(response, inventory.revision)
+        tagged(response, revision)
+    }
+
+    fn written<'a, V: 'a>(
+        &self,
+        rows: impl Iterator<Item = (&'a K, &'a V)>,
+        write: impl Fn(&mut Vec<u8>, &'a V) -> serde_json::Result<()>,
+    ) -> serde_json::Result<WrittenList>
+    where
+        K: 'a,
+    {
+        let limit = self.limit.unwrap_or(usize::MAX);
+        let mut rows = rows.peekable();
+        let (mut out, mut count, mut last) = (vec![b'['], 0, None);
+        while count < limit
+            && let Some((key, value)) = rows.next()
+        {
+            if count > 0 {
+                out.push(b',');
+            }
+            write(&mut out, value)?;
+            count += 1;
+            last = Some(key);
+        }
+        out.push(b']');
+        let next = last.filter(|_| rows.peek().is_some());
+        let link = next.and_then(|key| next_link(&self.uri, "cursor", &encode(key.as_ref())));
+        Ok(WrittenList {
+            body: out.into(),
+            link,
+        })
+    }
+}
+
+/// A list, or a page of it, as it is sent.
+#[derive(Clone)]
+pub(super) struct WrittenList {
+    pub(super) body: Bytes,
+    link: Option<HeaderValue>,
+}
+
+#[cfg(test)]
+impl WrittenList {
+    pub(super) fn of(body: String) -> Self {
+        Self {
+            body: body.into(),
+            link: None,
+        }
     }
 }
 
@@ -146,9 +215,22 @@ pub(crate) fn next_link(uri: &Uri, name: &str, value: &str) -> Option<HeaderValu
 
 /// An answer in JSON.
 pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    let Ok(bytes) = serde_json::to_vec(body) else {
-        return ApiError::new(Code::Internal, "the answer could not be written").into_response();
-    };
+    match serde_json::to_vec(body) {
+        Ok(bytes) => json_bytes(status, bytes.into()),
+        Err(error) => unwritten(error).into_response(),
+    }
+}
+
+/// An answer that is no JSON: a bug of ours.
+pub(crate) fn unwritten(error: serde_json::Error) -> ApiError {
+    ApiError::new(
+        Code::Internal,
+        format!("the answer could not be written: {error}"),
+    )
+}
+
+/// An answer that is JSON already.
+pub(crate) fn json_bytes(status: StatusCode, bytes: Bytes) -> Response {
     let json = (
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),

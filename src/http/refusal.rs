@@ -6,6 +6,7 @@ use vman_actors::{
     disks::{DiskFault, ImageError},
     network::{ForwardError, LeaseError, MAX_FORWARDS},
     ports::{FileError, HostError, LoadError},
+    power::PowerError,
     store::StoreError,
     templates::TemplateError,
     vm::{CommandError, CreateError, NicError},
@@ -129,6 +130,10 @@ impl From<CommandError> for ApiError {
                 format!("disk {id} was taken or deleted at the same moment, nothing was done: GET it and decide anew"),
             )
             .disk(id),
+            CommandError::HostDraining => ApiError::new(
+                Code::HostDraining,
+                "VMs are not started because the host is to go down: POST /host/actions/resume if it stays up",
+            ),
             CommandError::AddressTaken => ApiError::new(
                 Code::AddressInUse,
                 "every address that was chosen was taken at the same moment, nothing was done: try again",
@@ -175,6 +180,27 @@ pub(crate) fn key_in_flight() -> ApiError {
         "a request with this Idempotency-Key is under way: repeat it in a moment",
     )
     .retry_after(1)
+}
+
+impl From<PowerError> for ApiError {
+    fn from(error: PowerError) -> Self {
+        match error {
+            PowerError::NotDrained => ApiError::new(
+                Code::HostNotDrained,
+                "the host is not drained: there is nothing to resume",
+            ),
+            PowerError::Draining => ApiError::new(
+                Code::HostDraining,
+                "VMs are still being stopped: wait for the drain's operation, then resume",
+            ),
+            PowerError::KeyInUse => key_in_flight(),
+            PowerError::Unavailable => ApiError::new(
+                Code::Unavailable,
+                "the part that drains is being restarted: try again in a moment",
+            ),
+            PowerError::Store(error) => error.into(),
+        }
+    }
 }
 
 impl From<CreateError> for ApiError {

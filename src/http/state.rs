@@ -3,7 +3,9 @@
 use super::{
     auth::Access,
     bearer::TokenUses,
+    frames::Frames,
     idempotency::KeysInFlight,
+    kept::KeptLists,
     metrics::{HttpMeters, MetricsSources},
 };
 use crate::telemetry::LogReader;
@@ -90,6 +92,10 @@ pub struct Shared {
     pub(crate) storage_look: Arc<Semaphore>,
     /// Idempotency keys of requests under way.
     pub(crate) keys: KeysInFlight,
+    /// Lists of VMs as they were written last.
+    pub(crate) vm_lists: KeptLists,
+    /// Events as they are sent to streams.
+    pub(crate) frames: Frames,
     /// What is counted here.
     pub(crate) meters: HttpMeters,
     /// Which tokens' uses were recorded.
@@ -108,6 +114,8 @@ impl HttpState {
             waiting: Arc::new(Semaphore::new(inflight / 2)),
             storage_look: Arc::new(Semaphore::new(1)),
             keys: KeysInFlight::default(),
+            vm_lists: KeptLists::default(),
+            frames: Frames::default(),
             meters: HttpMeters::default(),
             token_uses: TokenUses::default(),
             settings,

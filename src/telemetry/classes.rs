@@ -133,6 +133,21 @@ classes! {
     "record.quarantined" "878d8d14d64f4ce098408be212c298ad"
         "A record could not be read and was set aside"
         "A row of the store could not be read. It was set aside, the others are not concerned: @VMAN_DETAIL@\n\nLook for a failing disk under the storage path; the observer's status names the row until it is dealt with.";
+    "host.booted" "9e40b38cb8c34782a331d3d4d21da007"
+        "The host was booted and VMs are started with it"
+        "@VMAN_DETAIL@\n\n'vman host info' tells which are still to come.";
+    "host.draining" "d39878e69cf24b3eabd0632ce582861a"
+        "All VMs are stopped because the host is to go down"
+        "@VMAN_DETAIL@ It was asked for by @VMAN_PRINCIPAL@. Until the next boot, or 'vman host resume', none is started.";
+    "host.drained" "b3065354454a4a51aa5c4744fa755590"
+        "The host is drained"
+        "@VMAN_DETAIL@";
+    "host.resumed" "d01e1e08d8fb4770a599a3e049d9f58f"
+        "A drained host goes on"
+        "@VMAN_DETAIL@";
+    "vm.start_late" "81c234cd5b654741a42c5af2b2f30ab7"
+        "A VM is started although one it waits for is not up"
+        "@VMAN_DETAIL@\n\n'vman vm explain' of the other one tells why it is not up.";
     "store.rebuilt" "4f0d1c7e9a5b4b6d8e2f3a1c5d7b9e80"
         "The store was made again of manifests"
         "@VMAN_DETAIL@\n\nThe log of events and the operations of the lost store are gone; 'vman observer check' tells what differs from the host.";

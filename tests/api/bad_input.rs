@@ -301,7 +301,7 @@ async fn wrong_methods_and_content_types_are_named() {
     let api = with_vm().await;
     for (method, target, allowed) in [
         ("PUT", "/vms", "POST"),
-        ("PATCH", "/vms/a", "DELETE"),
+        ("PUT", "/vms/a", "DELETE"),
         ("GET", "/vms/a/actions/start", "POST"),
         ("DELETE", "/health", "GET"),
         ("POST", "/images/linux", "PUT"),

@@ -13,6 +13,7 @@ mod lists;
 mod logs;
 mod matrix;
 mod nics;
+mod power;
 mod streams;
 mod support;
 mod workflows;

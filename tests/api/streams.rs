@@ -185,3 +185,40 @@ async fn long_waits_end_at_once_when_the_daemon_stops() {
     let (answer, ()) = tokio::join!(waiting, stopping);
     assert_eq!(answer.expect(202)["status"], "running");
 }
+
+/// A daemon that is called over TCP, with a stream open by a token that lasts so long.
+async fn streaming_with_a_token(expires_in_s: Option<u64>) -> (Api, Response) {
+    let mut api = Api::with(crate::support::Setup {
+        access: vman::http::Access::new(vman::config::AuthMode::Token),
+        ..crate::support::Setup::default()
+    })
+    .await;
+    let wanted = serde_json::json!({"name": "ci", "expires_in_s": expires_in_s});
+    let token = api.post("/tokens", &wanted).await.expect(201)["token"].clone();
+    let local = api.peer.replace(vman::http::Peer::Tcp {
+        remote: "127.0.0.1:9".parse().unwrap(),
+        local: "127.0.0.1:8000".parse().unwrap(),
+    });
+    let bearer = format!("Bearer {}", token.as_str().unwrap());
+    let headers = [("host", "localhost"), ("authorization", bearer.as_str())];
+    let live = api.open("GET", "/events", &headers, Body::empty()).await;
+    assert_eq!(live.status(), 200);
+    api.peer = local;
+    (api, live)
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_token_is_revoked() {
+    let (api, mut live) = streaming_with_a_token(None).await;
+    api.small_template().await;
+    read_until(&mut live, |text| text.contains("template.created")).await;
+    api.delete("/tokens/ci").await.expect(204);
+    ends(live).await;
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_token_expires() {
+    let (api, live) = streaming_with_a_token(Some(1)).await;
+    api.host.clock().advance_ms(1_000);
+    ends(live).await;
+}

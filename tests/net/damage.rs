@@ -5,6 +5,7 @@ use crate::{
     support::{host, wait_for},
     world::{SOON, World, can_make_networks, guests, wait_healed},
 };
+use serde_json::{Value, json};
 use std::time::SystemTime;
 
 #[test]
@@ -113,4 +114,39 @@ fn another_firewall_that_drops_what_is_forwarded_is_named() {
     wait_for("a healthy network again", SOON, || {
         (network() == "ok").then_some(())
     });
+}
+
+#[test]
+fn what_is_on_the_bridge_and_not_ours_is_told_by_one_check_and_left_alone() {
+    if !can_make_networks("what_is_on_the_bridge_and_not_ours_is_told_by_one_check_and_left_alone")
+    {
+        return;
+    }
+    let world = World::new();
+    let daemon = world.daemon(&[]);
+    let check = || daemon.post("/observer/check", &Value::Null).expect(200);
+    assert_eq!(check()["last_issues"], json!([]), "all is well at first");
+    world.in_host("ip link add eth9 type veth peer name eth9p");
+    world.in_host("ip link set eth9 master br-t");
+    world.in_host("ip tuntap add dev v0gone-abcdefg mode tap");
+    let report = check();
+    let issues = report["last_issues"].as_array().unwrap();
+    let of = |class: &str| {
+        let mut issues = issues.iter();
+        issues.find(|issue| issue["issue_type"] == class).cloned()
+    };
+    assert_eq!(
+        of("link_foreign").expect("a foreign link")["resource_id"],
+        "eth9"
+    );
+    let orphan = of("tap_orphan").expect("an orphaned TAP");
+    assert_eq!(orphan["resource_id"], "v0gone-abcdefg");
+    assert_eq!(issues.len(), 2, "{report}");
+    let links = world.links();
+    for link in ["eth9", "v0gone-abcdefg"] {
+        assert!(links.iter().any(|there| there == link), "{links:?}");
+    }
+    world.in_host("ip link del eth9");
+    world.in_host("ip link del v0gone-abcdefg");
+    assert_eq!(check()["last_issues"], json!([]));
 }

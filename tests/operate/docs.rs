@@ -82,13 +82,29 @@ fn run(daemon: &Daemon, script: &str) {
     assert!(output.status.success(), "{said}");
 }
 
+/// The blocks of a page that are marked `sh`.
+fn blocks_of(page: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join("docs").join(page)).unwrap();
+    let blocks = text.split("```sh\n").skip(1);
+    blocks
+        .map(|rest| rest.split_once("```").unwrap().0.to_owned())
+        .collect()
+}
+
+#[test]
+fn the_examples_of_the_api_guide_run_as_they_stand() {
+    let blocks = blocks_of("api-guide.md");
+    assert!(blocks.len() >= 9, "{blocks:?}");
+    let daemon = Daemon::start_with(&[("VMAN_OPERATOR_DRY_RUN", "1")]);
+    run(&daemon, &blocks.concat());
+    for list in ["/vms", "/disks", "/templates", "/images"] {
+        assert_eq!(daemon.get(list).as_array().unwrap().len(), 0, "{list}");
+    }
+}
+
 #[test]
 fn the_quick_start_runs_as_it_stands() {
-    let text = fs::read_to_string(root().join("docs/quick-start.md")).unwrap();
-    let blocks = text.split("```sh\n").skip(1);
-    let blocks: Vec<_> = blocks
-        .map(|rest| rest.split_once("```").unwrap().0)
-        .collect();
+    let blocks = blocks_of("quick-start.md");
     assert!(blocks.len() >= 5, "{blocks:?}");
     let daemon = Daemon::start_with(&[("VMAN_OPERATOR_DRY_RUN", "1")]);
     run(&daemon, &blocks.concat());

@@ -6,7 +6,10 @@ use crate::support::{
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::process::Command;
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 use vman::telemetry::EVENT_CLASSES;
 
 /// Starts journald away from the host's own and runs `$0 $@` beside it; 77 where that cannot be.
@@ -32,10 +35,14 @@ fn inside(test: &str) -> bool {
     let output = Command::new("unshare")
         .args(["-m", "sh", "-c", IN_A_NAMESPACE])
         .arg(program)
-        .args(["--exact", test, "--nocapture"])
+        .args(["--exact", test, "--nocapture", "--include-ignored"])
         .output();
     match output {
-        Ok(output) if output.status.success() => {}
+        Ok(output) if output.status.success() => {
+            let told = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(told.contains("1 passed"), "nothing was run: {told}");
+            eprint!("{}", String::from_utf8_lossy(&output.stderr));
+        }
         Ok(output) if matches!(output.status.code(), Some(1 | 77)) && output.stdout.is_empty() => {
             let why = String::from_utf8_lossy(&output.stderr).into_owned();
             skip(
@@ -151,6 +158,15 @@ fn a_vms_life_is_found_in_the_journal_by_its_id_its_request_and_its_message_ids(
     assert_eq!(last.as_array().unwrap().len(), 1, "{last}");
 }
 
+/// Records that journald did not get, as the metrics tell.
+fn dropped(daemon: &Daemon) -> f64 {
+    let text = daemon.call("GET", "/metrics", &Value::Null).body;
+    let text = String::from_utf8(text).unwrap();
+    let sample = "vman_log_dropped_records_total{destination=\"journald\"} ";
+    let line = text.lines().find_map(|line| line.strip_prefix(sample));
+    line.unwrap().parse().unwrap()
+}
+
 #[test]
 fn a_journald_that_is_stopped_under_load_delays_no_request_and_drops_are_counted_and_told() {
     if !inside(
@@ -161,13 +177,7 @@ fn a_journald_that_is_stopped_under_load_delays_no_request_and_drops_are_counted
     let daemon = daemon();
     let journald: u32 = std::env::var("JOURNALD").unwrap().parse().unwrap();
     host::signal(journald, Signal::STOP);
-    let dropped = || {
-        let text = daemon.call("GET", "/metrics", &Value::Null).body;
-        let text = String::from_utf8(text).unwrap();
-        let sample = "vman_log_dropped_records_total{destination=\"journald\"} ";
-        let line = text.lines().find_map(|line| line.strip_prefix(sample));
-        line.unwrap().parse::<f64>().unwrap()
-    };
+    let dropped = || dropped(&daemon);
     assert_eq!(dropped(), 0.0);
     // None of these would come back if it waited for the journal, which does not read.
     wait_for("records to be dropped", 2 * PATIENCE, || {
@@ -184,6 +194,86 @@ fn a_journald_that_is_stopped_under_load_delays_no_request_and_drops_are_counted
         let first = told.first()?;
         let count: f64 = first["VMAN_DROPPED"].as_str()?.parse().ok()?;
         (count > 0.0).then_some(())
+    });
+}
+
+/// What one client met in its share of the minute.
+struct Met {
+    requests: u64,
+    slowest: Duration,
+}
+
+fn load(daemon: &Daemon, until: Instant, client: usize) -> Met {
+    let (mut requests, mut slowest) = (0, Duration::ZERO);
+    let vm = format!("/vms/vm-{client}");
+    while Instant::now() < until {
+        for (method, target, status) in [
+            ("GET", "/vms".to_owned(), 200),
+            ("POST", format!("{vm}/actions/start?wait_s=20"), 200),
+            ("GET", format!("{vm}/explain"), 200),
+            (
+                "POST",
+                format!("{vm}/actions/stop?force=true&wait_s=20"),
+                200,
+            ),
+        ] {
+            let asked = Instant::now();
+            let answer = daemon.call(method, &target, &Value::Null);
+            slowest = slowest.max(asked.elapsed());
+            assert_eq!(answer.status, status, "{method} {target}: {answer:?}");
+            requests += 1;
+        }
+    }
+    Met { requests, slowest }
+}
+
+#[test]
+#[ignore = "long: journald stands still for a whole minute"]
+fn a_minute_without_journald_under_load_delays_no_request_and_every_drop_is_counted() {
+    if !inside(
+        "journald::a_minute_without_journald_under_load_delays_no_request_and_every_drop_is_counted",
+    ) {
+        return;
+    }
+    const CLIENTS: usize = 4;
+    const MINUTE: Duration = Duration::from_mins(1);
+    let daemon = daemon();
+    let names: Vec<_> = (0..CLIENTS).map(|number| format!("vm-{number}")).collect();
+    daemon.tiny_vms(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let journald: u32 = std::env::var("JOURNALD").unwrap().parse().unwrap();
+    host::signal(journald, Signal::STOP);
+    let until = Instant::now() + MINUTE;
+    let met: Vec<Met> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|client| {
+                let daemon = &daemon;
+                scope.spawn(move || load(daemon, until, client))
+            })
+            .collect();
+        clients
+            .into_iter()
+            .map(|client| client.join().unwrap())
+            .collect()
+    });
+    let dropped_then = dropped(&daemon);
+    let requests: u64 = met.iter().map(|met| met.requests).sum();
+    let slowest = met.iter().map(|met| met.slowest).max().unwrap();
+    eprintln!("{requests} requests, the slowest took {slowest:?}; {dropped_then} records dropped");
+    assert!(dropped_then > 0.0);
+    // One that waited for journald would have waited for what was left of the minute.
+    assert!(slowest < MINUTE / 4, "{slowest:?}");
+    host::signal(journald, Signal::CONT);
+    wait_for("every drop to be told in the journal", PATIENCE, || {
+        let told = journal(&[&id_of("log.dropped")]);
+        let count = |record: &Value| record["VMAN_DROPPED"].as_str()?.parse::<f64>().ok();
+        let told: f64 = told.iter().filter_map(count).sum();
+        (told >= dropped_then).then_some(())
+    });
+    // And what comes now is there again.
+    daemon.act("vm-0", "start");
+    wait_for("the journal to go on", PATIENCE, || {
+        let last = journal(&["VMAN_VM_ID=vm-0", "VMAN_PHASE=running", "-n", "1"]);
+        (!last.is_empty()).then_some(())
     });
 }
 

@@ -6,7 +6,7 @@ use crate::support::{
     host, wait_for,
 };
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -78,14 +78,35 @@ fn a_running_vm_is_seen_in_the_metrics_also_while_its_qemu_hangs() {
     }
     let daemon = Daemon::start();
     daemon.tiny_vms(&["web"]);
+    let disk = json!({"name": "data", "size_mib": 64});
+    daemon.post("/disks", &disk).expect(201);
+    daemon
+        .post("/disks/data/attach", &json!({"vm_id": "web"}))
+        .expect(200);
     daemon.act("web", "start");
     let pid = daemon.pid_of("web");
+    let balloon = "vman_vm_memory_balloon_bytes{vm=\"web\"}";
+    let sampled = wait_for("what its QEMU counts", PATIENCE, || {
+        let seen = samples(&scrape(&daemon));
+        seen.contains_key(balloon).then_some(seen)
+    });
+    assert_eq!(sampled[balloon], f64::from(32 << 20));
+    for figure in [
+        "read_bytes",
+        "written_bytes",
+        "read_requests",
+        "flush_requests",
+    ] {
+        let sample = format!("vman_vm_disk_{figure}_total{{vm=\"web\",disk=\"data\"}}");
+        assert!(sampled.contains_key(&sample), "{sample}: {sampled:#?}");
+    }
     host::signal(pid, Signal::STOP);
     let seen = wait_for("the VM's memory in the metrics", PATIENCE, || {
         let seen = samples(&scrape(&daemon));
         let there = seen.contains_key("vman_vm_memory_rss_bytes{vm=\"web\"}");
         there.then_some(seen)
     });
+    assert!(seen.contains_key(balloon), "what it said last still stands");
     host::signal(pid, Signal::CONT);
     let value = |sample: &str| {
         *seen

@@ -114,15 +114,22 @@ fn systemd_finds_no_fault_in_the_units() {
     let test = "systemd_finds_no_fault_in_the_units";
     // Verification asks for the binary the unit names: the one just built stands in.
     let folder = tempfile::tempdir().unwrap();
-    for name in ["vman.service", "vman.socket", "vman-tcp.socket"] {
+    for name in [
+        "vman.service",
+        "vman.socket",
+        "vman-tcp.socket",
+        "drain/vman-drain.service",
+    ] {
         let text = fs::read_to_string(unit(name)).unwrap();
         let text = text.replace("/usr/bin/vman", env!("CARGO_BIN_EXE_vman"));
+        let name = name.rsplit('/').next().unwrap();
         fs::write(folder.path().join(name), text).unwrap();
     }
     let service = folder.path().join("vman.service");
     let socket = folder.path().join("vman.socket");
-    let both = [service.to_str().unwrap(), socket.to_str().unwrap()];
-    let Some(output) = analyze(test, &["verify", "--man=no", both[0], both[1]]) else {
+    let drain = folder.path().join("vman-drain.service");
+    let all = [&service, &socket, &drain].map(|path| path.to_str().unwrap());
+    let Some(output) = analyze(test, &["verify", "--man=no", all[0], all[1], all[2]]) else {
         return;
     };
     let told = String::from_utf8_lossy(&output.stderr);
@@ -156,5 +163,56 @@ fn the_unit_keeps_what_guests_live_by() {
         "RuntimeDirectoryPreserve=yes",
     ] {
         assert!(text.lines().any(|there| there == line), "{line}");
+    }
+}
+
+/// The order of a shutdown is the reverse of this one, and only a shutdown may stop guests.
+#[test]
+fn the_drain_comes_before_everything_guests_need_and_only_on_the_way_down() {
+    let text = fs::read_to_string(unit("drain/vman-drain.service")).unwrap();
+    let after = text.lines().find_map(|line| line.strip_prefix("After="));
+    let after: Vec<_> = after.unwrap().split(' ').collect();
+    for needed in [
+        "vman.service",
+        "network.target",
+        "local-fs.target",
+        "remote-fs.target",
+    ] {
+        assert!(after.contains(&needed), "{needed}");
+    }
+    for bound in ["Requires=", "BindsTo=", "PartOf="] {
+        assert!(
+            !text.contains(bound),
+            "a restart of vman.service would drain: {bound}"
+        );
+    }
+    // The very command, with a systemctl that says what state the host is in.
+    let stop = text
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecStop=/bin/sh -c '"));
+    let stop = stop.unwrap().trim_end_matches('\'').replace("$$", "$");
+    let folder = tempfile::tempdir().unwrap();
+    let script = |name: &str, body: &str| {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = folder.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    script("systemctl", "echo $STATE");
+    let asked = folder.path().join("asked");
+    script("vman", &format!("echo \"$@\" >>{}", asked.display()));
+    let stop = stop.replace("/usr/bin/", "");
+    for (state, drained) in [("running", false), ("degraded", false), ("stopping", true)] {
+        let path = format!("{}:/bin:/usr/bin", folder.path().display());
+        let ended = Command::new("/bin/sh")
+            .args(["-c", &stop])
+            .env("PATH", path)
+            .env("STATE", state)
+            .status()
+            .unwrap();
+        assert!(ended.success(), "{state}");
+        assert_eq!(asked.exists(), drained, "{state}");
+        let words = fs::read_to_string(&asked).unwrap_or_default();
+        assert_eq!(words.starts_with("host drain "), drained, "{words}");
     }
 }

@@ -164,3 +164,53 @@ fn with_a_required_jail_a_vm_that_would_have_less_does_not_start() {
     assert!(why.contains("VMAN_JAIL=require"), "{why}");
     assert!(daemon.qemus().is_empty());
 }
+
+/// Leaves the QEMU's memory group a little more than it has taken; false where it has none.
+fn squeeze(pid: u32) -> bool {
+    const MORE: u64 = 4 << 20;
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    for line in own.lines().filter(|line| line.contains("/vman/")) {
+        let group = line.splitn(3, ':').nth(2).unwrap();
+        for (root, usage, limit) in [
+            (
+                "/sys/fs/cgroup/memory",
+                "memory.usage_in_bytes",
+                "memory.limit_in_bytes",
+            ),
+            ("/sys/fs/cgroup", "memory.current", "memory.max"),
+        ] {
+            let group = PathBuf::from(format!("{root}{group}"));
+            if let Ok(used) = fs::read_to_string(group.join(usage)) {
+                let most = used.trim().parse::<u64>().unwrap() + MORE;
+                fs::write(group.join(limit), most.to_string()).unwrap();
+                return true;
+            }
+        }
+    }
+    false
+}
+
+#[test]
+fn a_qemu_that_takes_more_memory_than_it_may_is_told_as_that_also_when_nobody_looked() {
+    let name = "a_qemu_that_takes_more_memory_than_it_may_is_told_as_that_also_when_nobody_looked";
+    if !can_run(name) {
+        return;
+    }
+    let mut daemon = reachable(&[]);
+    daemon.guest_template("");
+    // It has only begun to boot, and has most of its memory still to touch.
+    let (a, b) = (start(&daemon, "a"), start(&daemon, "b"));
+    if !squeeze(a) {
+        return skip(name, "no control group bounds memory here");
+    }
+    let vm = daemon.wait_state("a", "error");
+    assert_eq!(vm["reason"], "oom", "{vm}");
+    assert_eq!(daemon.vm("b")["state"], "running", "no other is hurt");
+    daemon.kill();
+    assert!(squeeze(b));
+    wait_for("the kernel to end b", PATIENCE, || {
+        (!PathBuf::from(format!("/proc/{b}/exe")).exists()).then_some(())
+    });
+    daemon.serve();
+    assert_eq!(daemon.wait_state("b", "error")["reason"], "oom");
+}

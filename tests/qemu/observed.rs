@@ -138,10 +138,11 @@ fn a_qemu_without_a_record_is_told_never_ended_and_nothing_is_put_away_while_it_
     vm_with_disk(&daemon);
     let pid = daemon.pid_of("a");
     daemon.kill();
-    // The operator gives up the store by hand, as its error tells how to.
+    // The operator gives up the store by hand, with all that tells of it.
     for file in ["vman.redb", "vman.redb.created"] {
         fs::remove_file(daemon.storage().join(file)).unwrap();
     }
+    fs::remove_dir_all(daemon.storage().join("manifests")).unwrap();
     let disk = fs::read_dir(daemon.storage().join("disks")).unwrap().next();
     let disk = disk.unwrap().unwrap().path();
     make_old(&disk);

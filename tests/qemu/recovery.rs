@@ -191,3 +191,49 @@ fn after_a_reboot_of_the_host_what_ran_starts_again_and_what_was_stopped_stays_s
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn a_drained_host_starts_again_after_its_boot_what_ran() {
+    let name = "a_drained_host_starts_again_after_its_boot_what_ran";
+    if !can_run(name) {
+        return;
+    }
+    let mut daemon = Daemon::start();
+    daemon.tiny_vms(&["db", "web", "rests", "auto"]);
+    for vm in ["db", "web"] {
+        daemon.act(vm, "start");
+    }
+    let change = json!({"depends_on": [{"vm": "db"}]});
+    daemon.call("PATCH", "/vms/web", &change).expect(200);
+    let change = json!({"autostart": true, "priority": 9});
+    daemon.call("PATCH", "/vms/auto", &change).expect(200);
+    // Firmware does not hear the power button: its time is up soon.
+    let drained = daemon
+        .post("/host/actions/drain?timeout_s=2&wait_s=60", &Value::Null)
+        .expect(200);
+    assert_eq!(drained["status"], "succeeded", "{drained}");
+    assert!(daemon.qemus().is_empty());
+    let refused = daemon.post("/vms/db/actions/start", &Value::Null);
+    assert_eq!(refused.expect(409)["code"], "host_draining");
+    daemon.kill();
+    let Some(mut command) = with_boot_id(&daemon, "11111111-2222-3333-4444-666666666666") else {
+        skip(name, "a private mount namespace is not permitted here");
+        return;
+    };
+    let mut child = command.spawn().unwrap();
+    let socket = daemon.socket();
+    wait_for("the daemon to be ready", PATIENCE, || {
+        let answer = crate::support::http::request(&socket, "GET", "/ready", &[], b"").ok()?;
+        (answer.status == 200).then_some(())
+    });
+    let started = |vm: &str| {
+        let vm = daemon.wait_state(vm, "running");
+        vm["started_at"].as_str().unwrap().to_owned()
+    };
+    let (auto, db, web) = (started("auto"), started("db"), started("web"));
+    assert!(auto <= db && db <= web, "{auto} {db} {web}");
+    assert_eq!(daemon.vm("rests")["reason"], "created");
+    assert_eq!(daemon.get("/host")["draining"], false);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

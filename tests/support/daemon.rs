@@ -164,10 +164,42 @@ impl Daemon {
             .stdin(std::process::Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        // Only set where coverage is measured.
+        if let Some(profile) = std::env::var_os("LLVM_PROFILE_FILE") {
+            command.env("LLVM_PROFILE_FILE", profile);
+        }
         for name in &self.unset {
             command.env_remove(name);
         }
         command
+    }
+
+    /// The command that starts this daemon under another program, which becomes it.
+    pub fn command_under(&self, program: &str, words: &[&str]) -> Command {
+        let plain = self.command();
+        let mut command = Command::new(program);
+        command
+            .args(words)
+            .arg(plain.get_program())
+            .arg("serve")
+            .env_clear()
+            .current_dir(self.folder.path());
+        for (name, value) in plain.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        let log = File::options()
+            .append(true)
+            .open(self.folder.path().join("daemon.log"))
+            .unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        command
+    }
+
+    /// Starts this daemon with limits as prlimit(1) takes them, and waits for it.
+    pub fn serve_limited(&mut self, limits: &[&str]) {
+        assert!(self.child.is_none(), "one daemon at a time");
+        self.child = Some(self.command_under("prlimit", limits).spawn().unwrap());
+        self.wait_ready();
     }
 
     /// Starts the daemon without waiting for it.
@@ -188,6 +220,15 @@ impl Daemon {
             if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().unwrap()) {
                 panic!("the daemon ended with {status}:\n{}", self.log());
             }
+            let answer = request(&socket, "GET", "/ready", &[], b"").ok()?;
+            (answer.status == 200).then_some(())
+        });
+    }
+
+    /// Waits for a daemon on this path that the test has started itself.
+    pub fn until_ready(&self) {
+        let socket = self.socket();
+        wait_for("the daemon to be ready", PATIENCE, || {
             let answer = request(&socket, "GET", "/ready", &[], b"").ok()?;
             (answer.status == 200).then_some(())
         });
@@ -360,6 +401,13 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        // A process that is killed tells no coverage.
+        if std::env::var_os("LLVM_PROFILE_FILE").is_some()
+            && self.child.is_some()
+            && !std::thread::panicking()
+        {
+            self.terminate();
+        }
         self.kill();
         for qemu in self.qemus() {
             host::signal(qemu.pid, rustix::process::Signal::KILL);

@@ -12,6 +12,7 @@ use crate::{
     image::ImageRecord,
     network::{ForwardRecord, LeaseRecord},
     operation::OperationRecord,
+    power::HostRecord,
     template::TemplateRecord,
     time::UnixMs,
     token::TokenRecord,
@@ -109,6 +110,8 @@ pub enum Write {
     PutToken(TokenRecord),
     /// Erase a token.
     EraseToken(TokenId),
+    /// Put what is durable about the host.
+    PutHost(Box<HostRecord>),
 }
 
 /// One transaction.

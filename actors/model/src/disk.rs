@@ -171,3 +171,70 @@ impl DiskRecord {
         self.vm_id.is_none() && usable
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn disk(id: &str) -> DiskRecord {
+        DiskRecord {
+            id: DiskId::parse(id).unwrap(),
+            size_mib: 1,
+            format: DiskFormat::Raw,
+            image: None,
+            vm_id: None,
+            root: false,
+            created_at: UnixMs(0),
+            options: DiskOptions::default(),
+            file: DiskFile::Made,
+            wished_letter: None,
+        }
+    }
+
+    #[test]
+    fn the_words_of_caches_are_qemus() {
+        let words = DiskCache::ALL.map(DiskCache::as_str);
+        assert_eq!(words, ["writeback", "none", "writethrough", "unsafe"]);
+    }
+
+    #[test]
+    fn any_one_limit_is_a_limit() {
+        assert!(!DiskLimits::default().any());
+        let one = |set: fn(&mut DiskLimits)| {
+            let mut limits = DiskLimits::default();
+            set(&mut limits);
+            limits.any()
+        };
+        assert!(one(|limits| limits.iops = 1));
+        assert!(one(|limits| limits.bps_burst = 1));
+    }
+
+    #[test]
+    fn the_serial_is_what_was_said_or_the_beginning_of_the_id() {
+        let long = "a".repeat(MAX_SERIAL + 5);
+        assert_eq!(disk(&long).serial(), "a".repeat(MAX_SERIAL));
+        let mut said = disk("data");
+        assert_eq!(said.serial(), "data");
+        said.options.serial = Some("S1".to_owned());
+        assert_eq!(said.serial(), "S1");
+    }
+
+    #[test]
+    fn only_a_whole_disk_that_nobody_has_is_free() {
+        for (file, free) in [
+            (DiskFile::OnDemand, true),
+            (DiskFile::Made, true),
+            (DiskFile::Making, false),
+            (DiskFile::Deleting, false),
+        ] {
+            let mut disk = DiskRecord {
+                file,
+                ..disk("data")
+            };
+            assert_eq!(disk.is_free(), free, "{file:?}");
+            disk.vm_id = Some(VmId::parse("web").unwrap());
+            assert!(!disk.is_free(), "{file:?}");
+        }
+    }
+}

@@ -9,6 +9,7 @@ use crate::{
     time::UnixMs,
     vm::{phase::Phase, record::Reason},
 };
+use core::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 /// What an event is about.
@@ -92,6 +93,16 @@ pub enum EventKind {
     TokenRevoked,
     /// The store was made again of manifests and living QEMUs.
     StoreRebuilt,
+    /// The host was booted and VMs are started with it.
+    HostBooted,
+    /// All VMs are stopped because the host is to go down.
+    HostDraining,
+    /// They are stopped, or could not be.
+    HostDrained,
+    /// The host stays up: what was drained is started again.
+    HostResumed,
+    /// A VM is started with the host although one it waits for is not up.
+    StartLate,
 }
 
 impl EventKind {
@@ -127,6 +138,11 @@ impl EventKind {
             EventKind::TokenCreated => "token.created",
             EventKind::TokenRevoked => "token.revoked",
             EventKind::StoreRebuilt => "store.rebuilt",
+            EventKind::HostBooted => "host.booted",
+            EventKind::HostDraining => "host.draining",
+            EventKind::HostDrained => "host.drained",
+            EventKind::HostResumed => "host.resumed",
+            EventKind::StartLate => "vm.start_late",
         }
     }
 }
@@ -140,6 +156,8 @@ pub enum Origin {
         request_id: RequestId,
         /// Who called (`local:0`, `token:ci`, `anonymous`).
         principal: String,
+        /// From where, over TCP.
+        remote: Option<IpAddr>,
     },
     /// QEMU told it over QMP.
     Qmp,

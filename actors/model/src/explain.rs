@@ -49,9 +49,11 @@ fn told(event: &Event) -> String {
         Origin::Request {
             request_id,
             principal,
+            remote,
         } => format!(
-            " (`{}`, asked by {principal} in request {request_id})",
-            what.cause.input
+            " (`{}`, asked by {principal}{} in request {request_id})",
+            what.cause.input,
+            remote.map_or_else(String::new, |remote| format!(" from {remote}"))
         ),
         Origin::RestartPolicy => " (by the restart policy)".to_owned(),
         Origin::Timer => format!(" (`{}` was due)", what.cause.input),
@@ -120,6 +122,7 @@ mod tests {
         Origin::Request {
             request_id: RequestId::parse("r-7").expect("letters are a valid id"),
             principal: "token:ci".to_owned(),
+            remote: None,
         }
     }
 

@@ -19,6 +19,7 @@ pub mod image;
 pub mod manifest;
 pub mod network;
 pub mod operation;
+pub mod power;
 pub mod restart;
 pub mod template;
 pub mod time;
@@ -36,6 +37,7 @@ pub use ids::{
 pub use image::{ImageFormat, ImageKind, ImageRecord};
 pub use network::{ForwardRecord, LeaseRecord, NetworkPlan, Pool, Protocol, TapName};
 pub use operation::{OperationKind, OperationRecord, OperationStatus, Problem};
+pub use power::HostRecord;
 pub use restart::{RestartBudget, RestartHistory, RestartMode, RestartPolicy};
 pub use template::TemplateRecord;
 pub use time::UnixMs;

@@ -30,6 +30,10 @@ pub enum OperationKind {
     DiskDetach,
     /// Grow a disk.
     DiskResize,
+    /// Change what is wanted of a VM without touching its present life.
+    VmConfigure,
+    /// Stop all VMs because the host is to go down.
+    HostDrain,
     /// Give a VM another network card.
     NicAttach,
     /// Take a network card from a VM.
@@ -52,6 +56,8 @@ impl OperationKind {
             OperationKind::DiskAttach => "disk.attach",
             OperationKind::DiskDetach => "disk.detach",
             OperationKind::DiskResize => "disk.resize",
+            OperationKind::VmConfigure => "vm.configure",
+            OperationKind::HostDrain => "host.drain",
             OperationKind::NicAttach => "nic.attach",
             OperationKind::NicDetach => "nic.detach",
             OperationKind::NicLink => "nic.link",
@@ -135,4 +141,29 @@ pub struct OperationRecord {
     pub error: Option<Problem>,
     /// The request that asked for it; none if the daemon itself did.
     pub request_id: Option<RequestId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clients and people's alarms know these words.
+    #[test]
+    fn the_words_of_operations_never_change() {
+        for (kind, word) in [
+            (OperationKind::VmStart, "vm.start"),
+            (OperationKind::VmDelete, "vm.delete"),
+            (OperationKind::DiskAttach, "disk.attach"),
+        ] {
+            assert_eq!(kind.as_str(), word);
+        }
+        for (status, word) in [
+            (OperationStatus::Running, "running"),
+            (OperationStatus::Succeeded, "succeeded"),
+            (OperationStatus::Failed, "failed"),
+            (OperationStatus::Cancelled, "cancelled"),
+        ] {
+            assert_eq!(status.as_str(), word);
+        }
+    }
 }

@@ -136,6 +136,31 @@ mod tests {
     }
 
     #[test]
+    fn a_restart_counts_until_its_window_is_over_and_for_ever_in_the_total() {
+        let budget = RestartBudget {
+            max_restarts: 1,
+            window_s: 10,
+            ..RestartBudget::default()
+        };
+        let mut history = RestartHistory::default();
+        assert_eq!(history.ask(&budget, UnixMs(0)), Verdict::After(1_000));
+        assert_eq!(history.ask(&budget, UnixMs(9_999)), Verdict::GiveUp);
+        assert_eq!(history.ask(&budget, UnixMs(10_000)), Verdict::After(1_000));
+        assert_eq!((history.recent.len(), history.total), (1, 2));
+    }
+
+    #[test]
+    fn the_words_of_the_policy_are_the_apis() {
+        let words = [
+            RestartMode::Never,
+            RestartMode::OnFailure,
+            RestartMode::Always,
+        ];
+        let words = words.map(RestartMode::as_str);
+        assert_eq!(words, ["never", "on-failure", "always"]);
+    }
+
+    #[test]
     fn the_delay_doubles_up_to_its_cap() {
         let budget = RestartBudget {
             max_restarts: 8,

@@ -154,6 +154,16 @@ impl FakeHost {
         (things.plan.clone(), things.settlings)
     }
 
+    /// Whether the guest at an address answers; it does if nothing is said.
+    pub fn set_silent(&self, address: core::net::Ipv4Addr, silent: bool) {
+        let all = &mut self.bridge.things().silent;
+        if silent {
+            all.insert(address);
+        } else {
+            all.remove(&address);
+        }
+    }
+
     /// So many settlings of the bridge fail.
     pub fn fail_settlings(&self, times: u32) {
         self.bridge.things().errors = times;
@@ -334,6 +344,13 @@ impl FakeHost {
             MachineNews::Ready(qemu.state)
         };
         self.world.tell(pid, &news);
+    }
+
+    /// A VM's QEMU has a disk no more, and nobody hears of it.
+    pub fn pull_disk(&self, vm: &VmId, disk: &DiskId) {
+        if let Some(qemu) = self.qemu(vm) {
+            self.world.pull_disk(qemu.identity.pid, disk);
+        }
     }
 
     /// The guest writes to its console.

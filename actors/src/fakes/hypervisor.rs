@@ -46,6 +46,7 @@ impl Hypervisor for FakeHypervisor {
         &self,
         _: &VmId,
         _: BTreeSet<u32>,
+        _: bool,
     ) -> BoxFuture<'static, Result<Confinement, HostError>> {
         Box::pin(async { Ok(Confinement::default()) })
     }

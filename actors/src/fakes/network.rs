@@ -6,7 +6,9 @@ use crate::ports::{
     BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest,
     NicWish, SeenBridge, SeenTap, Settled, Traffic,
 };
+use core::net::Ipv4Addr;
 use futures_util::{StreamExt, stream::BoxStream};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use vman_model::{
@@ -30,6 +32,8 @@ pub(super) struct BridgeThings {
     pub(super) errors: u32,
     pub(super) repairs: Vec<String>,
     pub(super) lost: Vec<TapName>,
+    /// Addresses whose guests do not answer.
+    pub(super) silent: BTreeSet<Ipv4Addr>,
     /// What a survey tells instead of what is there.
     pub(super) seen: Option<NetworkSurvey>,
 }
@@ -135,6 +139,11 @@ impl Network for FakeNetwork {
             world.release_network(&vm);
             Ok(())
         })
+    }
+
+    fn answers(&self, address: Ipv4Addr, _: [u8; 6]) -> BoxFuture<'static, bool> {
+        let silent = self.bridge.things().silent.contains(&address);
+        Box::pin(async move { !silent })
     }
 
     fn traffic(&self, _: VmId, _: u8) -> BoxFuture<'static, Option<Traffic>> {

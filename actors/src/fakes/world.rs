@@ -317,6 +317,12 @@ impl World {
         }
     }
 
+    pub(super) fn pull_disk(&self, pid: u32, disk: &DiskId) {
+        if let Some(qemu) = self.things().qemus.get_mut(&pid) {
+            qemu.disks.retain(|held| held != disk);
+        }
+    }
+
     /// The disks that a living QEMU has.
     pub(super) fn disks_of(&self, pid: u32) -> Option<Vec<DiskId>> {
         self.things().qemus.get(&pid).map(|qemu| qemu.disks.clone())

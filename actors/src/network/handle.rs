@@ -54,6 +54,15 @@ impl NetworkHandle {
         self.network.survey().await
     }
 
+    /// Whether a VM's guest answers at the address it holds.
+    pub async fn answers(&self, vm: &VmId) -> bool {
+        let lease = self.store.inventory().lease_of(vm, 0).cloned();
+        let Some(lease) = lease else { return false };
+        self.network
+            .answers(lease.value.address, lease.value.mac)
+            .await
+    }
+
     /// The network cards for one life of a VM. Idempotent.
     pub async fn claim(&self, request: NicRequest) -> Result<Vec<NicClaim>, NetworkError> {
         let (reply, answer) = oneshot::channel();

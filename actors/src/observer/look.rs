@@ -7,7 +7,7 @@ use crate::{ports::FoundProcess, store::Inventory};
 use std::{collections::BTreeSet, sync::Arc};
 use vman_model::{
     Subject, VmUuid,
-    drift::{Drift, DriftClass, Patience, Recorded, Seen, SeenProcess, plan},
+    drift::{Drift, DriftClass, Patience, Recorded, Seen, SeenNetwork, SeenProcess, plan},
 };
 
 /// An operation may be open for so long. Longer than the longest stop that may
@@ -30,6 +30,10 @@ pub(super) async fn look(arguments: &ObserverArguments) -> Looked {
         Ok(files) => seen.files = files,
         Err(error) => failures.push(("folders", error.to_string())),
     }
+    match links(arguments).await {
+        Ok(links) => seen.network = links,
+        Err(error) => failures.push(("network", error)),
+    }
     let inventory = arguments.store.inventory();
     match survey {
         Ok(found) => match ours(arguments, &inventory, found).await {
@@ -49,6 +53,22 @@ pub(super) async fn look(arguments: &ObserverArguments) -> Looked {
         Drift::reported(class, what, Subject::Daemon, error)
     }));
     Looked { drifts, inventory }
+}
+
+/// The links of the bridge, where VMs are connected to one.
+async fn links(arguments: &ObserverArguments) -> Result<Option<SeenNetwork>, String> {
+    let Some(bridge) = arguments.network.facts().bridge else {
+        return Ok(None);
+    };
+    let survey = arguments.network.survey().await;
+    let survey = survey.map_err(|error| error.to_string())?;
+    let taps = survey.taps.into_iter();
+    Ok(Some(SeenNetwork {
+        name: bridge.name,
+        bridge: survey.bridge.map(|bridge| (bridge.ours, bridge.up)),
+        taps: taps.map(|tap| (tap.name, tap.attached)).collect(),
+        foreign: survey.foreign,
+    }))
 }
 
 /// The QEMUs of this daemon: those of a recorded VM, and those that have files
@@ -98,6 +118,7 @@ fn recorded(inventory: &Inventory) -> Recorded<'_> {
             .values()
             .map(|image| &image.value)
             .collect(),
+        leases: inventory.leases.values().map(|row| &row.value).collect(),
         operations: open.map(|operation| &operation.value).collect(),
         quarantined: inventory
             .quarantined

@@ -13,6 +13,7 @@ mod act;
 mod look;
 
 use crate::{
+    network::NetworkHandle,
     ports::{Clock, Folders, Hypervisor},
     slot::Slot,
     store::StoreHandle,
@@ -164,6 +165,8 @@ pub struct ObserverArguments {
     pub clock: Arc<dyn Clock>,
     /// What lies in our folders.
     pub folders: Arc<dyn Folders>,
+    /// The links of the bridge.
+    pub network: NetworkHandle,
     /// VMs, to ask them.
     pub vms: VmsHandle,
     /// Between checks.

@@ -373,11 +373,13 @@ pub struct HostError(pub String);
 /// Starts, finds and cleans up after QEMUs.
 pub trait Hypervisor: Send + Sync + 'static {
     /// How the VM's next QEMU will be confined. `taken` are the user ids that
-    /// other VMs' claims hold. `Err` where less can be had than is required.
+    /// other VMs' claims hold; `user_network` is whether one of its cards is on
+    /// QEMU's own network. `Err` where less can be had than is required.
     fn confine(
         &self,
         vm: &VmId,
         taken: BTreeSet<u32>,
+        user_network: bool,
     ) -> BoxFuture<'static, Result<Confinement, HostError>>;
 
     /// Starts QEMU and answers as soon as the process is there. `Ready` or

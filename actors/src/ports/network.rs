@@ -183,6 +183,10 @@ pub trait Network: Send + Sync + 'static {
     /// What is on the host, ours or not: cheap, and nothing is changed.
     fn survey(&self) -> BoxFuture<'static, Result<NetworkSurvey, NetworkError>>;
 
+    /// Whether a guest answers at this address with this MAC address. Asks the
+    /// guest's kernel and no program in it; `false` where it cannot be asked.
+    fn answers(&self, address: Ipv4Addr, mac: [u8; 6]) -> BoxFuture<'static, bool>;
+
     /// `ok`, or the sentence what is degraded, for health.
     fn health(&self) -> BoxFuture<'static, Result<String, String>>;
 }

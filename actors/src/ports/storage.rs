@@ -27,6 +27,8 @@ pub enum Table {
     Forwards,
     /// Bearer tokens by their public part.
     Tokens,
+    /// What is durable about the host, one row.
+    Host,
     /// The store's own rows (schema, last revision).
     Meta,
     /// Records that could not be read, set aside under `table/key`.
@@ -35,7 +37,7 @@ pub enum Table {
 
 impl Table {
     /// All tables.
-    pub const ALL: [Table; 12] = [
+    pub const ALL: [Table; 13] = [
         Table::Templates,
         Table::Vms,
         Table::Disks,
@@ -46,6 +48,7 @@ impl Table {
         Table::Leases,
         Table::Forwards,
         Table::Tokens,
+        Table::Host,
         Table::Meta,
         Table::Quarantine,
     ];
@@ -63,6 +66,7 @@ impl Table {
             Table::Leases => "leases",
             Table::Forwards => "forwards",
             Table::Tokens => "tokens",
+            Table::Host => "host",
             Table::Meta => "meta",
             Table::Quarantine => "quarantine",
         }

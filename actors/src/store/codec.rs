@@ -46,6 +46,8 @@ pub enum Kind {
     Forward = 17,
     /// A bearer token.
     Token = 24,
+    /// The host.
+    Host = 40,
 }
 
 impl Kind {
@@ -61,6 +63,7 @@ impl Kind {
             | Kind::Event
             | Kind::Idempotency
             | Kind::Meta
+            | Kind::Host
             | Kind::Lease
             | Kind::Forward
             | Kind::Token => 1,
@@ -97,7 +100,7 @@ pub fn encode<T: Serialize>(kind: Kind, value: &T) -> Vec<u8> {
 }
 
 /// The row of a payload of another schema than this build writes.
-pub(super) fn seal(kind: Kind, schema: u16, payload: &[u8]) -> Vec<u8> {
+pub fn seal(kind: Kind, schema: u16, payload: &[u8]) -> Vec<u8> {
     let mut out = vec![0; HEADER];
     out.extend_from_slice(payload);
     close(kind, schema, out)

@@ -177,11 +177,7 @@ impl EventLog {
             .front()
             .is_some_and(|first| first.revision.0 <= since.0.saturating_add(1));
         if in_memory || inventory.revision <= since {
-            let newer = inventory
-                .recent_events
-                .iter()
-                .filter(|e| e.revision > since);
-            return Ok(newer.take(limit).cloned().collect());
+            return Ok(inventory.events_after(since).take(limit).cloned().collect());
         }
         let storage = self.storage.clone();
         let from = event_key(Revision(since.0 + 1));

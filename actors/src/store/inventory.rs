@@ -3,13 +3,16 @@
 //!
 //! `apply` is the one place where guards are checked and retention is kept.
 
-use super::codec::{self, Kind};
+use super::{
+    codec::{self, Kind},
+    memo::Memo,
+};
 use crate::ports::{Row, RowBatch, Table};
-use imbl::{OrdMap, Vector};
+use imbl::{OrdMap, OrdSet, Vector};
 use serde::Serialize;
 use std::sync::Arc;
 use vman_model::{
-    Change, DiskId, DiskRecord, Event, ForwardId, ForwardRecord, Guard, IdempotencyKey,
+    Change, DiskId, DiskRecord, Event, ForwardId, ForwardRecord, Guard, HostRecord, IdempotencyKey,
     IdempotencyRecord, ImageName, ImageRecord, LeaseId, LeaseRecord, OperationId, OperationRecord,
     Promise, Revision, TemplateName, TemplateRecord, TokenId, TokenName, TokenRecord, UnixMs, VmId,
     Write, vm::VmRecord,
@@ -23,6 +26,8 @@ pub(super) const IDEMPOTENCY_MS: u64 = 24 * 3_600 * 1_000;
 pub(super) const MAX_EVENTS: u64 = 100_000;
 /// Events kept in memory for streams that are up to date.
 pub(super) const RECENT_EVENTS: usize = 1_024;
+/// The one row of [`Table::Host`].
+pub(super) const HOST_KEY: &[u8] = b"host";
 /// Forgotten rows per change: keeps a commit's cost bounded.
 const MAX_PRUNED: usize = 4;
 
@@ -33,6 +38,20 @@ pub struct Versioned<T> {
     pub revision: Revision,
     /// The record.
     pub value: T,
+    /// What readers have derived from it.
+    pub memo: Memo,
+}
+
+impl<T> Versioned<T> {
+    /// A record as a change has written it.
+    pub fn new(revision: Revision, value: T) -> Self {
+        let memo = Memo::default();
+        Self {
+            revision,
+            value,
+            memo,
+        }
+    }
 }
 
 /// A row that could not be read and was set aside.
@@ -62,6 +81,8 @@ pub struct Inventory {
     pub templates: Rows<TemplateName, TemplateRecord>,
     /// VMs by id.
     pub vms: Rows<VmId, VmRecord>,
+    /// Their MAC addresses.
+    pub(super) macs: OrdSet<[u8; 6]>,
     /// What is promised to VMs, in all.
     pub promised: Promise,
     /// Disks by id.
@@ -78,6 +99,8 @@ pub struct Inventory {
     pub forwards: Rows<ForwardId, ForwardRecord>,
     /// Bearer tokens by their public part.
     pub tokens: Rows<TokenId, TokenRecord>,
+    /// What is durable about the host; none before the first daemon wrote it.
+    pub host: Option<Arc<Versioned<HostRecord>>>,
     /// Remembered keys.
     pub idempotency: OrdMap<IdempotencyKey, Arc<IdempotencyRecord>>,
     /// The same keys in the order they came, for forgetting.
@@ -126,6 +149,17 @@ impl Inventory {
         }
     }
 
+    /// The recent events after a revision. A group of changes is never larger than
+    /// what is remembered of them.
+    pub(super) fn events_after(&self, since: Revision) -> impl Iterator<Item = &Arc<Event>> {
+        let recent = &self.recent_events;
+        let first = recent
+            .binary_search_by(|event| event.revision.cmp(&Revision(since.0.saturating_add(1))))
+            .unwrap_or_else(|place| place);
+        // By place: to skip would walk over all that is older.
+        (first..recent.len()).filter_map(|place| recent.get(place))
+    }
+
     /// Nothing, as of a revision.
     pub(crate) fn empty_at(revision: Revision) -> Self {
         Self {
@@ -168,8 +202,7 @@ impl Inventory {
 
     /// Whether a VM has this MAC address.
     pub fn has_mac(&self, mac: [u8; 6]) -> bool {
-        let mut vms = self.vms.values();
-        vms.any(|vm| vm.value.macs().any(|(_, held)| held == mac))
+        self.macs.contains(&mac)
     }
 
     /// The lease of a VM's network card, from 0.
@@ -265,6 +298,7 @@ impl Inventory {
                     value.last_event = Some(revision);
                 }
                 let key = value.id.clone();
+                self.index_macs(&key, Some(&value));
                 self.promise(&key, Promise::to(&value));
                 put(
                     &mut self.vms,
@@ -277,6 +311,7 @@ impl Inventory {
                 );
             }
             Write::EraseVm(id) => {
+                self.index_macs(&id, None);
                 self.promise(&id, Promise::default());
                 erase(&mut self.vms, Table::Vms, &id, rows);
             }
@@ -355,6 +390,15 @@ impl Inventory {
                     rows,
                 );
             }
+            Write::PutHost(value) => {
+                let value = *value;
+                rows.push(Row {
+                    table: Table::Host,
+                    key: HOST_KEY.to_vec(),
+                    value: Some(codec::encode(Kind::Host, &(revision, &value))),
+                });
+                self.host = Some(Arc::new(Versioned::new(revision, value)));
+            }
             Write::EraseToken(id) => erase(&mut self.tokens, Table::Tokens, &id, rows),
             Write::PutIdempotency(value) => {
                 rows.push(Row {
@@ -373,6 +417,22 @@ impl Inventory {
         let before = self.vms.get(vm).map(|row| Promise::to(&row.value));
         let others = self.promised.minus(before.unwrap_or_default());
         self.promised = others.plus(now);
+    }
+
+    /// The MAC addresses of a VM are what its next record says.
+    fn index_macs(&mut self, id: &VmId, next: Option<&VmRecord>) {
+        let macs = |vm: Option<&VmRecord>| -> Vec<_> {
+            let macs = vm.into_iter().flat_map(VmRecord::macs);
+            macs.map(|(_, mac)| mac).collect()
+        };
+        let (held, wanted) = (macs(self.vms.get(id).map(|vm| &vm.value)), macs(next));
+        if held == wanted {
+            return;
+        }
+        for mac in held {
+            self.macs.remove(&mac);
+        }
+        self.macs.extend(wanted);
     }
 
     /// Changes a row as it is now; one that is not there stays away.
@@ -474,7 +534,7 @@ fn put<K: Ord + Clone + AsRef<str>, V: Serialize + Clone>(
         key: key.as_ref().into(),
         value: Some(bytes),
     });
-    map.insert(key, Arc::new(Versioned { revision, value }));
+    map.insert(key, Arc::new(Versioned::new(revision, value)));
 }
 
 fn erase<K: Ord + Clone + AsRef<str>, V: Clone>(

@@ -3,7 +3,7 @@
 
 use super::{
     codec::{self, DecodeError, Kind},
-    inventory::{Inventory, Quarantined, RECENT_EVENTS, Versioned, event_key},
+    inventory::{HOST_KEY, Inventory, Quarantined, RECENT_EVENTS, Versioned, event_key},
     migrate::{self, BACKUP_SUFFIX, Schemas},
 };
 use crate::ports::{Clock, CommitError, LoadError, Row, RowBatch, Storage, Table};
@@ -11,7 +11,8 @@ use imbl::OrdMap;
 use serde::de::DeserializeOwned;
 use std::{str::FromStr, sync::Arc};
 use vman_model::{
-    Cause, Event, EventDraft, EventKind, IdempotencyRecord, Origin, Promise, Revision, Subject,
+    Cause, Event, EventDraft, EventKind, HostRecord, IdempotencyRecord, Origin, Promise, Revision,
+    Subject,
 };
 
 /// The row of [`Table::Meta`] that holds the last revision.
@@ -71,6 +72,7 @@ pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory
         leases: reader.table(Table::Leases, Kind::Lease)?,
         forwards: reader.table(Table::Forwards, Kind::Forward)?,
         tokens: reader.table(Table::Tokens, Kind::Token)?,
+        host: reader.host()?,
         ..Inventory::default()
     };
     let promises = inventory.vms.values().map(|row| Promise::to(&row.value));
@@ -85,6 +87,8 @@ pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory
             )
         })
         .collect();
+    let macs = inventory.vms.values().flat_map(|vm| vm.value.macs());
+    inventory.macs = macs.map(|(_, mac)| mac).collect();
     let mut keys = reader.idempotency()?;
     keys.sort_by_key(|row| row.created_at);
     inventory.key_order = keys.iter().map(|row| row.key.clone()).collect();
@@ -127,6 +131,23 @@ impl Reader<'_> {
         }
     }
 
+    /// A row that cannot be read is set aside: the host is then as one that was
+    /// just booted, unless a VM's life of this boot is known.
+    fn host(&mut self) -> Result<Option<Arc<Versioned<HostRecord>>>, StoreLoadError> {
+        let Some(bytes) = self.storage.get(Table::Host, HOST_KEY)? else {
+            return Ok(None);
+        };
+        match codec::decode::<(Revision, HostRecord)>(Kind::Host, &bytes) {
+            Ok((revision, value)) => Ok(Some(Arc::new(Versioned::new(revision, value)))),
+            Err(DecodeError::Newer { found, known }) => Err(StoreLoadError::Newer { found, known }),
+            Err(DecodeError::Corrupt(why)) => {
+                self.set_aside
+                    .push((Table::Host, HOST_KEY.to_vec(), bytes, why));
+                Ok(None)
+            }
+        }
+    }
+
     fn highest_event(&self) -> Result<Revision, StoreLoadError> {
         let events = self.storage.load(Table::Events)?;
         let last = events
@@ -156,7 +177,7 @@ impl Reader<'_> {
                     return Err(StoreLoadError::Newer { found, known });
                 }
                 (Some(id), Ok((revision, value))) => {
-                    map.insert(id, Arc::new(Versioned { revision, value }));
+                    map.insert(id, Arc::new(Versioned::new(revision, value)));
                 }
                 (None, Ok(_)) => self
                     .set_aside

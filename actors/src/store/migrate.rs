@@ -123,6 +123,7 @@ fn kind_of(table: Table) -> Option<Kind> {
         Table::Leases => Kind::Lease,
         Table::Forwards => Kind::Forward,
         Table::Tokens => Kind::Token,
+        Table::Host => Kind::Host,
         Table::Meta => Kind::Meta,
         // Bytes that nobody could read.
         Table::Quarantine => return None,

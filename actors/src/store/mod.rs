@@ -14,6 +14,7 @@ pub mod codec;
 mod handle;
 mod inventory;
 mod load;
+mod memo;
 pub mod migrate;
 mod tell;
 mod writer;
@@ -25,6 +26,7 @@ pub use handle::{EventLog, StoreError, StoreHandle, StoreSlot};
 pub use inventory::{Committed, Inventory, Quarantined, Versioned};
 pub use load::StoreLoadError;
 pub(crate) use load::revision_row;
+pub use memo::Memo;
 
 use crate::{
     ports::{Clock, Storage},

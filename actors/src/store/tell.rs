@@ -19,12 +19,13 @@ pub(super) fn tell(event: &Event) {
         Subject::Network(name) => (None, None, Some(name.as_str())),
         Subject::Daemon => (None, None, None),
     };
-    let (request_id, principal) = match &what.cause.origin {
+    let (request_id, principal, remote) = match &what.cause.origin {
         Origin::Request {
             request_id,
             principal,
-        } => (Some(request_id.as_str()), Some(principal.as_str())),
-        _ => (None, None),
+            remote,
+        } => (Some(request_id.as_str()), Some(principal.as_str()), *remote),
+        _ => (None, None, None),
     };
     // Levels are fixed where they stand, so each has a line of its own.
     macro_rules! record {
@@ -46,6 +47,7 @@ pub(super) fn tell(event: &Event) {
                 operation_id = what.operation.as_ref().map(|id| id.as_str()),
                 request_id,
                 principal,
+                remote = remote.map(tracing::field::display),
                 detail = what.detail,
                 "{}",
                 message(what.kind, what.to)

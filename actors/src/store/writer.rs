@@ -26,7 +26,7 @@ use std::{
     time::Instant,
 };
 use tokio::sync::oneshot;
-use vman_model::{Change, Event, Guard, Revision};
+use vman_model::{Change, Guard};
 
 /// The most changes in one commit: more gain nothing, and every one of them
 /// waits for the last.
@@ -158,7 +158,7 @@ impl WriterThread {
                 for tally in &tallies {
                     meters.count(tally);
                 }
-                for event in events_after(before.revision, &next) {
+                for event in next.events_after(before.revision) {
                     meters.count_event(event);
                     tell(event);
                 }
@@ -195,14 +195,4 @@ impl WriterThread {
             }
         }
     }
-}
-
-/// The events of one group of changes, which is never larger than what the
-/// inventory remembers of them.
-fn events_after(revision: Revision, after: &Inventory) -> impl Iterator<Item = &Arc<Event>> {
-    let first = after
-        .recent_events
-        .binary_search_by(|event| event.revision.0.cmp(&(revision.0 + 1)))
-        .unwrap_or_else(|place| place);
-    after.recent_events.iter().skip(first)
 }

@@ -12,7 +12,7 @@ use ractor::ActorRef;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 use vman_model::{
-    DiskId, DiskRecord, Incarnation, OperationId,
+    DiskFile, DiskId, DiskRecord, Incarnation, OperationId,
     disk::ROOT_DISK_SLOT,
     vm::{Command, DiskOutcome, Fact, VmRecord},
 };
@@ -129,8 +129,10 @@ impl VmState {
             return None;
         };
         self.machine.as_ref()?;
-        // The file of a disk that somebody has is somebody's to look after.
-        let row = row(&self.deps, disk).filter(DiskRecord::is_free)?;
+        // What somebody has is somebody's to look after; and a file that was never made is made only
+        // once the disk is this VM's, or it could come after the disk's deletion.
+        let may = |row: &DiskRecord| row.is_free() && row.file == DiskFile::Made;
+        let row = row(&self.deps, disk).filter(may)?;
         let deps = self.deps.clone();
         Some(ReadyFile {
             disk: disk.clone(),

@@ -63,6 +63,9 @@ pub enum CommandError {
     /// The host has not enough left to promise; the sum.
     #[error("the host has no room for it: {0}")]
     NoRoom(String),
+    /// VMs are not started because the host is to go down.
+    #[error("the host is being drained")]
+    HostDraining,
     /// Too many commands wait for this VM.
     #[error("too many commands are waiting for this VM")]
     TooMany,
@@ -238,6 +241,10 @@ impl VmsHandle {
         id: &VmId,
         request: CommandRequest,
     ) -> Result<OperationRecord, CommandError> {
+        let starts = matches!(request.command, Command::Start | Command::Restart { .. });
+        if starts && self.is_draining() {
+            return Err(CommandError::HostDraining);
+        }
         for attempt in 0..MAX_REROUTES {
             // An actor that did not take it is replaced by its supervisor, who
             // has heard of its end before the question reaches it.
@@ -267,6 +274,12 @@ impl VmsHandle {
             }
         }
         Err(CommandError::Unavailable)
+    }
+
+    fn is_draining(&self) -> bool {
+        let inventory = self.store.inventory();
+        let host = inventory.host.as_ref();
+        host.is_some_and(|host| host.value.drains(&self.clock.boot_id()))
     }
 
     /// Tells a VM that the limits of one of its disks were changed. One that does not

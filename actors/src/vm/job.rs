@@ -20,7 +20,7 @@ use std::{
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use vman_model::{
     DiskFormat, DiskRecord,
-    vm::{Claim, Confinement, Effect, ExitStatus, Fact, VmRecord},
+    vm::{Claim, Confinement, Effect, ExitStatus, Fact, NetworkKind, VmRecord},
 };
 
 /// How long after an adoption that could not look it looks again.
@@ -143,13 +143,18 @@ impl Job {
                 };
             }
         };
-        let confinement = match self.confine().await {
+        let user_network = nics.iter().any(|nic| nic.kind == NetworkKind::User);
+        let confinement = match self.confine(user_network).await {
             Ok(confinement) => confinement,
             Err(detail) => return Fact::ClaimDenied { detail },
         };
         // Waited for here and not in the launch, whose deadline runs already.
+        let turn = async {
+            self.deps.turns.wait(&self.record.id).await;
+            self.deps.launches.clone().acquire_owned().await
+        };
         let permit = tokio::select! {
-            permit = self.deps.launches.clone().acquire_owned() => permit.ok(),
+            permit = turn => permit.ok(),
             () = self.recall.told.notified() => None,
             // The VM's next actor waits for its turn.
             () = self.gate.superseded(self.generation) => None,
@@ -166,7 +171,7 @@ impl Job {
     }
 
     /// How this life is confined; no user id that another VM's claim holds.
-    async fn confine(&self) -> Result<Confinement, String> {
+    async fn confine(&self, user_network: bool) -> Result<Confinement, String> {
         let inventory = self.deps.store.inventory();
         let others = inventory
             .vms
@@ -174,7 +179,11 @@ impl Job {
             .filter(|(id, _)| **id != self.record.id);
         let claims = others.filter_map(|(_, vm)| vm.value.claim.as_ref());
         let taken = claims.filter_map(|claim| claim.confinement.uid).collect();
-        let confined = self.deps.hypervisor.confine(&self.record.id, taken).await;
+        let confined = self
+            .deps
+            .hypervisor
+            .confine(&self.record.id, taken, user_network)
+            .await;
         confined.map_err(|error| error.to_string())
     }
 
@@ -281,7 +290,10 @@ impl Job {
             let (news, bag) = self.sink(None);
             match self.deps.hypervisor.adopt(plan.clone(), news).await {
                 Ok(Adoption::Found(machine)) => return self.found(machine, &bag, Fact::Found),
-                Ok(Adoption::Gone) => return self.tell(Fact::Gone),
+                Ok(Adoption::Gone) => {
+                    let fact = self.gone().await;
+                    return self.tell(fact);
+                }
                 Err(error) => {
                     let vm_id = &self.record.id;
                     tracing::warn!(%vm_id, %error, "cannot look for the VM's QEMU, trying again");
@@ -292,6 +304,18 @@ impl Job {
                     }
                 }
             }
+        }
+    }
+
+    /// It ended while nobody looked; that it was for memory is counted.
+    async fn gone(&self) -> Fact {
+        let counted = self.deps.hypervisor.oom_kills(&self.record.id).await;
+        if !matches!(counted, Ok(Some(1..))) {
+            return Fact::Gone;
+        }
+        Fact::Exited {
+            status: ExitStatus::OomKilled,
+            stderr: String::new(),
         }
     }
 

@@ -35,6 +35,7 @@ use crate::{
     disks::DisksHandle,
     network::NetworkHandle,
     ports::{Clock, Hypervisor, Machine, MachineNews},
+    power::StartTurns,
     store::{StoreError, StoreHandle},
 };
 use effects::Lane;
@@ -74,6 +75,8 @@ pub struct VmDeps {
     pub clock: Arc<dyn Clock>,
     /// A permit for each QEMU that may be launching at once.
     pub launches: Arc<Semaphore>,
+    /// Whose start is held back after the host was booted.
+    pub turns: Arc<StartTurns>,
     /// How much of the host may be promised to VMs.
     pub allowance: Allowance,
 }
@@ -204,7 +207,16 @@ impl Actor for VmActor {
                 state.news(&myself, incarnation, &bag).await?;
             }
             VmMsg::Machine(incarnation, machine) => state.machine(incarnation, machine),
-            VmMsg::Ping(permit) => state.ping(permit),
+            VmMsg::Ping(permit) => state.ping(&myself, permit),
+            VmMsg::DisksLooked(revision, incarnation, seen) => {
+                let record = state.record.as_ref();
+                if record.is_some_and(|(now, _)| *now == revision) {
+                    let fact = Fact::DisksSeen(seen);
+                    state
+                        .take(&myself, Unwritten::Fact(incarnation, fact))
+                        .await?;
+                }
+            }
             VmMsg::LookAgain(revision, permit) => {
                 state.look_again(&myself, revision).await?;
                 drop(permit);

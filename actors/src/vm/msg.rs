@@ -15,7 +15,7 @@ use tokio::{
 };
 use vman_model::{
     Incarnation, OperationRecord, Revision,
-    vm::{Fact, Timer},
+    vm::{Fact, SeenDisk, Timer},
 };
 
 /// What a VmActor is told.
@@ -36,6 +36,9 @@ pub enum VmMsg {
     /// The observer asks whether its machine answers. The permit bounds how
     /// many such questions wait.
     Ping(OwnedSemaphorePermit),
+    /// Which data disks its machine has, asked at this revision: later changes
+    /// are not judged by it.
+    DisksLooked(Revision, Incarnation, Vec<SeenDisk>),
     /// The observer saw no QEMU of this VM although it is, at this revision,
     /// recorded with one: look for it again.
     LookAgain(Revision, OwnedSemaphorePermit),

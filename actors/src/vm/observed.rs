@@ -6,7 +6,10 @@ use crate::ports::MachineAction;
 use ractor::{ActorProcessingErr, ActorRef};
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
-use vman_model::{Revision, VmId, vm::Phase};
+use vman_model::{
+    Revision, VmId,
+    vm::{AttachState, Attachment, Phase},
+};
 
 impl VmsHandle {
     /// Asks a VM's machine whether it answers; what it says is news to the VM.
@@ -35,16 +38,35 @@ impl VmsHandle {
 impl VmState {
     /// The permit is given back when the machine has answered: a deaf one is
     /// not asked again before.
-    pub(super) fn ping(&self, permit: OwnedSemaphorePermit) {
-        let Some((_, machine)) = &self.machine else {
+    pub(super) fn ping(&self, myself: &ActorRef<VmMsg>, permit: OwnedSemaphorePermit) {
+        let Some((incarnation, machine)) = &self.machine else {
             return;
         };
         let answer = machine.act(MachineAction::Ping);
+        let (incarnation, vm) = (*incarnation, myself.clone());
+        let revision = self.quiet_with_disks();
+        let asked = revision.map(|revision| (revision, machine.disks()));
         tokio::spawn(async move {
             // Ready and Deaf come as news of the machine itself.
             let _ = answer.await;
+            if let Some((revision, disks)) = asked
+                && let Ok(seen) = disks.await
+            {
+                let _ = vm.cast(VmMsg::DisksLooked(revision, incarnation, seen));
+            }
             drop(permit);
         });
+    }
+
+    /// The record's revision, if there are data disks and nothing is under way
+    /// with one: what is under way tells its outcome by itself.
+    fn quiet_with_disks(&self) -> Option<Revision> {
+        let (revision, record) = self.record.as_ref()?;
+        let quiet =
+            |held: &Attachment| matches!(held.state, AttachState::Attached | AttachState::LetGo);
+        let idle = record.operations.is_empty();
+        let disks = &record.disks;
+        (idle && !disks.is_empty() && disks.iter().all(quiet)).then_some(*revision)
     }
 
     /// The way is that of a restarted actor: forget the machine, then recover.

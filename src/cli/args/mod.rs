@@ -101,6 +101,9 @@ pub enum Command {
     /// The observer, which compares the records with the host
     #[command(subcommand)]
     Observer(ObserverCommand),
+    /// What comes up and goes down with the host
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Long work
     #[command(subcommand)]
     Operation(OperationCommand),

@@ -81,6 +81,23 @@ pub struct NewVm {
     /// Its share of the disks where they are short, 1 to 10000
     #[arg(long, value_name = "N")]
     pub io_weight: Option<u16>,
+    /// Start it when the host was booted
+    #[arg(long)]
+    pub autostart: bool,
+    /// How it comes up and goes down with the host
+    #[command(flatten)]
+    pub start: Start,
+}
+
+/// How a VM comes up and goes down with the host.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct Start {
+    /// 0 to 1000; higher ones are started first and stopped last
+    #[arg(long, value_name = "N")]
+    pub priority: Option<u32>,
+    /// A VM that has to run before it is started with the host, or with `:address`, to answer; may be repeated
+    #[arg(long = "depends-on", value_name = "VM[:address]")]
+    pub depends_on: Vec<String>,
 }
 
 /// Commands about VMs.
@@ -111,6 +128,20 @@ pub enum VmCommand {
     Info {
         /// The VM
         id: String,
+    },
+    /// Change how a VM comes up and goes down with the host
+    Set {
+        /// The VM
+        id: String,
+        /// Whether it is started when the host was booted
+        #[arg(long, value_name = "BOOL")]
+        autostart: Option<bool>,
+        /// The rest
+        #[command(flatten)]
+        start: Start,
+        /// It waits for nobody any more
+        #[arg(long, conflicts_with = "depends_on")]
+        independent: bool,
     },
     /// Start VMs
     Start(Targets),
@@ -296,6 +327,24 @@ pub enum ObserverCommand {
     Status,
     /// Let it look now
     Check,
+}
+
+/// Commands about the host.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum HostCommand {
+    /// Show its boot, what is still to be started in it, and its drain
+    Info,
+    /// Stop all VMs, because it is to go down; its next boot starts them again
+    Drain {
+        /// Seconds that guests have in all until force is used
+        #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+        timeout: u32,
+        /// Answer as soon as the drain is recorded
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// It stays up: start again what was drained
+    Resume,
 }
 
 /// Commands about operations.

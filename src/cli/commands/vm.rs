@@ -3,7 +3,7 @@
 use super::{object, some};
 use crate::cli::{
     Session,
-    args::{Format, NewVm, Targets, VmCommand, Wait},
+    args::{Format, NewVm, Start, Targets, VmCommand, Wait},
     ask::Ask,
     error::CliError,
     sanitize::{Sanitizer, one_line},
@@ -12,7 +12,7 @@ use crate::cli::{
 };
 use http_body_util::BodyExt as _;
 use hyper::header;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 /// Deleting a running VM ends its QEMU and removes its files before it answers.
 const DELETE_PATIENCE_S: u64 = 60;
@@ -43,6 +43,20 @@ pub(in crate::cli) async fn run(
             started.map_err(|error| told_after_creation(error, &id))
         }
         VmCommand::Info { id } => session.one(&view::VM, Ask::get(&["vms", &id])).await,
+        VmCommand::Set {
+            id,
+            autostart,
+            start,
+            independent,
+        } => {
+            let mut body = start_fields(&start);
+            body.extend(object([
+                ("autostart", some(autostart.as_ref())),
+                ("depends_on", independent.then(|| Value::Array(Vec::new()))),
+            ]));
+            let ask = Ask::patch(&["vms", &id]).json(Value::Object(body));
+            session.one(&view::VM, ask).await
+        }
         VmCommand::Start(targets) => simple("start", &targets, session).await,
         VmCommand::Restart(targets) => simple("restart", &targets, session).await,
         VmCommand::Pause(targets) => simple("pause", &targets, session).await,
@@ -88,9 +102,24 @@ async fn create(vm: &NewVm, session: &Session<'_>) -> Result<Value, CliError> {
         ("cpu_weight", some(vm.cpu_weight.as_ref())),
         ("cpu_quota", some(vm.cpu_quota.as_ref())),
         ("io_weight", some(vm.io_weight.as_ref())),
+        ("autostart", vm.autostart.then(|| true.into())),
     ]));
+    body.extend(start_fields(&vm.start));
     let ask = Ask::post(&["vms"]).json(Value::Object(body));
     Ok(session.client.ask(&ask).await?.value)
+}
+
+/// `db` or `db:address`, as the API takes it.
+fn start_fields(start: &Start) -> Map<String, Value> {
+    let one = |text: &String| match text.split_once(':') {
+        Some((vm, condition)) => json!({ "vm": vm, "condition": condition }),
+        None => json!({ "vm": text }),
+    };
+    let all: Vec<Value> = start.depends_on.iter().map(one).collect();
+    object([
+        ("priority", some(start.priority.as_ref())),
+        ("depends_on", (!all.is_empty()).then(|| all.into())),
+    ])
 }
 
 /// Whoever launched should know that the VM exists although it does not run.

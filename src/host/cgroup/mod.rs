@@ -3,8 +3,8 @@
 //!
 //! Owns: finding out by trial what this host lets be bounded, a group's making before the exec and
 //! its removal after the end. Must not: decide how much (`limits.rs` reckons), or end a process.
-//! Look next: `place.rs` (where groups go), `files.rs` (which file says what), `host::jail` (what
-//! else confines a QEMU, and who asks for all this).
+//! Look next: `place.rs` (where groups go), `files.rs` (which file says what), `scope.rs` (where
+//! systemd has to make them), `host::jail` (what else confines a QEMU, and who asks for all this).
 //!
 //! A VM's groups are noted in a file beside its sockets before they are made, so that a daemon that
 //! did not make them (another one may be in other groups itself) removes them and reads them. Note
@@ -14,12 +14,14 @@
 mod files;
 mod limits;
 mod place;
+mod scope;
 #[cfg(test)]
 mod tests;
 
 pub use limits::Limits;
 
 use place::{Controller, Hierarchies, Place, Version};
+use scope::Scopes;
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
@@ -63,6 +65,8 @@ struct Usable {
 #[derive(Debug, Default)]
 pub struct Cgroups {
     usable: Vec<Usable>,
+    /// Where systemd makes the groups, and what it bounds.
+    scopes: Option<(Scopes, Vec<Controller>)>,
     /// What lacks and why, each in a few words that begin with the measure's name.
     pub lacking: Vec<(Measure, String)>,
 }
@@ -90,9 +94,61 @@ impl Cgroups {
     pub fn find_out() -> Self {
         let hierarchies = Hierarchies::of_this_process();
         let under_systemd = Path::new("/run/systemd/system").exists();
-        let found = Self::try_out(&hierarchies, under_systemd);
+        let mut found = Self::try_out(&hierarchies, under_systemd);
+        if let (true, Err(_), Some(mounted)) = (
+            under_systemd,
+            hierarchies.two(under_systemd),
+            hierarchies.mounted(),
+        ) {
+            found.take_scopes(mounted);
+        }
         found.sweep(SETTLED);
         found
+    }
+
+    /// Has systemd bound what we may not.
+    fn take_scopes(&mut self, mounted: &Path) {
+        let scopes = match Scopes::find(mounted) {
+            Ok(scopes) => scopes,
+            Err(why) => {
+                for (_, lacks) in &mut self.lacking {
+                    *lacks = format!("{lacks}; and {why}");
+                }
+                return;
+            }
+        };
+        let known = fs::read_to_string(mounted.join("cgroup.controllers")).unwrap_or_default();
+        let known: Vec<_> = known.split_whitespace().collect();
+        let lacks = |of: Controller| self.lacking.iter().any(|(lacks, _)| *lacks == measure(of));
+        let bounded: Vec<_> = Controller::ALL
+            .into_iter()
+            .filter(|of| lacks(*of) && known.contains(&of.name(Version::Two)))
+            .collect();
+        self.lacking
+            .retain(|(lacks, _)| !bounded.iter().any(|of| measure(*of) == *lacks));
+        self.scopes = Some((scopes, bounded));
+    }
+
+    /// Puts a QEMU that was spawned, and whose CPUs stand, where only systemd may put it; nothing is done where
+    /// [`Cgroups::make`] has done it. Blocks for some milliseconds, within a tokio runtime.
+    pub fn take_in(
+        &self,
+        pid: u32,
+        name: &str,
+        limits: &Limits,
+        measures: &[Measure],
+        note: &Path,
+    ) -> io::Result<()> {
+        let Some((scopes, bounded)) = &self.scopes else {
+            return Ok(());
+        };
+        let wanted = |of: &&Controller| measures.contains(&measure(**of));
+        let bounded: Vec<_> = bounded.iter().filter(wanted).copied().collect();
+        if bounded.is_empty() {
+            return Ok(());
+        }
+        let group = scopes.put(pid, name, limits, &bounded)?;
+        note_down(note, &[group])
     }
 
     fn try_out(hierarchies: &Hierarchies, under_systemd: bool) -> Self {
@@ -115,7 +171,9 @@ impl Cgroups {
 
     /// What is bounded for every VM.
     pub fn measures(&self) -> impl Iterator<Item = Measure> {
-        self.usable.iter().map(|usable| measure(usable.controller))
+        let scoped = self.scopes.iter().flat_map(|(_, bounded)| bounded);
+        let own = self.usable.iter().map(|usable| usable.controller);
+        own.chain(scoped.copied()).map(measure)
     }
 
     /// Makes the group `name` for what is among `measures`, notes it, and answers what a process

@@ -78,6 +78,14 @@ impl Hierarchies {
         })
     }
 
+    /// Where version 2 is mounted, if it is.
+    pub(super) fn mounted(&self) -> Option<&Path> {
+        let two = |(_, _, version, _): &&(PathBuf, PathBuf, Version, Vec<String>)| {
+            *version == Version::Two
+        };
+        self.mounts.iter().find(two).map(|(point, ..)| &**point)
+    }
+
     /// Version 2's place, for whatever controllers it has; or why nothing may be made there.
     pub(super) fn two(&self, under_systemd: bool) -> Result<Option<Place>, String> {
         let mounted = |(_, _, version, _): &&(PathBuf, PathBuf, Version, Vec<String>)| {

@@ -195,6 +195,7 @@ fn in_version_2_the_controllers_are_handed_down_and_one_group_has_them_all() {
         "the last of three"
     );
     let bench = Bench::new(Cgroups {
+        scopes: None,
         usable: all.to_vec(),
         lacking: Vec::new(),
     });

@@ -3,7 +3,7 @@
 //! Owns: the trials. Measures are independent: each is tried alone, so that one that lacks takes no
 //! other with it. Must not: decide that a VM starts with less; the mode does (`mod.rs`).
 
-use super::{Cage, Jail, cage::User, give, is_root, landlock};
+use super::{Cage, Jail, cage::User, give, is_root, landlock, root::Root};
 use crate::{
     config::JailMode,
     host::{cgroup::Cgroups, qemu::cmdline::Accel},
@@ -82,16 +82,28 @@ impl Jail {
             ipc: true,
             ..bare()
         };
+        let network = Cage {
+            network: true,
+            ..bare()
+        };
+        let vm = VmId::parse("trial").expect("letters are an id");
+        let own = self.own(&vm);
         let landlock = async {
-            let vm = VmId::parse("trial").expect("letters are an id");
-            let rules = landlock::rules(&self.own(&vm)).map_err(|error| error.to_string())?;
+            let rules = landlock::rules(&own).map_err(|error| error.to_string())?;
             let landlock = Some(rules);
             self.try_out(Cage { landlock, ..bare() }).await
         };
+        let mount = async {
+            let root = Root::of(&own, &self.layout.empty()).map_err(|error| error.to_string())?;
+            let root = Some(root);
+            self.try_out(Cage { root, ..bare() }).await
+        };
         let cgroups = tokio::task::spawn_blocking(Cgroups::find_out);
-        let (ipc, landlock, user, cgroups) = tokio::join!(
+        let (ipc, network, landlock, mount, user, cgroups) = tokio::join!(
             self.try_out(ipc),
+            self.try_out(network),
             landlock,
+            mount,
             self.try_user(accel, bare()),
             cgroups
         );
@@ -102,7 +114,12 @@ impl Jail {
             }
             Err(why) => found.lacking.push(format!("own_user: {why}")),
         }
-        for (measure, tried) in [(Measure::Landlock, landlock), (Measure::IpcNamespace, ipc)] {
+        for (measure, tried) in [
+            (Measure::Landlock, landlock),
+            (Measure::IpcNamespace, ipc),
+            (Measure::MountNamespace, mount),
+            (Measure::NetworkNamespace, network),
+        ] {
             match tried {
                 Ok(()) => found.measures.push(measure),
                 Err(why) => found.lacking.push(format!("{}: {why}", measure.as_str())),

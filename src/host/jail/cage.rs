@@ -2,7 +2,11 @@
 //!
 //! Owns: the order. Must not: allocate, lock, or look anything up; `mod.rs` has done that before.
 
-use super::{seccomp, sys};
+use super::{
+    root::Root,
+    seccomp,
+    sys::{self, Namespaces},
+};
 use rustix::{
     fs::{Mode, OFlags, open},
     process::{Resource, Rlimit, setrlimit},
@@ -32,6 +36,10 @@ pub struct Cage {
     pub(super) user: Option<User>,
     pub(super) landlock: Option<OwnedFd>,
     pub(super) ipc: bool,
+    /// A network without any link.
+    pub(super) network: bool,
+    /// What is mounted for it, if that is its own.
+    pub(super) root: Option<Root>,
     /// No socket can be made.
     pub(super) offline: bool,
     /// The doors of its control groups (`cgroup.procs`), open for writing.
@@ -62,8 +70,13 @@ impl Cage {
         rustix::io::write(&score, OOM_SCORE)?;
         limit(Resource::Core, 0)?;
         limit(Resource::Nofile, MOST_FILES)?;
-        if self.ipc {
-            sys::unshare_ipc()?;
+        sys::enter_namespaces(Namespaces {
+            ipc: self.ipc,
+            mount: self.root.is_some(),
+            network: self.network,
+        })?;
+        if let Some(root) = &self.root {
+            root.enter()?;
         }
         sys::give_up_capabilities(self.bounding)?;
         if let Some(user) = &self.user {

@@ -27,10 +27,10 @@ const IOCTL_DEV: u64 = 1 << 15;
 const SCOPES: u64 = 0b11;
 
 /// Read and executed: programs, libraries, firmware.
-const SYSTEM: &[&str] = &["/usr", "/bin", "/sbin", "/lib", "/lib64", "/nix/store"];
+pub(super) const SYSTEM: &[&str] = &["/usr", "/bin", "/sbin", "/lib", "/lib64", "/nix/store"];
 /// Read: the loader's cache, the zone, what resolves names for the user-mode network, the number of
 /// processors, itself.
-const READ: &[&str] = &[
+pub(super) const READ: &[&str] = &[
     "/etc/ld.so.cache",
     "/etc/localtime",
     "/etc/resolv.conf",
@@ -41,7 +41,7 @@ const READ: &[&str] = &[
     "/sys/kernel/mm",
     "/proc",
 ];
-const DEVICES: &[&str] = &[
+pub(super) const DEVICES: &[&str] = &[
     "/dev/null",
     "/dev/zero",
     "/dev/random",

@@ -14,6 +14,7 @@
 mod abilities;
 mod cage;
 mod landlock;
+mod root;
 mod seccomp;
 mod sys;
 #[cfg(test)]
@@ -23,7 +24,7 @@ mod tool;
 pub use cage::Cage;
 pub use tool::{ToolJail, ToolNeeds};
 
-use self::{abilities::Abilities, cage::User};
+use self::{abilities::Abilities, cage::User, root::Root};
 use crate::config::{JailConfig, JailMode};
 use crate::host::{
     cgroup::{self, Limits},
@@ -109,11 +110,12 @@ impl Jail {
         text
     }
 
-    /// How the VM's next QEMU is confined.
+    /// How the VM's next QEMU is confined; with QEMU's own network stack or without.
     pub async fn confine(
         &self,
         vm: &VmId,
         taken: &BTreeSet<u32>,
+        user_network: bool,
         accel: Accel,
     ) -> Result<Confinement, HostError> {
         let found = self.abilities(accel).await;
@@ -128,9 +130,12 @@ impl Jail {
         } else {
             None
         };
+        // QEMU's own network stack speaks to the host's.
+        let fits = |measure: &Measure| !user_network || *measure != Measure::NetworkNamespace;
+        let measures = found.measures.iter().copied().filter(fits);
         Ok(Confinement {
             uid,
-            measures: found.measures.clone(),
+            measures: measures.collect(),
         })
     }
 
@@ -160,11 +165,15 @@ impl Jail {
             return Ok(None);
         }
         let user = plan.confinement.uid.map(|uid| self.user(uid));
-        let landlock = has(Measure::Landlock).then(|| landlock::rules(&self.own(&plan.vm)));
+        let own = self.own(&plan.vm);
+        let landlock = has(Measure::Landlock).then(|| landlock::rules(&own));
+        let root = has(Measure::MountNamespace).then(|| Root::of(&own, &self.layout.empty()));
         Ok(Some(Cage {
             user,
             landlock: landlock.transpose()?,
             ipc: has(Measure::IpcNamespace),
+            network: has(Measure::NetworkNamespace),
+            root: root.transpose()?,
             // QEMU's own filter, and the user-mode network, which makes sockets.
             offline: false,
             bounding: is_root(),
@@ -177,12 +186,21 @@ impl Jail {
         let Some(found) = self.abilities.get() else {
             return Ok(Vec::new());
         };
-        let limits = Limits::of(plan.cpu_count, plan.ram_mib, accel, plan.resources);
-        // The first part is for people, the second is no other daemon's.
-        let name = format!("{}.{}.{}", plan.vm, plan.uuid, plan.incarnation);
+        let (name, limits) = bounds(plan, accel);
         let measures = &plan.confinement.measures;
         let note = self.layout.cgroups(&plan.vm);
         found.cgroups.make(&name, &limits, measures, &note)
+    }
+
+    /// Finishes what could not be done before there was a process: its CPUs still stand. Blocks.
+    pub fn close_behind(&self, plan: &LaunchPlan, accel: Accel, pid: u32) -> io::Result<()> {
+        let Some(found) = self.abilities.get() else {
+            return Ok(());
+        };
+        let (name, limits) = bounds(plan, accel);
+        let measures = &plan.confinement.measures;
+        let note = self.layout.cgroups(&plan.vm);
+        found.cgroups.take_in(pid, &name, &limits, measures, &note)
     }
 
     /// How many of the VM's processes the kernel has ended for memory in its present life; none
@@ -294,6 +312,14 @@ pub fn take_disk(disk: &Path) -> io::Result<()> {
         return Ok(());
     }
     give(disk, Some(own), None)
+}
+
+/// The name of a life's control groups, and what they bound.
+fn bounds(plan: &LaunchPlan, accel: Accel) -> (String, Limits) {
+    let limits = Limits::of(plan.cpu_count, plan.ram_mib, accel, plan.resources);
+    // The first part is for people, the second is no other daemon's.
+    let name = format!("{}.{}.{}", plan.vm, plan.uuid, plan.incarnation);
+    (name, limits)
 }
 
 /// Where a program is, if it is not where the system's are.

@@ -16,7 +16,9 @@ const PR_CAP_AMBIENT: c_int = 47;
 const PR_CAP_AMBIENT_CLEAR_ALL: c_ulong = 4;
 /// Capabilities are numbered; the kernel knows 41 of them (6.18) and refuses the numbers beyond.
 const MOST_CAPABILITIES: c_ulong = 64;
+const CLONE_NEWNS: c_int = 0x0002_0000;
 const CLONE_NEWIPC: c_int = 0x0800_0000;
+const CLONE_NEWNET: c_int = 0x4000_0000;
 /// Landlock's numbers are the same on every architecture.
 const SYS_LANDLOCK_CREATE_RULESET: c_long = 444;
 const SYS_LANDLOCK_ADD_RULE: c_long = 445;
@@ -71,11 +73,29 @@ pub(super) fn give_up_capabilities(bounding: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Message queues, semaphores and shared memory of its own.
+/// What of the kernel's a process has to itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Namespaces {
+    /// Message queues, semaphores and shared memory.
+    pub(super) ipc: bool,
+    /// Mounts.
+    pub(super) mount: bool,
+    /// Links, addresses, and abstract UNIX sockets.
+    pub(super) network: bool,
+}
+
+/// Has these to itself from now on.
 #[allow(unsafe_code)]
-pub(super) fn unshare_ipc() -> io::Result<()> {
+pub(super) fn enter_namespaces(own: Namespaces) -> io::Result<()> {
+    let flag = |wanted: bool, flag: c_int| if wanted { flag } else { 0 };
+    let flags = flag(own.ipc, CLONE_NEWIPC)
+        | flag(own.mount, CLONE_NEWNS)
+        | flag(own.network, CLONE_NEWNET);
+    if flags == 0 {
+        return Ok(());
+    }
     // SAFETY: touches no memory; changes this process alone.
-    done(unsafe { unshare(CLONE_NEWIPC) })
+    done(unsafe { unshare(flags) })
 }
 
 /// Becomes another user for good, which ends all capabilities too.

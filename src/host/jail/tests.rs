@@ -105,7 +105,7 @@ impl Bench {
 
     async fn confine(&self, name: &str) -> Confinement {
         let (vm, none) = (vm(name), BTreeSet::new());
-        let confined = self.jail.confine(&vm, &none, Accel::Tcg);
+        let confined = self.jail.confine(&vm, &none, false, Accel::Tcg);
         confined.await.unwrap()
     }
 }
@@ -196,6 +196,66 @@ async fn a_child_opens_its_own_disk_and_the_images_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_child_sees_no_more_of_the_host_than_it_may_open_and_no_link() {
+    let bench = Bench::new(JailMode::Auto);
+    let confinement = bench.confine("a").await;
+    let has = |measure| confinement.measures.contains(&measure);
+    if !has(Measure::MountNamespace) || !has(Measure::NetworkNamespace) {
+        return eprintln!("SKIPPED: the host makes no namespaces for us");
+    }
+    // What Landlock forbids is seen through without it.
+    let without = Confinement {
+        measures: vec![
+            Measure::NoNewPrivileges,
+            Measure::MountNamespace,
+            Measure::NetworkNamespace,
+        ],
+        uid: None,
+    };
+    let plan = bench.plan("a", without);
+    let storage = bench.storage("");
+    let storage = storage.to_str().unwrap();
+    let script = format!(
+        "ls /; echo in etc:; ls /etc; echo in storage:; ls {storage} {storage}/vms
+        for f in /etc/shadow /root {storage}/vman.redb {storage}/vms/b; do
+            test -e $f && echo $f is there
+        done
+        head -c 6 {storage}/disks/a.raw; echo
+        touch /new /usr/new {storage}/images/new 2>/dev/null && echo written
+        echo x >{storage}/vms/a/new && echo own written
+        echo links: $(tail -n +3 /proc/net/dev | cut -d: -f1)"
+    );
+    let said = bench.run(&plan, &script).await;
+    for foreign in ["home", "shadow", "vman.redb", "is there", "\nwritten"] {
+        assert!(!said.contains(foreign), "{foreign}: {said}");
+    }
+    for own in ["usr", "secret", "own written", "links: lo\n"] {
+        assert!(said.contains(own), "{own}: {said}");
+    }
+    let links = fs::read_to_string("/proc/net/dev").unwrap();
+    assert!(
+        links.lines().count() >= 3,
+        "this test is not in that network"
+    );
+    assert!(bench.storage("vms/a/new").exists());
+    assert!(
+        fs::read_dir(bench.jail.layout.empty())
+            .unwrap()
+            .next()
+            .is_none()
+    );
+}
+
+#[tokio::test]
+async fn a_vm_on_qemus_own_network_keeps_the_hosts() {
+    let bench = Bench::new(JailMode::Auto);
+    let (vm, none) = (vm("a"), BTreeSet::new());
+    let confined = bench.jail.confine(&vm, &none, true, Accel::Tcg).await;
+    let measures = confined.unwrap().measures;
+    assert!(!measures.contains(&Measure::NetworkNamespace));
+}
+
+#[tokio::test]
 async fn what_a_released_vm_had_is_roots_again() {
     if !needs_root() {
         return;
@@ -255,7 +315,7 @@ async fn what_lacks_is_told_and_with_require_nothing_starts() {
     let told = bench.jail.describe(Accel::Tcg).await;
     assert!(told.contains("without own_user: "), "{told}");
     let (vm, none) = (vm("a"), BTreeSet::new());
-    let refused = bench.jail.confine(&vm, &none, Accel::Tcg).await;
+    let refused = bench.jail.confine(&vm, &none, false, Accel::Tcg).await;
     let why = refused.unwrap_err().to_string();
     assert!(
         why.contains("VMAN_JAIL=require") && why.contains("own_user"),

@@ -236,6 +236,14 @@ impl Network for BridgeNetwork {
         Box::pin(async { Ok(()) })
     }
 
+    fn answers(&self, address: Ipv4Addr, mac: [u8; 6]) -> BoxFuture<'static, bool> {
+        let inner = self.0.clone();
+        Box::pin(async move {
+            let bridge = inner.index.load(Ordering::SeqCst);
+            inner.links.answers(bridge, address, mac).await
+        })
+    }
+
     fn traffic(&self, vm: VmId, nic: u8) -> BoxFuture<'static, Option<Traffic>> {
         let links = self.0.links.clone();
         Box::pin(async move {

@@ -9,9 +9,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec};
 use rustix::io::Errno;
+use tokio::net::UdpSocket;
 use vman_actors::ports::Traffic;
+
+/// Nobody listens there; RFC 863.
+const DISCARD_PORT: u16 = 9;
 
 /// A link as the kernel tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +129,28 @@ impl Links {
             .iter()
             .filter(|message| message.header.index == link);
         Ok(ours.filter_map(of).collect())
+    }
+
+    /// Whether a host of this address and MAC address answers on a link. The
+    /// kernel is made to ask (ARP) by a datagram to the discard port, and what it
+    /// has heard is read; so the first question is answered `false`.
+    pub(super) async fn answers(&self, link: u32, address: Ipv4Addr, mac: [u8; 6]) -> bool {
+        if let Ok(socket) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await {
+            // It need not arrive.
+            let _ = socket.send_to(&[0], (address, DISCARD_PORT)).await;
+        }
+        let mut heard = self.0.neighbours().get().execute();
+        while let Ok(Some(message)) = heard.try_next().await {
+            let header = &message.header;
+            if header.ifindex == link && header.state == NeighbourState::Reachable {
+                let has = |attribute| message.attributes.contains(&attribute);
+                let of = NeighbourAttribute::Destination(NeighbourAddress::Inet(address));
+                if has(of) && has(NeighbourAttribute::LinkLayerAddress(mac.to_vec())) {
+                    return true;
+                }
+            }
+        }
+        false
     }
 
     pub(super) async fn add_address(

@@ -2,6 +2,7 @@
 //!
 //! Must not: know of QEMU's options; the command line is made elsewhere.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -68,6 +69,11 @@ impl Network for UserNetwork {
 
     fn release(&self, _vm: VmId) -> BoxFuture<'static, Result<(), NetworkError>> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn answers(&self, _: Ipv4Addr, _: [u8; 6]) -> BoxFuture<'static, bool> {
+        // QEMU's user-mode network lets nobody in.
+        Box::pin(async { false })
     }
 
     fn traffic(&self, _: VmId, _: u8) -> BoxFuture<'static, Option<Traffic>> {

@@ -91,7 +91,7 @@ pub(super) fn start(
         log: &log,
         banner: &banner,
     };
-    Process::spawn(spawn).map_err(|error| match error {
+    let process = Process::spawn(spawn).map_err(|error| match error {
         SpawnError::Log { path, source } => unprepared(&path)(source),
         SpawnError::Start { program, source } if source.kind() == io::ErrorKind::NotFound => {
             LaunchError::NoBinary {
@@ -102,7 +102,14 @@ pub(super) fn start(
             LaunchError::Spawn(format!("{}: {source}", program.display()))
         }
         SpawnError::Watch(source) => LaunchError::Spawn(format!("cannot be watched: {source}")),
-    })
+    })?;
+    let bounded = jail.close_behind(plan, accel, process.identity().pid);
+    if let Err(error) = bounded {
+        // Its CPUs stand: no guest is lost. That it ends is seen by whoever reaps it.
+        let _ = process.kill();
+        return Err(unconfined(error));
+    }
+    Ok(process)
 }
 
 fn unprepared(path: &Path) -> impl Fn(io::Error) -> LaunchError {

@@ -48,6 +48,11 @@ impl Layout {
         self.sockets(vm).join(CGROUPS_NOTE)
     }
 
+    /// An empty folder, over which a QEMU's own root is mounted where only it sees that.
+    pub fn empty(&self) -> PathBuf {
+        self.runtime.join("empty")
+    }
+
     /// The folder of a VM's own files.
     pub fn files(&self, vm: &VmId) -> PathBuf {
         self.storage.join("vms").join(vm.as_str())

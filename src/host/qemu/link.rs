@@ -15,7 +15,7 @@
 //! Look next: `host::qmp` for the protocol, `process.rs` for the pidfd.
 
 use std::convert::Infallible;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ use super::console::last_words;
 use super::devices::DeviceEvent;
 use super::hotplug;
 use super::process::{Exit, Process};
+use crate::host::cgroup;
 use crate::host::qmp::{
     Client, CommandTimes, Connected, Deadlines, Event, Events, Incoming, QmpError, Request,
 };
@@ -72,6 +73,8 @@ pub(super) struct Setting {
     pub(super) first: Vec<Request>,
     pub(super) log: PathBuf,
     pub(super) banner: String,
+    /// Which control groups it is in, one of which counts what was ended for memory.
+    pub(super) groups: PathBuf,
     pub(super) deadlines: Deadlines,
     pub(super) times: Arc<CommandTimes>,
     /// The folder of disks' files.
@@ -92,6 +95,25 @@ enum Parting {
     Lost(String),
     /// It does not answer.
     Silent(String),
+}
+
+/// What SIGKILL is, by which the kernel ends who has taken too much memory.
+const SIGKILL: i32 = 9;
+
+/// Who was killed, or ended unseen, may have been so for memory: the group's counter knows.
+fn how_it_ended(exit: Exit, groups: &Path) -> ExitStatus {
+    let killed = || {
+        cgroup::oom_kills(groups)
+            .ok()
+            .flatten()
+            .is_some_and(|kills| kills > 0)
+    };
+    match exit {
+        Exit::Signal(SIGKILL) | Exit::Unknown if killed() => ExitStatus::OomKilled,
+        Exit::Code(code) => ExitStatus::Code(code),
+        Exit::Signal(signal) => ExitStatus::Signal(signal),
+        Exit::Unknown => ExitStatus::Unknown,
+    }
 }
 
 /// The conversation.
@@ -116,13 +138,14 @@ impl Link {
         };
         self.client.send_replace(None);
         let (log, banner) = (self.setting.log.clone(), self.setting.banner.clone());
-        let words = tokio::task::spawn_blocking(move || last_words(&log, &banner, LAST_LINES));
-        let stderr = words.await.unwrap_or_default();
-        let status = match exit {
-            Exit::Code(code) => ExitStatus::Code(code),
-            Exit::Signal(signal) => ExitStatus::Signal(signal),
-            Exit::Unknown => ExitStatus::Unknown,
-        };
+        let groups = self.setting.groups.clone();
+        let looked = tokio::task::spawn_blocking(move || {
+            let words = last_words(&log, &banner, LAST_LINES);
+            (words, how_it_ended(exit, &groups))
+        });
+        let (stderr, status) = looked
+            .await
+            .unwrap_or_else(|_| (String::new(), ExitStatus::Unknown));
         self.news.tell(MachineNews::Exited { status, stderr });
     }
 

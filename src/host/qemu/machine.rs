@@ -79,6 +79,11 @@ impl QemuMachine {
 }
 
 impl QemuMachine {
+    /// The present connection to its monitor.
+    pub(super) fn client(&self) -> Option<Client> {
+        self.client.borrow().clone()
+    }
+
     /// Its network cards.
     pub(super) fn cards(&self) -> &Cards {
         &self.cards

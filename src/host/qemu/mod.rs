@@ -13,6 +13,7 @@
 //! | `devices.rs` | what disks and network cards have in common |
 //! | `forwards.rs` | ports on which it listens for its guest |
 //! | `hotplug`, `nics.rs` | disks, network cards that come and go while it lives |
+//! | `samples.rs` | what guests have read, written and hold |
 //! | `console.rs` | logs, and keeping them bounded |
 //! | `layout.rs`, `sockets.rs`, `probe.rs` | paths, sockets, what the host has |
 
@@ -31,6 +32,7 @@ mod machine;
 mod nics;
 mod probe;
 pub mod process;
+pub mod samples;
 pub mod sockets;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -210,6 +212,7 @@ impl QemuHost {
             first: opening.first,
             log: layout.qemu_log(vm),
             banner: launch::banner(opening.incarnation),
+            groups: layout.cgroups(vm),
             deadlines: self.settings.deadlines,
             times: Arc::clone(&self.times),
             disks: layout.storage.join("disks"),
@@ -277,11 +280,12 @@ impl Hypervisor for QemuHost {
         &self,
         vm: &VmId,
         taken: BTreeSet<u32>,
+        user_network: bool,
     ) -> BoxFuture<'static, Result<Confinement, HostError>> {
         let (host, vm) = (self.clone(), vm.clone());
         Box::pin(async move {
             let (accel, _) = *host.accelerator().await;
-            host.jail.confine(&vm, &taken, accel).await
+            host.jail.confine(&vm, &taken, user_network, accel).await
         })
     }
 

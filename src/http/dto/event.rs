@@ -18,6 +18,8 @@ pub(crate) struct CauseBody<'a> {
     request_id: Option<&'a str>,
     /// Who called.
     principal: Option<&'a str>,
+    /// From where, over TCP.
+    remote: Option<String>,
     /// The earlier change that led to it.
     led_by: Option<u64>,
 }
@@ -104,12 +106,13 @@ impl<'a> EventBody<'a> {
             Subject::Token(name) => token_name = Some(name.as_str()),
             Subject::Daemon | Subject::Network(_) => {}
         }
-        let (request_id, principal) = match &what.cause.origin {
+        let (request_id, principal, remote) = match &what.cause.origin {
             Origin::Request {
                 request_id,
                 principal,
-            } => (Some(request_id.as_str()), Some(principal.as_str())),
-            _ => (None, None),
+                remote,
+            } => (Some(request_id.as_str()), Some(principal.as_str()), *remote),
+            _ => (None, None, None),
         };
         let number = |revision: Revision| revision.0;
         Self {
@@ -132,6 +135,7 @@ impl<'a> EventBody<'a> {
                 input: &what.cause.input,
                 request_id,
                 principal,
+                remote: remote.map(|remote| remote.to_string()),
                 led_by: what.cause.led_by.map(number),
             },
             previous: what.previous.map(number),

@@ -11,6 +11,7 @@ pub(crate) mod log;
 pub(crate) mod network;
 pub(crate) mod nic;
 pub(crate) mod operation;
+pub(crate) mod power;
 pub(crate) mod size;
 pub(crate) mod template;
 pub(crate) mod token;

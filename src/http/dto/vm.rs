@@ -2,11 +2,13 @@
 
 use super::{
     Mac, Shown, Time,
+    power::{DependencyBody, NewDependency, StartFields, check_start, dependencies},
     size::{BootBody, SizeFields, gib},
 };
 use crate::http::{
     error::ApiError, extract::Post, fields::Fields, refusal::unknown_template, state::HttpState,
 };
+use bytes::Bytes;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -17,6 +19,7 @@ use vman_actors::{
 };
 use vman_model::{
     ImageName, RestartBudget, RestartMode, RestartPolicy, TemplateName, VmUuid,
+    power::StartSpec,
     restart::MAX_RESTARTS,
     vm::{
         Firmware, IoErrorPolicy, NetworkKind, Resources, VmRecord, VmSize, VmSpec,
@@ -138,6 +141,12 @@ pub(crate) struct VmBody<'a> {
     cpu_quota: Option<u32>,
     /// Its share of the disks where they are short; none: what others have.
     io_weight: Option<u16>,
+    /// Whether it is started when the host was booted.
+    autostart: bool,
+    /// VMs of a higher priority are started first and stopped last.
+    priority: u32,
+    /// The VMs it waits for when it is started with the host.
+    depends_on: Vec<DependencyBody<'a>>,
     /// Labels, for the user's own use.
     labels: &'a BTreeMap<String, String>,
     /// The operation under way.
@@ -190,11 +199,31 @@ impl<'a> VmBody<'a> {
             cpu_weight: vm.spec.resources.cpu_weight,
             cpu_quota: vm.spec.resources.cpu_quota,
             io_weight: vm.spec.resources.io_weight,
+            autostart: vm.spec.start.autostart,
+            priority: vm.spec.start.priority,
+            depends_on: dependencies(&vm.spec.start),
             labels: &size.labels,
             operation: operation.map(|operation| operation.id.as_str()),
             revision: row.revision.0,
         }
     }
+}
+
+/// A VM's JSON, written once for each revision of it.
+pub(crate) fn vm_json(
+    state: &HttpState,
+    inventory: &Inventory,
+    row: &Versioned<VmRecord>,
+) -> serde_json::Result<Bytes> {
+    // Its lease is a row of its own. How VMs are connected stays as it is while the
+    // daemon lives.
+    let lease = inventory.lease_of(&row.value.id, 0);
+    let besides = lease.map(|lease| lease.revision).unwrap_or_default();
+    row.memo.get(besides, || {
+        let facts = state.handles().network.facts();
+        let body = serde_json::to_vec(&VmBody::of(row, inventory, &facts))?;
+        Ok(Bytes::from(body))
+    })
 }
 
 fn local_ip(vm: &VmRecord, inventory: &Inventory) -> Option<String> {
@@ -315,6 +344,14 @@ pub(crate) struct NewVmBody {
     /// Its share of the disks where they are short, where the host can; 100 by default.
     #[schema(minimum = 1, maximum = 10_000)]
     io_weight: Option<u16>,
+    /// Whether it is started when the host was booted; false by default.
+    autostart: Option<bool>,
+    /// VMs of a higher priority are started first and stopped last; 0 by default.
+    #[schema(minimum = 0, maximum = 1000)]
+    priority: Option<u32>,
+    /// The VMs it waits for when it is started with the host; at most 16.
+    #[schema(max_items = 16)]
+    depends_on: Option<Vec<NewDependency>>,
 }
 
 /// Reads a [`NewVmBody`].
@@ -334,6 +371,7 @@ pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiEr
         &policies.map(|policy| (policy.as_str(), policy)),
     );
     let resources = read_resources(&mut fields);
+    let start = StartFields::read(&mut fields).over(&StartSpec::default());
     let known = template.map(|name| {
         let row = state.inventory().templates.get(&name).cloned();
         row.ok_or_else(|| unknown_template(name))
@@ -349,6 +387,7 @@ pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiEr
     let (Some(template), Some(size)) = (known.transpose()?, size) else {
         return Err(ApiError::field("template_name", "is required"));
     };
+    check_start(state, id.as_ref(), &start)?;
     Ok(NewVm {
         id,
         spec: VmSpec {
@@ -356,6 +395,7 @@ pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiEr
             size,
             restart: restart.unwrap_or_default(),
             io_error: io_error.unwrap_or_default(),
+            start,
             resources,
         },
         address,

@@ -64,6 +64,16 @@ metrics! {
     "vman_vm_threads" Gauge ["vm"] "Threads of the VM's QEMU.";
     "vman_vm_storage_read_bytes_total" Counter ["vm"] "Bytes the VM's QEMU has caused the host's storage to read.";
     "vman_vm_storage_written_bytes_total" Counter ["vm"] "Bytes the VM's QEMU has caused the host's storage to write.";
+    "vman_vm_memory_balloon_bytes" Gauge ["vm"] "Memory the guest holds by its balloon, in bytes.";
+    "vman_vm_disk_read_bytes_total" Counter ["vm", "disk"] "Bytes the guest has read from the disk.";
+    "vman_vm_disk_written_bytes_total" Counter ["vm", "disk"] "Bytes the guest has written to the disk.";
+    "vman_vm_disk_read_requests_total" Counter ["vm", "disk"] "The guest's requests to read from the disk.";
+    "vman_vm_disk_write_requests_total" Counter ["vm", "disk"] "The guest's requests to write to the disk.";
+    "vman_vm_disk_flush_requests_total" Counter ["vm", "disk"] "The guest's requests to flush the disk.";
+    "vman_vm_network_receive_bytes_total" Counter ["vm", "nic"] "Bytes that came to the guest through the network card; on a bridge.";
+    "vman_vm_network_receive_packets_total" Counter ["vm", "nic"] "Packets that came to the guest through the network card; on a bridge.";
+    "vman_vm_network_transmit_bytes_total" Counter ["vm", "nic"] "Bytes the guest has sent through the network card; on a bridge.";
+    "vman_vm_network_transmit_packets_total" Counter ["vm", "nic"] "Packets the guest has sent through the network card; on a bridge.";
     "vman_vm_disk_errors_total" Counter ["vm", "disk", "reason"] "Failures of a VM's disks on the host, by disk and reason (no_space, io_error); each stops the guest.";
     "vman_vm_restarts_total" Counter ["reason"] "Restarts by policy, by the reason for which the life before ended.";
     "vman_records" Gauge ["kind"] "Records by kind.";

@@ -1,11 +1,11 @@
 //! One collection: the inventory, the meters and a look at each QEMU's process.
 
-use super::{ProcessUsage, text::Exposition};
+use super::{DiskUsage, LinkUsage, ProcessUsage, text::Exposition};
 use crate::http::state::HttpState;
 use std::collections::BTreeMap;
 use vman_actors::store::Inventory;
 use vman_model::{
-    OperationStatus, UnixMs,
+    OperationStatus, TapName, UnixMs,
     vm::{ApiState, VmRecord},
 };
 
@@ -17,6 +17,8 @@ pub(super) fn collect(state: &HttpState) -> String {
     daemon(&mut out, state);
     vms(&mut out, &inventory);
     processes(&mut out, state, &inventory);
+    guests(&mut out, state);
+    links(&mut out, state, &inventory);
     records(&mut out, state, &inventory);
     store(&mut out, state, &inventory);
     conversations(&mut out, state);
@@ -131,6 +133,64 @@ fn processes(out: &mut Exposition, state: &HttpState, inventory: &Inventory) {
     let mut family = out.family("vman_vm_storage_written_bytes_total");
     for (id, (_, written)) in storage() {
         family.count(&[id], written);
+    }
+}
+
+/// What the guests said last.
+fn guests(out: &mut Exposition, state: &HttpState) {
+    let guests = (state.settings.metrics.guests)();
+    let mut family = out.family("vman_vm_memory_balloon_bytes");
+    for guest in &guests {
+        if let Some(bytes) = guest.balloon {
+            family.count(&[&guest.vm], bytes);
+        }
+    }
+    type Figure = fn(&DiskUsage) -> u64;
+    let figures: [(&str, Figure); 5] = [
+        ("vman_vm_disk_read_bytes_total", |disk| disk.bytes.0),
+        ("vman_vm_disk_written_bytes_total", |disk| disk.bytes.1),
+        ("vman_vm_disk_read_requests_total", |disk| disk.requests.0),
+        ("vman_vm_disk_write_requests_total", |disk| disk.requests.1),
+        ("vman_vm_disk_flush_requests_total", |disk| disk.requests.2),
+    ];
+    for (name, figure) in figures {
+        let mut family = out.family(name);
+        for guest in &guests {
+            for disk in &guest.disks {
+                family.count(&[&guest.vm, &disk.disk], figure(disk));
+            }
+        }
+    }
+}
+
+/// What went through the guests' cards: what the host receives from a TAP is what the guest has sent.
+fn links(out: &mut Exposition, state: &HttpState, inventory: &Inventory) {
+    let links = (state.settings.metrics.links)();
+    let seen: Vec<(&str, String, LinkUsage)> = inventory
+        .leases
+        .values()
+        .filter_map(|row| {
+            let (vm, nic) = (&row.value.vm_id, row.value.nic);
+            let used = links.get(TapName::of(vm, nic).as_str())?;
+            Some((vm.as_str(), nic.to_string(), *used))
+        })
+        .collect();
+    type Figure = fn(&LinkUsage) -> u64;
+    let figures: [(&str, Figure); 4] = [
+        ("vman_vm_network_transmit_bytes_total", |link| link.bytes.0),
+        ("vman_vm_network_receive_bytes_total", |link| link.bytes.1),
+        ("vman_vm_network_transmit_packets_total", |link| {
+            link.packets.0
+        }),
+        ("vman_vm_network_receive_packets_total", |link| {
+            link.packets.1
+        }),
+    ];
+    for (name, figure) in figures {
+        let mut family = out.family(name);
+        for (vm, nic, used) in &seen {
+            family.count(&[vm, nic], figure(used));
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use std::{
+    collections::BTreeMap,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -43,6 +44,37 @@ pub struct ProcessUsage {
     pub storage: Option<(u64, u64)>,
 }
 
+/// What one disk of a guest has done since the VM's QEMU was started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskUsage {
+    /// The disk's id.
+    pub disk: String,
+    /// Bytes read and written.
+    pub bytes: (u64, u64),
+    /// Requests to read, to write and to flush.
+    pub requests: (u64, u64, u64),
+}
+
+/// What a guest holds and has done, as its QEMU counts it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuestUsage {
+    /// The VM's id.
+    pub vm: String,
+    /// Memory the guest holds by its balloon, in bytes.
+    pub balloon: Option<u64>,
+    /// Its disks.
+    pub disks: Vec<DiskUsage>,
+}
+
+/// What went through a link of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkUsage {
+    /// Bytes that the host received from it and sent to it.
+    pub bytes: (u64, u64),
+    /// The same in packets.
+    pub packets: (u64, u64),
+}
+
 /// Looks at a VM's QEMU.
 pub type UsageOfVm = Arc<dyn Fn(&ProcessIdentity) -> Option<ProcessUsage> + Send + Sync>;
 
@@ -51,6 +83,10 @@ pub type UsageOfVm = Arc<dyn Fn(&ProcessIdentity) -> Option<ProcessUsage> + Send
 pub struct MetricsSources {
     /// What a VM's QEMU has used; none once it is gone. May block for a moment.
     pub vm: UsageOfVm,
+    /// What the guests said last. Never waits for one.
+    pub guests: Arc<dyn Fn() -> Vec<GuestUsage> + Send + Sync>,
+    /// What went through the host's links, by name.
+    pub links: Arc<dyn Fn() -> BTreeMap<String, LinkUsage> + Send + Sync>,
     /// What the daemon itself has used.
     pub own: Arc<dyn Fn() -> Option<ProcessUsage> + Send + Sync>,
     /// Log records dropped, by destination.
@@ -66,6 +102,8 @@ impl Default for MetricsSources {
     fn default() -> Self {
         Self {
             vm: Arc::new(|_| None),
+            guests: Arc::new(Vec::new),
+            links: Arc::new(BTreeMap::new),
             own: Arc::new(|| None),
             dropped_records: Arc::new(Vec::new),
             qmp: Arc::default(),

@@ -12,15 +12,13 @@ use crate::http::{
     state::HttpState,
 };
 use axum::{
+    body::{Body, Bytes},
     extract::State,
-    http::{HeaderMap, StatusCode, Uri, header},
-    response::{
-        IntoResponse, Response, Sse,
-        sse::{self, KeepAlive},
-    },
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
 };
 use futures_util::stream;
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, time::Duration};
 use tokio::sync::mpsc;
 use vman_model::{Event, Revision, Subject, VmId};
 
@@ -140,15 +138,24 @@ fn stream_events(state: HttpState, wanted: Wanted) -> Result<Response, ApiError>
     let (events, waiting) = mpsc::channel(MAX_WAITING);
     tokio::spawn(pump(state, wanted, events));
     let stream = stream::unfold((waiting, permit), |(mut waiting, permit)| async move {
-        let event: sse::Event = waiting.recv().await?;
-        Some((Ok::<_, Infallible>(event), (waiting, permit)))
+        let frame = match tokio::time::timeout(HEARTBEAT, waiting.recv()).await {
+            Ok(frame) => frame?,
+            Err(_) => Bytes::from_static(b":\n\n"),
+        };
+        Some((Ok::<_, Infallible>(frame), (waiting, permit)))
     });
-    let keep_alive = KeepAlive::new().interval(HEARTBEAT);
-    Ok(Sse::new(stream).keep_alive(keep_alive).into_response())
+    let headers = [
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/event-stream"),
+        ),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    ];
+    Ok((headers, Body::from_stream(stream)).into_response())
 }
 
 /// Reads the log for one client until it goes, is too slow, or the daemon stops.
-async fn pump(state: HttpState, wanted: Wanted, client: mpsc::Sender<sse::Event>) {
+async fn pump(state: HttpState, wanted: Wanted, client: mpsc::Sender<Bytes>) {
     let store = &state.handles().store;
     let mut revision = store.watch();
     let mut since = wanted.since.unwrap_or_else(|| state.inventory().revision);
@@ -165,7 +172,7 @@ async fn pump(state: HttpState, wanted: Wanted, client: mpsc::Sender<sse::Event>
             let Some(last) = events.last() else { break };
             since = last.revision;
             for event in events.iter().filter(|event| wanted.wants(event)) {
-                if !tell(&client, event).await {
+                if !tell(&state, &client, event).await {
                     return;
                 }
             }
@@ -180,16 +187,11 @@ async fn pump(state: HttpState, wanted: Wanted, client: mpsc::Sender<sse::Event>
     }
 }
 
-async fn tell(client: &mpsc::Sender<sse::Event>, event: &Arc<Event>) -> bool {
-    let Ok(data) = serde_json::to_string(&EventBody::of(event)) else {
+async fn tell(state: &HttpState, client: &mpsc::Sender<Bytes>, event: &Event) -> bool {
+    let Ok(frame) = state.frames.of(event) else {
         return false;
     };
-    let id = event.revision.to_string();
-    let told = sse::Event::default()
-        .id(id)
-        .event(event.what.kind.as_str())
-        .data(data);
-    let sent = client.send_timeout(told, SLOW_READER).await;
+    let sent = client.send_timeout(frame, SLOW_READER).await;
     if matches!(sent, Err(mpsc::error::SendTimeoutError::Timeout(_))) {
         tracing::warn!("a client does not read its events, its stream is cut");
     }

@@ -16,6 +16,7 @@ pub(crate) mod network;
 pub(crate) mod nics;
 pub(crate) mod observer;
 pub(crate) mod operations;
+pub(crate) mod power;
 mod stream;
 pub(crate) mod templates;
 pub(crate) mod tokens;

@@ -3,17 +3,19 @@
 
 use super::{
     accepted,
+    actions::request,
     made::{Made, make},
     not_found,
 };
 use crate::http::{
     dto::{
         event::{EventBody, ExplanationBody},
-        vm::{NewVmBody, VmBody, read_vm},
+        power::{StartFields, VmChangeBody, check_start},
+        vm::{NewVmBody, VmBody, read_vm, vm_json},
     },
     error::{ApiError, Code, ProblemBody},
     extract::{Caller, Id, Post, Query},
-    paging::{List, if_match, json, tagged, unchanged, with_header},
+    paging::{List, if_match, json, json_bytes, tagged, unchanged, unwritten, with_header},
     state::HttpState,
     waiting::{MAX_WAIT_S, operation_end},
 };
@@ -22,7 +24,7 @@ use axum::{
     http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use vman_actors::vm::{CommandError, CommandRequest};
 use vman_model::{
     OperationKind, OperationRecord, OperationStatus, VmId,
@@ -72,8 +74,8 @@ impl Made for VmId {
     fn created(&self, state: &HttpState) -> Option<Response> {
         let inventory = state.inventory();
         let row = inventory.vms.get(self)?;
-        let facts = state.handles().network.facts();
-        let response = json(StatusCode::CREATED, &VmBody::of(row, &inventory, &facts));
+        let body = vm_json(state, &inventory, row).ok()?;
+        let response = json_bytes(StatusCode::CREATED, body);
         let response = with_header(response, header::LOCATION, &format!("/vms/{self}"));
         Some(tagged(response, row.revision))
     }
@@ -140,12 +142,15 @@ pub(crate) async fn list_vms(
     let filter = Filter::read(&mut list.query);
     let page = list.finish()?;
     let inventory = state.inventory();
-    let facts = state.handles().network.facts();
     let rows = inventory
         .vms
         .range::<_, VmId>(page.upwards())
         .filter(|(_, row)| filter.keeps(&row.value));
-    Ok(page.answer(&inventory, rows, |row| VmBody::of(row, &inventory, &facts)))
+    let write = |out: &mut Vec<u8>, row: &Arc<_>| {
+        out.extend_from_slice(&vm_json(&state, &inventory, row)?);
+        Ok(())
+    };
+    Ok(page.answer_kept(&state.vm_lists, &inventory, rows, write))
 }
 
 /// One VM
@@ -173,9 +178,49 @@ pub(crate) async fn get_vm(
     if let Some(same) = unchanged(&headers, row.revision) {
         return Ok(same);
     }
-    let facts = state.handles().network.facts();
-    let body = VmBody::of(row, &inventory, &facts);
-    Ok(tagged(json(StatusCode::OK, &body), row.revision))
+    let body = vm_json(&state, &inventory, row).map_err(unwritten)?;
+    Ok(tagged(json_bytes(StatusCode::OK, body), row.revision))
+}
+
+/// Change how a VM comes up and goes down with the host
+///
+/// In every state of the VM; its present life is not touched.
+#[utoipa::path(
+    patch, path = "/vms/{id}", tag = "vms",
+    params(
+        ("id" = String, Path, description = "The VM"),
+        ("If-Match" = Option<String>, Header, description = "Only if it still has this revision"),
+    ),
+    request_body = VmChangeBody,
+    responses(
+        (status = 200, description = "Changed", body = VmBody<'static>),
+        (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn change_vm(
+    State(state): State<HttpState>,
+    Id(id): Id<VmId>,
+    mut post: Post,
+) -> Result<Response, ApiError> {
+    Query::of(&post.uri)?.finish()?;
+    let row = state.inventory().vms.get(&id).cloned();
+    let row = row.ok_or_else(|| not_found("VM", &id).vm(&id))?;
+    let mut fields = post.fields();
+    let said = StartFields::read(&mut fields);
+    fields.finish()?;
+    let start = said.over(&row.value.spec.start);
+    check_start(&state, Some(&id), &start)?;
+    let request = CommandRequest {
+        if_revision: if_match(&post.headers, row.revision, "VM").map_err(|error| error.vm(&id))?,
+        ..request(&state, &post, None, Command::SetStart(start))
+    };
+    let changed = state.handles().vms.command(&id, request).await;
+    changed.map_err(|error| ApiError::from(error).vm(&id))?;
+    let inventory = state.inventory();
+    let row = inventory.vms.get(&id);
+    let row = row.ok_or_else(|| not_found("VM", &id).vm(&id))?;
+    let body = vm_json(&state, &inventory, row).map_err(unwritten)?;
+    Ok(tagged(json_bytes(StatusCode::OK, body), row.revision))
 }
 
 /// Delete a VM: stops it by force if it runs, releases its disks, address and files

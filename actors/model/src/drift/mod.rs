@@ -4,8 +4,9 @@
 //! Must not: look (what was seen is passed in) or act (what is to be done is
 //! handed out). A plan is of one look; whoever acts on it looks twice first,
 //! because records and host are not read at the same instant.
-//! Look next: `plan.rs`; docs/observer.md shows the table to people.
+//! Look next: `plan.rs`, `network.rs`; docs/observer.md shows the table to people.
 
+mod network;
 mod plan;
 
 #[cfg(test)]
@@ -18,6 +19,7 @@ use crate::{
     event::Subject,
     ids::{Incarnation, Revision, VmId, VmUuid},
     image::ImageRecord,
+    network::LeaseRecord,
     operation::OperationRecord,
     time::UnixMs,
     vm::{ProcessIdentity, VmRecord},
@@ -87,6 +89,30 @@ classes! {
     /// A disk is attached to a VM that there is not.
     DiskOfNoVm = "disk_of_no_vm",
         evidence "the VM named by the disk's record has no record",
+        action "reported";
+    /// A disk is attached, but its VM's QEMU does not have it.
+    DiskLetGo = "disk_let_go",
+        evidence "asked for its disks, the QEMU of a VM does not name one that is attached",
+        action "reported; it is back at the VM's next start, or goes at the next detach (one that QEMU has and no record knows is unplugged by the VM)";
+    /// An address is held by a VM that there is not.
+    LeaseOfNoVm = "lease_of_no_vm",
+        evidence "the VM named by the lease has no record",
+        action "reported";
+    /// The bridge is not there, down, or another's.
+    BridgeLost = "bridge_lost",
+        evidence "no link of the bridge's name that is up and carries VMAN's mark",
+        action "the network makes it anew when the kernel tells of it; reported where that fails, or where it is another's";
+    /// A running VM has no TAP, or one that leads nowhere.
+    TapLost = "tap_lost",
+        evidence "the TAP of a VM that is recorded running is missing, down or not on the bridge",
+        action "the network attaches it again or gives QEMU another; reported where that fails";
+    /// A TAP of ours belongs to no VM that runs.
+    TapOrphan = "tap_orphan",
+        evidence "a TAP is named as VMAN's are and no VM that runs has it",
+        action "reported";
+    /// Something else is on the bridge.
+    LinkForeign = "link_foreign",
+        evidence "a link on the bridge that is no TAP of VMAN's",
         action "reported";
     /// An image is recorded whose file is gone.
     ImageFileMissing = "image_file_missing",
@@ -199,6 +225,19 @@ pub struct SeenProcess {
     pub identity: ProcessIdentity,
 }
 
+/// The links of the bridge that VMs are connected to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SeenNetwork {
+    /// The bridge's name.
+    pub name: String,
+    /// Whether it is ours, and up; none if there is none.
+    pub bridge: Option<(bool, bool)>,
+    /// TAPs with names of ours, and whether each is up and on the bridge.
+    pub taps: Vec<(String, bool)>,
+    /// Other links on the bridge.
+    pub foreign: Vec<String>,
+}
+
 /// What one look at the host has seen. What could not be seen is none, and is
 /// not judged.
 #[derive(Clone, Debug, Default)]
@@ -207,6 +246,8 @@ pub struct Seen {
     pub processes: Option<Vec<SeenProcess>>,
     /// The files.
     pub files: Option<SeenFiles>,
+    /// The links, where VMs are connected to a bridge.
+    pub network: Option<SeenNetwork>,
 }
 
 /// The records a look is held against.
@@ -218,6 +259,8 @@ pub struct Recorded<'a> {
     pub disks: Vec<&'a DiskRecord>,
     /// Images.
     pub images: Vec<&'a ImageRecord>,
+    /// Leases.
+    pub leases: Vec<&'a LeaseRecord>,
     /// Operations that are still running.
     pub operations: Vec<&'a OperationRecord>,
     /// Rows set aside, each with why.

@@ -3,12 +3,13 @@
 use super::{
     Drift, DriftClass, FileKind, Patience, Recorded, Repair, Room, Seen, SeenFile, SeenFiles,
     SeenProcess,
+    network::{lease_without_vm, links},
 };
 use crate::{
     disk::{DiskFormat, DiskRecord},
     event::Subject,
     ids::{DiskId, ImageName, Revision, VmId, VmUuid},
-    vm::{Desired, Phase, Reason, VmRecord},
+    vm::{AttachState, Desired, Phase, Reason, VmRecord},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +29,14 @@ pub fn plan(recorded: &Recorded<'_>, seen: &Seen, patience: Patience) -> Vec<Dri
     let vms: BTreeSet<&VmId> = recorded.vms.iter().map(|(_, vm)| &vm.id).collect();
     let astray = |disk: &&DiskRecord| disk_without_vm(&vms, disk);
     found.extend(recorded.disks.iter().filter_map(astray));
+    let leases = recorded.leases.iter();
+    found.extend(leases.filter_map(|lease| lease_without_vm(&vms, lease)));
+    for (_, vm) in &recorded.vms {
+        disks_let_go(vm, &mut found);
+    }
+    if let Some(seen) = &seen.network {
+        links(recorded, seen, &mut found);
+    }
     if let Some(files) = &seen.files {
         let keep = must_keep(recorded, seen, &found);
         Judge {
@@ -176,6 +185,22 @@ fn of_record(vm: &VmRecord) -> Option<Drift> {
         let details = format!("{}: {}", vm.reason.as_str(), vm.detail);
         about_vm(vm, DriftClass::GuestStands, details, Repair::Report)
     })
+}
+
+/// Its QEMU was asked, and the record says what it answered.
+fn disks_let_go(vm: &VmRecord, found: &mut Vec<Drift>) {
+    if !matches!(vm.phase, Phase::Running | Phase::Paused) {
+        return;
+    }
+    for held in &vm.disks {
+        if held.state == AttachState::LetGo {
+            let (disk, id) = (&held.disk, &vm.id);
+            let details = format!("it is attached to {id}, whose QEMU does not have it");
+            let subject = Subject::Disk(disk.clone());
+            let class = DriftClass::DiskLetGo;
+            found.push(Drift::reported(class, disk.as_str(), subject, details));
+        }
+    }
 }
 
 fn disk_without_vm(vms: &BTreeSet<&VmId>, disk: &DiskRecord) -> Option<Drift> {

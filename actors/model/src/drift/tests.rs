@@ -5,7 +5,7 @@
 
 use super::{
     Drift, DriftClass, FileKind, Patience, Recorded, Repair, Room, Seen, SeenFile, SeenFiles,
-    SeenProcess, plan,
+    SeenNetwork, SeenProcess, plan,
 };
 use crate::{
     disk::{DiskFormat, DiskRecord},
@@ -13,10 +13,14 @@ use crate::{
         BootId, DiskId, ImageName, Incarnation, OperationId, Revision, TemplateName, VmId, VmUuid,
     },
     image::{ImageFormat, ImageKind, ImageRecord},
+    network::{LeaseRecord, TapName, lease_id},
     operation::{OperationKind, OperationRecord, OperationStatus},
     restart::{RestartHistory, RestartPolicy},
     time::UnixMs,
-    vm::{Desired, Firmware, Phase, ProcessIdentity, Reason, VmRecord, VmSize, VmSpec},
+    vm::{
+        AttachState, Attachment, Claim, Desired, Firmware, NetworkKind, NicClaim, Phase,
+        ProcessIdentity, Reason, VmRecord, VmSize, VmSpec,
+    },
 };
 use std::collections::BTreeMap;
 
@@ -29,6 +33,7 @@ struct World {
     disk: DiskRecord,
     image: ImageRecord,
     operation: Option<OperationRecord>,
+    lease: Option<LeaseRecord>,
     quarantined: Vec<(&'static str, &'static str)>,
     seen: Seen,
 }
@@ -75,6 +80,7 @@ fn running_vm() -> VmRecord {
             },
             restart: RestartPolicy::default(),
             io_error: crate::vm::IoErrorPolicy::default(),
+            start: crate::power::StartSpec::default(),
             resources: crate::vm::Resources::default(),
         },
         mac: [2; 6],
@@ -89,7 +95,15 @@ fn running_vm() -> VmRecord {
         boot_id: None,
         process: Some(identity(77)),
         started_at: None,
-        claim: None,
+        claim: Some(Claim {
+            nics: vec![NicClaim {
+                nic: 0,
+                kind: NetworkKind::Bridge,
+                mac: [2; 6],
+                address: None,
+            }],
+            ..Claim::default()
+        }),
         ending: None,
         stop: None,
         restarting: false,
@@ -98,11 +112,33 @@ fn running_vm() -> VmRecord {
         backoff_ms: 0,
         operations: Vec::new(),
         last_event: None,
-        disks: Vec::new(),
+        disks: vec![Attachment {
+            disk: DiskId::parse("data").unwrap(),
+            slot: 4,
+            letter: b'b',
+            state: AttachState::Attached,
+        }],
         failed_disk: None,
         failed_for_space: false,
         link: crate::network::LinkState::Up,
         nics: Vec::new(),
+    }
+}
+
+fn tap() -> String {
+    TapName::of(&VmId::parse("vm").unwrap(), 0).to_string()
+}
+
+fn lease() -> LeaseRecord {
+    let address = core::net::Ipv4Addr::new(10, 0, 0, 7);
+    LeaseRecord {
+        id: lease_id(address),
+        vm_id: VmId::parse("other").unwrap(),
+        nic: 0,
+        address,
+        mac: [2; 6],
+        fixed: false,
+        created_at: UnixMs(0),
     }
 }
 
@@ -142,13 +178,24 @@ fn agreeing() -> World {
                 vm_folders: vec![file("vm", FileKind::Folder, 0)],
                 runtime: vec![file("vm", FileKind::Folder, 0)],
             }),
+            network: Some(SeenNetwork {
+                name: "br-x".to_owned(),
+                bridge: Some((true, true)),
+                taps: vec![(tap(), true)],
+                foreign: Vec::new(),
+            }),
         },
+        lease: None,
     }
 }
 
 impl World {
     fn files(&mut self) -> &mut SeenFiles {
         self.seen.files.as_mut().unwrap()
+    }
+
+    fn network(&mut self) -> &mut SeenNetwork {
+        self.seen.network.as_mut().unwrap()
     }
 
     fn processes(&mut self) -> &mut Vec<SeenProcess> {
@@ -160,6 +207,10 @@ impl World {
         self.vm.desired = Desired::Stopped;
         self.vm.reason = reason;
         self.vm.process = None;
+        self.vm.claim = None;
+        if let Some(network) = &mut self.seen.network {
+            network.taps.clear();
+        }
     }
 
     fn plan(&self) -> Vec<Drift> {
@@ -167,6 +218,7 @@ impl World {
             vms: vec![(Revision(5), &self.vm)],
             disks: vec![&self.disk],
             images: vec![&self.image],
+            leases: self.lease.iter().collect(),
             operations: self.operation.iter().collect(),
             quarantined: self.quarantined.clone(),
         };
@@ -218,6 +270,12 @@ fn made(class: DriftClass) -> Option<World> {
         DriftClass::DiskFileMissing => world.files().disks.clear(),
         DriftClass::DiskFileShort => world.files().disks[0].bytes -= 1,
         DriftClass::DiskOfNoVm => world.disk.vm_id = Some(VmId::parse("other").unwrap()),
+        DriftClass::DiskLetGo => world.vm.disks[0].state = AttachState::LetGo,
+        DriftClass::LeaseOfNoVm => world.lease = Some(lease()),
+        DriftClass::BridgeLost => world.network().bridge = None,
+        DriftClass::TapLost => world.network().taps[0].1 = false,
+        DriftClass::TapOrphan => world.network().taps.push(("v0gone-x".to_owned(), true)),
+        DriftClass::LinkForeign => world.network().foreign.push("eth9".to_owned()),
         DriftClass::ImageFileMissing => world.files().images.clear(),
         DriftClass::ImageFileShort => world.files().images[0].bytes -= 1,
         DriftClass::FileWithoutRecord => {
@@ -401,6 +459,7 @@ fn a_root_disk_that_was_never_made_is_not_missing() {
             images: vec![file("linux", FileKind::File, 500)],
             ..SeenFiles::default()
         }),
+        network: None,
     };
     assert_eq!(world.plan(), Vec::new());
 }

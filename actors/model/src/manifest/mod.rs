@@ -17,7 +17,7 @@ pub use rebuild::{Rebuilt, rebuild};
 use crate::{
     disk::DiskRecord,
     image::ImageRecord,
-    network::{ForwardRecord, LeaseRecord},
+    network::{ForwardRecord, LeaseRecord, NicState},
     template::TemplateRecord,
     token::TokenRecord,
     vm::{AttachState, Phase, Reason, VmRecord},
@@ -119,6 +119,10 @@ impl Kept {
             if held.state != AttachState::LetGo {
                 held.state = AttachState::Attached;
             }
+        }
+        for nic in &mut kept.nics {
+            // One that QEMU does not have it gets at the next start.
+            nic.state = NicState::Attached;
         }
         Kept::Vm(Box::new(kept))
     }

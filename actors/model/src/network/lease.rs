@@ -263,4 +263,47 @@ mod tests {
         assert_eq!(Pool::new(net, 24, broadcast), Err(PoolError::BadGateway));
         assert_eq!(Pool::new(net, 30, first).unwrap().size(), 1);
     }
+
+    #[test]
+    fn a_pool_tells_its_network_as_people_write_it() {
+        let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        let pool = Pool::new(address("192.168.100.0"), 24, address("192.168.100.1")).unwrap();
+        assert_eq!(
+            (pool.network(), pool.prefix()),
+            (address("192.168.100.0"), 24)
+        );
+        assert_eq!(pool.netmask(), address("255.255.255.0"));
+        assert_eq!(pool.broadcast(), address("192.168.100.255"));
+        // All but the network's own, the broadcast's and the gateway's.
+        assert_eq!(pool.size(), 253);
+    }
+
+    #[test]
+    fn a_pool_holds_its_hosts_but_neither_its_gateway_nor_other_networks() {
+        let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        let pool = Pool::new(address("10.0.0.0"), 29, address("10.0.0.1")).unwrap();
+        for (text, held) in [
+            ("10.0.0.0", false),
+            ("10.0.0.1", false),
+            ("10.0.0.2", true),
+            ("10.0.0.6", true),
+            ("10.0.0.7", false),
+            ("10.0.0.8", false),
+            ("10.0.1.2", false),
+        ] {
+            assert_eq!(pool.holds(address(text)), held, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_mac_is_local_unicast_the_same_again_and_anothers_is_another() {
+        let vm = |name: &str| VmId::parse(name).unwrap();
+        let mac = mac_address(&vm("web"), 0, 0);
+        assert_eq!(mac[0] & 0b11, 0b10, "locally administered, one receiver");
+        assert_eq!(mac, mac_address(&vm("web"), 0, 0));
+        let others = [(vm("db"), 0, 0), (vm("web"), 1, 0), (vm("web"), 0, 1)];
+        for (vm, nic, attempt) in others {
+            assert_ne!(mac, mac_address(&vm, nic, attempt), "{vm}/{nic}/{attempt}");
+        }
+    }
 }

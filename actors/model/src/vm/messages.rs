@@ -8,6 +8,7 @@ use crate::{
     event::Origin,
     ids::{BootId, DiskId, Incarnation, OperationId},
     network::{LinkState, NewNic},
+    power::StartSpec,
     time::UnixMs,
     vm::record::{Claim, ProcessIdentity},
 };
@@ -38,6 +39,8 @@ pub enum Command {
     Resume,
     /// Reset its machine, as the button does.
     Reset,
+    /// Say how it comes up and goes down with the host.
+    SetStart(StartSpec),
     /// Stop it by force and erase it.
     Delete {
         /// Whether its root disk is kept as a disk of its own.

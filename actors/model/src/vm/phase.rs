@@ -143,3 +143,35 @@ impl ApiState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clients know these words.
+    #[test]
+    fn the_words_of_states_never_change() {
+        for (desired, word) in [
+            (Desired::Running, "running"),
+            (Desired::Stopped, "stopped"),
+            (
+                Desired::Erased {
+                    keep_root_disk: true,
+                },
+                "deleted",
+            ),
+        ] {
+            assert_eq!(desired.as_str(), word);
+        }
+        for (state, word) in [
+            (ApiState::Stopped, "stopped"),
+            (ApiState::Starting, "starting"),
+            (ApiState::Running, "running"),
+            (ApiState::Paused, "paused"),
+            (ApiState::Stopping, "stopping"),
+            (ApiState::Error, "error"),
+        ] {
+            assert_eq!(state.as_str(), word);
+        }
+    }
+}

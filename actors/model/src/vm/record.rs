@@ -137,6 +137,10 @@ pub enum Measure {
     CgroupPids,
     /// A control group weighs its use of disks.
     CgroupIo,
+    /// Mounts of its own: only the files it needs are there.
+    MountNamespace,
+    /// A network of its own, without any link.
+    NetworkNamespace,
 }
 
 impl Measure {
@@ -155,6 +159,8 @@ impl Measure {
             Measure::CgroupCpu => "cgroup_cpu",
             Measure::CgroupPids => "cgroup_pids",
             Measure::CgroupIo => "cgroup_io",
+            Measure::MountNamespace => "mount_namespace",
+            Measure::NetworkNamespace => "network_namespace",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     ids::{ImageName, TemplateName},
+    power::StartSpec,
     restart::RestartPolicy,
 };
 use serde::{Deserialize, Serialize};
@@ -154,6 +155,8 @@ pub struct VmSpec {
     pub restart: RestartPolicy,
     /// What follows when its CPUs were stopped for want of space.
     pub io_error: IoErrorPolicy,
+    /// How it comes up and goes down with the host.
+    pub start: StartSpec,
     /// How much of the host it has beside its size.
     pub resources: Resources,
 }

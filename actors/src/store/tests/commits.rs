@@ -182,3 +182,30 @@ async fn what_belongs_together_is_written_together_or_not_at_all() {
     assert_eq!((inventory.vms.len(), inventory.disks.len()), (1, 1));
     assert_eq!(inventory.vms[&vm().id].value, vm());
 }
+
+#[tokio::test]
+async fn a_mac_address_is_held_by_a_vms_present_record_and_by_no_erased_one() {
+    let store = Store::start().await;
+    let put = |vm| Change {
+        writes: vec![Write::PutVm(Box::new(vm))],
+        ..Change::default()
+    };
+    let held = |store: &Store, mac| store.handle.inventory().has_mac(mac);
+    let mut vm = vm();
+    store.handle.commit(put(vm.clone())).await.unwrap();
+    let old: Vec<_> = vm.macs().map(|(_, mac)| mac).collect();
+    assert!(old.iter().all(|mac| held(&store, *mac)));
+    let again = store.successor().await;
+    assert!(old.iter().all(|mac| held(&again, *mac)), "read back");
+    let new = [2, 0, 0, 9, 9, 9];
+    vm.mac = new;
+    again.handle.commit(put(vm.clone())).await.unwrap();
+    assert!(held(&again, new) && !held(&again, old[0]));
+    let erase = Change {
+        writes: vec![Write::EraseVm(vm.id)],
+        ..Change::default()
+    };
+    again.handle.commit(erase).await.unwrap();
+    assert!(!held(&again, new));
+    assert!(!old.iter().any(|mac| held(&again, *mac)));
+}

@@ -16,6 +16,7 @@ use vman_model::{
     TemplateRecord, TokenId, TokenName, TokenRecord, TokenScope, UnixMs, VmId, VmUuid, Write,
     change::IdempotentAnswer,
     network::{LinkState, Nic, NicState},
+    power::{Condition, Dependency, Drain, HostRecord, StartSpec, Starting},
     vm::{
         AttachState, Attachment, BootSpec, Claim, Confinement, Desired, Ending, Firmware,
         IoErrorPolicy, Measure, NetworkKind, NicClaim, OpenOperation, Phase, ProcessIdentity,
@@ -148,6 +149,14 @@ pub(super) fn vm() -> VmRecord {
             size: size(),
             restart: RestartPolicy::default(),
             io_error: IoErrorPolicy::Hold,
+            start: StartSpec {
+                autostart: true,
+                priority: 7,
+                depends_on: vec![Dependency {
+                    vm: VmId::parse("db-1").unwrap(),
+                    condition: Condition::Address,
+                }],
+            },
             resources: Resources {
                 cpu_weight: Some(300),
                 cpu_quota: Some(150),
@@ -314,6 +323,7 @@ pub(super) fn event() -> Event {
                 origin: Origin::Request {
                     request_id: RequestId::parse("r-1").unwrap(),
                     principal: "local:0".to_owned(),
+                    remote: Some([192, 0, 2, 7].into()),
                 },
                 input: "stop".to_owned(),
                 led_by: Some(Revision(40)),
@@ -341,5 +351,24 @@ pub(super) fn token() -> TokenRecord {
         created_at: UnixMs(1_700_000_000_000),
         expires_at: Some(UnixMs(1_800_000_000_000)),
         last_used_at: None,
+    }
+}
+
+pub(super) fn host() -> HostRecord {
+    let vm = VmId::parse("web-1").unwrap();
+    HostRecord {
+        boot_id: BootId::parse("boot-1").unwrap(),
+        starting: vec![Starting {
+            vm: vm.clone(),
+            held: true,
+        }],
+        drain: Some(Drain {
+            since: UnixMs(1_700_000_000_000),
+            timeout_ms: 120_000,
+            operation: OperationId::parse("op-1").unwrap(),
+            origin: Origin::Daemon,
+            vms: vec![vm],
+            done: true,
+        }),
     }
 }

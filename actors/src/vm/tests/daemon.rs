@@ -46,6 +46,7 @@ pub(super) fn origin() -> Origin {
     Origin::Request {
         request_id: RequestId::parse("r-1").unwrap(),
         principal: "test".to_owned(),
+        remote: None,
     }
 }
 
@@ -67,6 +68,7 @@ pub(super) fn spec(restart: RestartPolicy) -> VmSpec {
         size: size(),
         restart,
         io_error: vman_model::vm::IoErrorPolicy::default(),
+        start: vman_model::power::StartSpec::default(),
         resources: vman_model::vm::Resources::default(),
     }
 }

@@ -14,4 +14,5 @@ mod faults;
 mod network;
 mod nics;
 mod observed;
+mod power;
 mod rebuilt;

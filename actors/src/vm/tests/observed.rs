@@ -1,18 +1,23 @@
 //! The observer on a whole daemon: what it finds, does and tells.
 
-use super::daemon::{Daemon, STOP_BY_FORCE, alone, vm};
+use super::{
+    daemon::{Daemon, STOP_BY_FORCE, alone, vm},
+    network::bridged,
+};
 use crate::{
     fakes::FakeHost,
     observer::{DriftSettings, Finding, ObserverReport},
-    ports::{FoundProcess, LaunchPlan, NewsSink},
+    ports::{FoundProcess, LaunchPlan, NetworkSurvey, NewsSink, SeenTap},
 };
+use core::net::Ipv4Addr;
 use std::sync::Arc;
 use vman_model::{
-    BootId, Change, DiskId, EventKind, ImageFormat, ImageKind, ImageName, ImageRecord, Incarnation,
-    OperationId, OperationKind, OperationRecord, OperationStatus, Origin, Revision, UnixMs, VmId,
-    VmUuid, Write,
+    BootId, Change, DiskFile, DiskId, DiskRecord, EventKind, ImageFormat, ImageKind, ImageName,
+    ImageRecord, Incarnation, LeaseRecord, OperationId, OperationKind, OperationRecord,
+    OperationStatus, Origin, Revision, UnixMs, VmId, VmUuid, Write,
     drift::{DriftClass, FileKind, Room, SeenFile},
-    vm::{Firmware, Phase, ProcessIdentity, RunState},
+    network::lease_id,
+    vm::{AttachState, Command, Firmware, Phase, ProcessIdentity, RunState},
 };
 
 async fn check(daemon: &Daemon) -> Arc<ObserverReport> {
@@ -112,6 +117,33 @@ async fn hang(daemon: &Daemon, id: &VmId) {
     daemon.until("it is known to be deaf", deaf).await;
 }
 
+/// A running VM with the data disk `data`.
+async fn attached(daemon: &Daemon) -> VmId {
+    let id = daemon.create("a").await;
+    let inventory = daemon.on().store.inventory();
+    let root = inventory.disks.values().next().unwrap().value.clone();
+    let disk = DiskId::parse("data").unwrap();
+    let data = DiskRecord {
+        id: disk.clone(),
+        vm_id: None,
+        root: false,
+        file: DiskFile::OnDemand,
+        ..root
+    };
+    put(daemon, Write::PutDisk(data)).await;
+    let letter = None;
+    daemon.done(&id, Command::AttachDisk { disk, letter }).await;
+    daemon.done(&id, Command::Start).await;
+    id
+}
+
+/// The bridge looks otherwise than it is.
+async fn see(daemon: &Daemon, change: impl FnOnce(&mut NetworkSurvey)) {
+    let mut seen = daemon.on().network.survey().await.unwrap();
+    change(&mut seen);
+    daemon.host.network_seen(Some(seen));
+}
+
 /// Makes the host or the records differ in the way of this class.
 async fn make(daemon: &Daemon, class: DriftClass) -> bool {
     let host = &daemon.host;
@@ -179,6 +211,46 @@ async fn make(daemon: &Daemon, class: DriftClass) -> bool {
             };
             put(daemon, Write::PutOperation(operation)).await;
         }
+        DriftClass::DiskLetGo => {
+            let id = attached(daemon).await;
+            host.pull_disk(&id, &DiskId::parse("data").unwrap());
+            // Its record follows the answer to the observer's own question.
+            check(daemon).await;
+            let let_go = || {
+                daemon
+                    .record(&id)
+                    .is_some_and(|vm| vm.disks[0].state == AttachState::LetGo)
+            };
+            daemon.until("QEMU was asked", let_go).await;
+        }
+        DriftClass::LeaseOfNoVm => {
+            let address = Ipv4Addr::new(10, 0, 0, 77);
+            let lease = LeaseRecord {
+                id: lease_id(address),
+                vm_id: vm("nobody"),
+                nic: 0,
+                address,
+                mac: [2; 6],
+                fixed: false,
+                created_at: UnixMs(0),
+            };
+            put(daemon, Write::PutLease(lease)).await;
+        }
+        DriftClass::BridgeLost => see(daemon, |seen| seen.bridge = None).await,
+        DriftClass::TapLost => {
+            daemon.running("a").await;
+            see(daemon, |seen| seen.taps.clear()).await;
+        }
+        DriftClass::TapOrphan => {
+            let tap = SeenTap {
+                name: "v0gone-abcdefg".to_owned(),
+                attached: true,
+            };
+            see(daemon, |seen| seen.taps.push(tap)).await;
+        }
+        DriftClass::LinkForeign => {
+            see(daemon, |seen| seen.foreign.push("eth9".to_owned())).await;
+        }
         // Rows are read at the start: see `an_unreadable_record_is_told`. The
         // others are failures of the looking itself.
         DriftClass::RecordQuarantined | DriftClass::LogNotBounded | DriftClass::CheckFailed => {
@@ -189,14 +261,14 @@ async fn make(daemon: &Daemon, class: DriftClass) -> bool {
 }
 
 async fn is_found_and_told_once(class: DriftClass) {
-    let daemon = Daemon::start().await;
+    let daemon = Daemon::start_on(bridged(24)).await;
     assert_eq!(check(&daemon).await.last_issues, Vec::new());
     if !make(&daemon, class).await {
         return;
     }
     let report = check(&daemon).await;
     let finding = of(&report, class).unwrap_or_else(|| panic!("{class:?}: {report:?}"));
-    assert_eq!(report.last_issues.len(), 1, "{report:?}");
+    assert_eq!(report.last_issues.len(), 1, "{class:?}: {report:?}");
     assert!(!finding.action.starts_with("failed"), "{finding:?}");
     check(&daemon).await;
     check(&daemon).await;
@@ -214,7 +286,7 @@ fn every_class_of_the_table_is_found_by_one_check_told_once_and_recorded() {
 }
 
 async fn is_found_and_left(class: DriftClass) {
-    let mut daemon = Daemon::start().await;
+    let mut daemon = Daemon::start_on(bridged(24)).await;
     daemon.settings.drift.repair = false;
     daemon.stop_and_start().await;
     if !make(&daemon, class).await {

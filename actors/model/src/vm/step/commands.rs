@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     operation::{OperationKind, OperationStatus},
+    power::StartSpec,
     vm::{
         messages::{Command, CommandContext, Effect, QmpAction, Refusal, Timer},
         phase::{Desired, Phase},
@@ -29,6 +30,7 @@ pub(super) fn command(turn: &mut Turn<'_>, command: Command, context: CommandCon
         Command::Pause => act(turn, QmpAction::Pause, context),
         Command::Resume => act(turn, QmpAction::Resume, context),
         Command::Reset => act(turn, QmpAction::Reset, context),
+        Command::SetStart(start) => set_start(turn, start, context),
         Command::Delete { keep_root_disk } => delete(turn, keep_root_disk, context),
         Command::AttachDisk { disk, letter } => disks::attach(turn, disk, letter, context),
         Command::DetachDisk(disk) => disks::detach(turn, disk, context),
@@ -207,6 +209,15 @@ fn act(turn: &mut Turn<'_>, action: QmpAction, context: CommandContext) {
     let operation = context.operation.clone();
     turn.accept(kind, context);
     turn.effect(Effect::Act(operation, action));
+}
+
+/// Changes nothing of the present life, so it is done at once in every phase.
+fn set_start(turn: &mut Turn<'_>, start: StartSpec, context: CommandContext) {
+    let operation = context.operation.clone();
+    turn.accept(OperationKind::VmConfigure, context);
+    turn.record.spec.start = start;
+    turn.finish_one(&operation, OperationStatus::Succeeded, None);
+    turn.tell("how it is started with the host was changed");
 }
 
 fn delete(turn: &mut Turn<'_>, keep_root_disk: bool, context: CommandContext) {

@@ -188,6 +188,7 @@ pub fn input_word(input: &Input) -> &'static str {
         Input::Command(Command::Pause, _) => "pause",
         Input::Command(Command::Resume, _) => "resume",
         Input::Command(Command::Reset, _) => "reset",
+        Input::Command(Command::SetStart(_), _) => "set_start",
         Input::Command(Command::Delete { .. }, _) => "delete",
         Input::Command(Command::AttachDisk { .. }, _) => "attach_disk",
         Input::Command(Command::DetachDisk(_), _) => "detach_disk",

@@ -6,6 +6,7 @@ use crate::{
     ids::{BootId, DiskId, Incarnation, OperationId, RequestId, TemplateName, VmId, VmUuid},
     network::{LeaseRecord, LinkState, MAX_NICS, NewNic, lease_id},
     operation::OperationKind,
+    power::StartSpec,
     restart::{RestartBudget, RestartHistory, RestartMode, RestartPolicy},
     time::UnixMs,
     vm::{
@@ -65,6 +66,7 @@ pub(super) fn context(n: u64) -> CommandContext {
         origin: Origin::Request {
             request_id: RequestId::parse("r").expect("a letter is a valid id"),
             principal: "local:0".to_owned(),
+            remote: None,
         },
     }
 }
@@ -95,6 +97,7 @@ pub(crate) fn new_vm(mode: RestartMode, budget: RestartBudget) -> VmRecord {
             },
             restart: RestartPolicy { mode, budget },
             io_error: IoErrorPolicy::default(),
+            start: StartSpec::default(),
             resources: Resources::default(),
         },
         mac: [2, 0, 0, 0, 0, 1],
@@ -187,6 +190,10 @@ pub(super) fn all_commands() -> Vec<Command> {
         Command::Pause,
         Command::Resume,
         Command::Reset,
+        Command::SetStart(StartSpec {
+            autostart: true,
+            ..StartSpec::default()
+        }),
         DELETE,
         Command::Delete {
             keep_root_disk: true,

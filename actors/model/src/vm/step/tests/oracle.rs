@@ -138,6 +138,7 @@ impl Oracle {
             Command::Pause
             | Command::Resume
             | Command::Reset
+            | Command::SetStart(_)
             | Command::AttachDisk { .. }
             | Command::DetachDisk(_)
             | Command::ResizeDisk { .. }

@@ -1,0 +1,8 @@
+//! Rows of the store: see `entries::rows`.
+#![no_main]
+#![allow(dead_code)]
+
+#[path = "../entries.rs"]
+mod entries;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| entries::rows(bytes));
