@@ -62,7 +62,7 @@ fi
 step fmt cargo fmt --all --check
 step clippy cargo clippy --workspace --all-targets -- -D warnings
 step nextest nextest "$@"
-step disk-steps cargo nextest run --features failpoints --test disk_steps
+step steps cargo nextest run --features failpoints --test steps "$@"
 step doc cargo test --doc --workspace
 # Only with the long tests: they take minutes, two release builds, and tools that may not be there.
 if [[ " $* " == *" --run-ignored all "* ]]; then

@@ -128,6 +128,11 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
     let (log, dry_run) = (outer.log.clone(), config.qemu.dry_run);
     let metrics = figures::sources(log, times.clone(), samples.clone(), dry_run);
     let ports = ports(&config, &lock, times, &samples).await?;
+    #[cfg(feature = "failpoints")]
+    let ports = match vman_actors::failpoint::process() {
+        Some(process) => vman_actors::failpoint::watched(ports, process),
+        None => ports,
+    };
     let hypervisor = ports.hypervisor.clone();
     let settings = settings(&config, allowance(&config)?);
     let (tree, probe) = tokio::join!(Tree::start(ports, &settings), hypervisor.probe());

@@ -42,9 +42,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     #[cfg(feature = "failpoints")]
-    if let Ok(step) = std::env::var("FAILPOINT") {
-        vman_actors::failpoint::arm(step, std::process::abort);
-    }
+    watch_steps();
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
     let (overrides, log) = (flags.overrides(&args.global), log.control());
     let outer = app::Outer {
@@ -58,6 +56,18 @@ fn main() -> ExitCode {
             fail(&error, error.exit_code())
         }
     }
+}
+
+/// Has this process die at a step, or write down which it passes.
+#[cfg(feature = "failpoints")]
+fn watch_steps() {
+    use vman_actors::failpoint;
+    let log = std::env::var_os("FAILPOINT_LOG").map(|path| {
+        let mut log = std::fs::File::options();
+        let log = log.create(true).append(true).open(path);
+        Box::new(log.expect("a test names a file that can be written")) as failpoint::Log
+    });
+    failpoint::arm(std::env::var("FAILPOINT").ok(), std::process::abort, log);
 }
 
 /// Work on the files while no daemon runs.

@@ -12,6 +12,8 @@ pub mod manifests;
 pub mod meters;
 pub mod network;
 pub mod observer;
+#[cfg(any(test, feature = "fakes"))]
+pub mod oracle;
 pub mod ports;
 pub mod power;
 pub mod root;

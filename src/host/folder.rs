@@ -15,7 +15,10 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use vman_actors::ports::FileError;
+use vman_actors::{
+    failpoint::{self, Side},
+    ports::FileError,
+};
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 
@@ -95,8 +98,11 @@ impl Folder {
         } else {
             RenameFlags::NOREPLACE
         };
+        failpoint::hit("file", "move", Side::Before);
         rustix::fs::renameat_with(&*self.fd, name, &*to.fd, new_name, flags)?;
-        to.sync()
+        to.sync()?;
+        failpoint::hit("file", "move", Side::After);
+        Ok(())
     }
 
     /// Removes a file; it is no error if it is not there. Not durable before [`Folder::sync`].

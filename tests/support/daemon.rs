@@ -258,6 +258,12 @@ impl Daemon {
         wait_for("the daemon to end", PATIENCE, || child.try_wait().unwrap())
     }
 
+    /// Whether the daemon has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        let child = self.child.as_mut().expect("a daemon that was started");
+        child.try_wait().unwrap().is_some()
+    }
+
     /// Waits for the daemon to end by itself.
     pub fn ended(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("a daemon that was started");

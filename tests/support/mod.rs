@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod host;
 pub mod http;
 pub mod qmp;
+pub mod sight;
 
 use std::{
     path::PathBuf,

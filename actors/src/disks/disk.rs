@@ -6,7 +6,6 @@
 
 use super::{DisksHandle, SeenFiles};
 use crate::{
-    failpoint,
     ports::{DiskFiles, FileError, NewDiskFile},
     store::{StoreError, Versioned},
 };
@@ -162,9 +161,7 @@ impl DisksHandle {
         origin: Origin,
         now: UnixMs,
     ) -> Result<(), DiskFault> {
-        failpoint::hit("delete.row");
         self.remove(disk.id.clone(), disk.format).await?;
-        failpoint::hit("delete.file");
         let told = format!("disk {} was deleted", disk.id);
         let erase = Change {
             guards: Vec::new(),
@@ -198,7 +195,6 @@ impl DisksHandle {
             event: Some(event(id, EventKind::DiskChanged, told, origin, now)),
         };
         self.store.commit(change).await?;
-        failpoint::hit("resize.row");
         self.grow_file(id, before).await
     }
 
@@ -226,7 +222,6 @@ impl DisksHandle {
             }
             return Err(error.into());
         }
-        failpoint::hit("resize.done");
         self.look_now(disk).await;
         Ok(())
     }

@@ -248,6 +248,19 @@ impl DisksHandle {
         })
     }
 
+    /// That there is no record of this name, for certain: an upload before may
+    /// have ended with an unknown outcome, which only a store that has read its
+    /// file again tells.
+    fn check_absent(&self, name: &ImageName) -> Result<(), ImageError> {
+        if !self.store.is_running() {
+            return Err(StoreError::Unavailable.into());
+        }
+        if self.store.inventory().images.contains_key(name) {
+            return Err(ImageError::Exists(name.clone()));
+        }
+        Ok(())
+    }
+
     /// Deletes an image that nothing uses: its record first, so that nothing can
     /// begin to use it, then its file (a file without a record is swept at start).
     pub async fn delete_image(
@@ -304,6 +317,7 @@ impl StartedUpload {
             sha256: staged.sha256.clone(),
             created_at: now,
         };
+        self.handle.check_absent(&self.name)?;
         self.handle.images.publish(&self.name, staged).await?;
         let change = Change {
             guards: vec![Guard::ImageAbsent(self.name.clone())],
@@ -319,8 +333,9 @@ impl StartedUpload {
             Ok(_) => Ok(record),
             Err(error) => {
                 // Where it is certain that there is no record there shall be no
-                // file; otherwise the next start sweeps what has none.
-                if error.is_certain() {
+                // file; otherwise the next start sweeps what has none. That this
+                // change was not written does not say that no earlier one was.
+                if error.is_certain() && self.handle.check_absent(&self.name).is_ok() {
                     let _ = self.handle.images.remove(&self.name).await;
                 }
                 Err(error.into())

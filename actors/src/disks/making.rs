@@ -10,7 +10,6 @@ use super::{
     disk::{DiskFault, event},
 };
 use crate::{
-    failpoint,
     ports::{Clock, DiskFiles, FileError, NewDiskFile},
     store::StoreHandle,
 };
@@ -73,10 +72,8 @@ impl DisksHandle {
             event: None,
         };
         self.store.commit(begun).await?;
-        failpoint::hit("create.row");
         let made = match self.ensure(file).await {
             Ok(_) => {
-                failpoint::hit("create.file");
                 disk.file = DiskFile::Made;
                 self.commit_made(&disk, key, new.origin, clock).await
             }
@@ -89,7 +86,6 @@ impl DisksHandle {
             }
             return Err(error);
         }
-        failpoint::hit("create.committed");
         tracing::info!(disk_id = %disk.id, size_mib = disk.size_mib, "disk made");
         self.look_now(&disk).await;
         Ok(disk.id)

@@ -41,6 +41,10 @@ impl Storage for FencedStorage {
         self.inner.commit(batch)
     }
 
+    fn blocks(&self) -> bool {
+        self.world.storage_blocks()
+    }
+
     fn backup(&self, suffix: &str) -> Result<String, CommitError> {
         self.inner.backup(suffix)
     }

@@ -127,8 +127,10 @@ impl ImageFiles for FakeImages {
         PathBuf::from(format!("/simulated/images/{name}"))
     }
 
-    fn sweep(&self, _: Vec<ImageName>) -> BoxFuture<'static, Result<(), FileError>> {
+    fn sweep(&self, known: Vec<ImageName>) -> BoxFuture<'static, Result<(), FileError>> {
         self.world.image_sweeps.fetch_add(1, Ordering::SeqCst);
+        let images = &mut self.world.things().images;
+        images.retain(|name, _| known.contains(name));
         Box::pin(async { Ok(()) })
     }
 }

@@ -53,6 +53,14 @@ impl FakeHost {
         Self::seeded(1)
     }
 
+    /// The same; commits are made in step with the runtime, so that in one
+    /// thread a seed tells everything that happens.
+    pub fn in_step(seed: u64) -> Self {
+        let host = Self::seeded(seed);
+        host.world.keep_in_step();
+        host
+    }
+
     /// The same, with another row of random numbers.
     pub fn seeded(seed: u64) -> Self {
         let world = Arc::<World>::default();
@@ -239,6 +247,16 @@ impl FakeHost {
         } else {
             things.taken_ports.remove(&port);
         }
+    }
+
+    /// The image files there are.
+    pub fn image_files(&self) -> Vec<ImageName> {
+        self.world.things().images.keys().cloned().collect()
+    }
+
+    /// The disks that a living QEMU has.
+    pub fn disks_of(&self, pid: u32) -> Vec<DiskId> {
+        self.world.disks_of(pid).unwrap_or_default()
     }
 
     /// The network cards of a VM's living QEMU by slot, with their cables.

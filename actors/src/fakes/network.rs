@@ -101,9 +101,18 @@ impl Network for FakeNetwork {
     }
 
     fn disturbances(&self) -> BoxStream<'static, ()> {
-        futures_util::stream::unfold(self.bridge.clone(), |bridge| async move {
-            bridge.disturbed.notified().await;
-            Some(((), bridge))
+        let (world, daemon) = (self.world.clone(), self.daemon);
+        futures_util::stream::unfold(self.bridge.clone(), move |bridge| {
+            let world = world.clone();
+            async move {
+                bridge.disturbed.notified().await;
+                if !world.is_present(daemon) {
+                    // It is for the daemon that lives.
+                    bridge.disturb();
+                    std::future::pending::<()>().await;
+                }
+                Some(((), bridge))
+            }
         })
         .boxed()
     }

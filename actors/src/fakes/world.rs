@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -107,6 +107,8 @@ pub(super) struct World {
     /// to nothing.
     daemon: AtomicU64,
     commit: Mutex<()>,
+    /// Commits are made in step with the runtime, by no thread of their own.
+    in_step: AtomicBool,
     commit_panics: AtomicU32,
     pub(super) check_panics: AtomicU32,
     pub(super) image_sweeps: AtomicU32,
@@ -129,6 +131,14 @@ impl World {
 
     pub(super) fn commit_turn(&self) -> MutexGuard<'_, ()> {
         self.commit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn storage_blocks(&self) -> bool {
+        !self.in_step.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn keep_in_step(&self) {
+        self.in_step.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn panic_in_commits(&self, times: u32) {

@@ -153,6 +153,11 @@ pub trait Storage: Send + Sync + 'static {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, LoadError>;
     /// Makes the batch durable.
     fn commit(&self, batch: &[Row]) -> Result<(), CommitError>;
+    /// Whether a commit takes its time: then a thread of the store's own makes
+    /// them, otherwise a task, in step with all others.
+    fn blocks(&self) -> bool {
+        true
+    }
     /// Makes a durable copy of the file beside it, its name ending in `suffix`; one that is there already is replaced,
     /// whole or not at all. Answers the copy's path. The errors are those of a commit that did not happen.
     fn backup(&self, suffix: &str) -> Result<String, CommitError>;

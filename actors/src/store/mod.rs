@@ -60,6 +60,15 @@ pub struct StoreArguments {
 /// The StateStore actor.
 pub struct StateStore;
 
+/// Publishes what is durable; answers which life of the actor begins.
+fn read_back(arguments: &StoreArguments) -> Result<u64, StoreLoadError> {
+    let mut turn = arguments.slot.turn();
+    *turn += 1;
+    let inventory = load::load(arguments.storage.as_ref(), arguments.clock.as_ref())?;
+    arguments.slot.publish(Arc::new(inventory));
+    Ok(*turn)
+}
+
 impl Actor for StateStore {
     type Msg = StoreMsg;
     type State = Writer;
@@ -71,14 +80,12 @@ impl Actor for StateStore {
         arguments: StoreArguments,
     ) -> Result<Writer, ActorProcessingErr> {
         let reading = arguments.clone();
-        let epoch = tokio::task::spawn_blocking(move || {
-            let mut turn = reading.slot.turn();
-            *turn += 1;
-            let inventory = load::load(reading.storage.as_ref(), reading.clock.as_ref())?;
-            reading.slot.publish(Arc::new(inventory));
-            Ok::<_, StoreLoadError>(*turn)
-        })
-        .await??;
+        let read = move || read_back(&reading);
+        let epoch = if arguments.storage.blocks() {
+            tokio::task::spawn_blocking(read).await??
+        } else {
+            read()?
+        };
         let writer = Writer::spawn(&arguments, epoch, myself.clone());
         Slot::set(&arguments.slot.actor, myself);
         Ok(writer)

@@ -2,7 +2,7 @@
 //! durable commit of it, publishes the new inventory, then answers them all.
 //!
 //! It waits for nothing to fill a group: while one commit syncs, the next group
-//! gathers by itself.
+//! gathers by itself. On a storage that does not block it is a task.
 
 use super::{
     StoreArguments, StoreError, StoreMsg,
@@ -21,11 +21,13 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
-        mpsc,
     },
     time::Instant,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{
+    mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    oneshot,
+};
 use vman_model::{Change, Guard};
 
 /// The most changes in one commit: more gain nothing, and every one of them
@@ -39,14 +41,15 @@ type Reply = oneshot::Sender<Result<Committed, StoreError>>;
 
 /// The way to the writer thread. Dropping it ends the thread.
 pub struct Writer {
-    queue: mpsc::Sender<(Change, Reply)>,
+    /// Bounded by `waiting`.
+    queue: UnboundedSender<(Change, Reply)>,
     waiting: Arc<AtomicUsize>,
 }
 
 impl Writer {
     /// `epoch` is the store actor's: a thread of an earlier one writes nothing.
     pub(super) fn spawn(arguments: &StoreArguments, epoch: u64, store: ActorRef<StoreMsg>) -> Self {
-        let (queue, changes) = mpsc::channel();
+        let (queue, changes) = unbounded_channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let thread = WriterThread {
             storage: arguments.storage.clone(),
@@ -55,22 +58,14 @@ impl Writer {
             waiting: waiting.clone(),
             epoch,
         };
-        std::thread::Builder::new()
-            .name("vman-store".to_owned())
-            .spawn(move || {
-                // Nothing is published before it is committed, so what a panic
-                // leaves behind is whole.
-                let run = AssertUnwindSafe(|| thread.run(&changes));
-                let ended = catch_unwind(run)
-                    .unwrap_or_else(|_| Err("the store's writer panicked".to_owned()));
-                if let Err(why) = ended {
-                    // The queue is dropped here: whoever waits in it learns that
-                    // it does not know either.
-                    drop(changes);
-                    let _ = store.cast(StoreMsg::WriterLost(why));
-                }
-            })
-            .expect("the store's one thread is started before anything depends on it");
+        if arguments.storage.blocks() {
+            std::thread::Builder::new()
+                .name("vman-store".to_owned())
+                .spawn(move || thread.live(changes, &store))
+                .expect("the store's one thread is started before anything depends on it");
+        } else {
+            tokio::spawn(thread.live_in_step(changes, store));
+        }
         Self { queue, waiting }
     }
 
@@ -96,16 +91,45 @@ struct WriterThread {
 }
 
 impl WriterThread {
-    /// Ends when the store actor is gone, or with why the truth must be read
-    /// again.
-    fn run(&self, changes: &mpsc::Receiver<(Change, Reply)>) -> Result<(), String> {
-        while let Ok(first) = changes.recv() {
-            let mut group = vec![first];
-            group.extend(changes.try_iter().take(MAX_GROUP - 1));
-            self.waiting.fetch_sub(group.len(), Ordering::Relaxed);
-            self.commit(group)?;
+    /// Ends when the store actor is gone, or when the truth must be read again.
+    fn live(&self, mut changes: UnboundedReceiver<(Change, Reply)>, store: &ActorRef<StoreMsg>) {
+        while let Some(first) = changes.blocking_recv() {
+            if let Err(why) = self.commit_with(first, &mut changes) {
+                return lost(changes, store, why);
+            }
         }
-        Ok(())
+    }
+
+    /// The same where a commit does not block.
+    async fn live_in_step(
+        self,
+        mut changes: UnboundedReceiver<(Change, Reply)>,
+        store: ActorRef<StoreMsg>,
+    ) {
+        while let Some(first) = changes.recv().await {
+            if let Err(why) = self.commit_with(first, &mut changes) {
+                return lost(changes, &store, why);
+            }
+        }
+    }
+
+    /// Commits `first` with whatever else waits.
+    fn commit_with(
+        &self,
+        first: (Change, Reply),
+        changes: &mut UnboundedReceiver<(Change, Reply)>,
+    ) -> Result<(), String> {
+        let mut group = vec![first];
+        while group.len() < MAX_GROUP
+            && let Ok(more) = changes.try_recv()
+        {
+            group.push(more);
+        }
+        self.waiting.fetch_sub(group.len(), Ordering::Relaxed);
+        // Nothing is published before it is committed, so what a panic leaves
+        // behind is whole.
+        let commit = AssertUnwindSafe(|| self.commit(group));
+        catch_unwind(commit).unwrap_or_else(|_| Err("the store's writer panicked".to_owned()))
     }
 
     fn commit(&self, group: Vec<(Change, Reply)>) -> Result<(), String> {
@@ -195,4 +219,11 @@ impl WriterThread {
             }
         }
     }
+}
+
+/// Tells the store actor that its writer has ended. The queue is dropped first:
+/// whoever waits in it learns that it does not know either.
+fn lost(changes: UnboundedReceiver<(Change, Reply)>, store: &ActorRef<StoreMsg>, why: String) {
+    drop(changes);
+    let _ = store.cast(StoreMsg::WriterLost(why));
 }

@@ -6,7 +6,6 @@
 //! QEMU when it answers again.
 
 use super::{VmDeps, VmMsg, VmState};
-use crate::failpoint;
 use crate::ports::{BoxFuture, DiskAction, DiskError, DiskPlan, Machine, device_name, node_name};
 use ractor::ActorRef;
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -149,7 +148,6 @@ impl VmState {
         slot: u8,
     ) {
         let report = report(myself, incarnation, Some(operation), disk.clone());
-        failpoint::hit("attach.intent");
         let (machine, deps) = (self.machine_now(), self.deps.clone());
         let ready = self.ready_file.take().filter(|ready| ready.disk == disk);
         tokio::spawn(async move {
@@ -164,7 +162,6 @@ impl VmState {
         operation: Option<OperationId>,
         disk: DiskId,
     ) {
-        failpoint::hit("detach.intent");
         let report = report(myself, incarnation, operation, disk.clone());
         let machine = self.machine_now();
         tokio::spawn(async move {
@@ -180,7 +177,6 @@ impl VmState {
         disk: DiskId,
     ) {
         let report = report(myself, incarnation, Some(operation), disk.clone());
-        failpoint::hit("resize.row");
         let (machine, size) = (self.machine_now(), row(&self.deps, &disk));
         tokio::spawn(async move {
             let done = match (machine, size) {

@@ -154,6 +154,8 @@ impl Job {
             self.deps.launches.clone().acquire_owned().await
         };
         let permit = tokio::select! {
+            // In this order, and not by chance: a simulated life is the same each time.
+            biased;
             permit = turn => permit.ok(),
             () = self.recall.told.notified() => None,
             // The VM's next actor waits for its turn.
@@ -298,6 +300,7 @@ impl Job {
                     let vm_id = &self.record.id;
                     tracing::warn!(%vm_id, %error, "cannot look for the VM's QEMU, trying again");
                     tokio::select! {
+                        biased;
                         () = tokio::time::sleep(ADOPT_AGAIN) => {}
                         // The VM's next actor looks for itself.
                         () = self.gate.superseded(self.generation) => return,

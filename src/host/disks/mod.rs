@@ -22,7 +22,6 @@ use std::{
     },
 };
 use tool::{Call, QemuImg};
-use vman_actors::failpoint;
 use vman_actors::ports::{BoxFuture, DiskFiles, FileError, NewDiskFile, SeenFile};
 use vman_model::{DiskFormat, DiskId, ImageFormat, ImageName};
 
@@ -86,7 +85,6 @@ impl HostDisks {
             DiskFormat::Qcow2 => self.run_qemu_img(&what, &disk, &unfinished).await?,
             DiskFormat::Raw => self.make_raw(&what, &disk, &unfinished).await?,
         }
-        failpoint::hit("create.part");
         blocking("naming a disk", move || {
             let named = || -> io::Result<()> {
                 self.tmp.write(unfinished.name())?.sync_all()?;

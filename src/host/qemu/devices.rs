@@ -12,7 +12,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex as Turn, broadcast, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
-use vman_actors::failpoint;
 use vman_actors::ports::{BoxFuture, DiskError};
 
 use super::link::Nudge;
@@ -184,8 +183,6 @@ impl Monitor {
                 return Ok(());
             }
             tracing::debug!(device, why, "QEMU asks the guest already");
-        } else {
-            failpoint::hit("detach.asked");
         }
         self.wait_for_guest(heard, device, what).await
     }

@@ -20,7 +20,10 @@ use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
-use vman_actors::meters::{Family, Histogram};
+use vman_actors::{
+    failpoint::{self, Side},
+    meters::{Family, Histogram},
+};
 
 use super::error::{Lost, QmpError};
 use super::events::{EventQueue, Events};
@@ -262,7 +265,9 @@ impl Client {
         within: Duration,
     ) -> Result<Value, QmpError> {
         let began = Instant::now();
+        failpoint::hit("qmp", command, Side::Before);
         let answer = self.ask(command, arguments, descriptor, within).await;
+        failpoint::hit("qmp", command, Side::After);
         if let Some(times) = &self.times {
             let end = match &answer {
                 Ok(_) => "ok",

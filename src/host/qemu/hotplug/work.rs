@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::sleep;
-use vman_actors::failpoint;
 use vman_actors::ports::{DiskAction, DiskError, DiskPlan, device_name, node_name};
 use vman_model::vm::SeenDisk;
 use vman_model::{DiskId, DiskLimits};
@@ -94,7 +93,6 @@ impl Work {
                 return Err(DiskError::Refused(why));
             }
         }
-        failpoint::hit("attach.device");
         if plan.options.limits.any() {
             self.limit(&plan.options.limits).await?;
         }
@@ -105,10 +103,8 @@ impl Work {
         self.monitor
             .let_go(&device_name(&self.disk), "disk")
             .await?;
-        failpoint::hit("detach.released");
         self.close().await?;
         self.owner.take(&self.disk).await;
-        failpoint::hit("detach.closed");
         Ok(())
     }
 
@@ -137,10 +133,7 @@ impl Work {
             "size": size_mib.saturating_mul(MIB),
         });
         match self.monitor.ask("block_resize", arguments).await? {
-            Answer::Done => {
-                failpoint::hit("resize.done");
-                Ok(())
-            }
+            Answer::Done => Ok(()),
             Answer::No(why) => Err(DiskError::Refused(why)),
         }
     }
