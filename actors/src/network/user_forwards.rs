@@ -48,7 +48,8 @@ impl UserForwards {
     /// At the actor's start.
     pub(super) fn new(inventory: &Inventory) -> Self {
         let vms = inventory.vms.values().map(|row| &row.value);
-        let inherited = vms.filter(|vm| listens(vm));
+        // Also those that are yet to be found again.
+        let inherited = vms.filter(|vm| vm.phase.may_have_process() && is_user(vm));
         Self {
             told: BTreeMap::new(),
             inherited: inherited
@@ -72,6 +73,7 @@ impl UserForwards {
                 continue;
             };
             if !listens(record) {
+                self.rest(vm);
                 continue;
             }
             let life = record.incarnation;
@@ -122,6 +124,13 @@ impl UserForwards {
             Some(_) => true,
             // A new life has no ports of its own.
             None => !ports.is_empty() || self.inherited.get(vm) == Some(&life),
+        }
+    }
+
+    /// It listens for nobody now. Should this life go on after all, it is told again.
+    fn rest(&mut self, vm: VmId) {
+        if let Some(told) = self.told.remove(&vm) {
+            self.inherited.insert(vm, told.life);
         }
     }
 
@@ -183,7 +192,11 @@ impl UserForwards {
 
 /// Whether the VM has a QEMU that can be told ports.
 fn listens(vm: &VmRecord) -> bool {
-    let lives = matches!(vm.phase, Phase::Running | Phase::Paused);
+    matches!(vm.phase, Phase::Running | Phase::Paused) && is_user(vm)
+}
+
+/// Whether its first card is in user mode in this life.
+fn is_user(vm: &VmRecord) -> bool {
     let mut claimed = vm.claim.iter().flat_map(|claim| &claim.nics);
-    lives && claimed.any(|nic| nic.nic == 0 && nic.kind == NetworkKind::User)
+    claimed.any(|nic| nic.nic == 0 && nic.kind == NetworkKind::User)
 }

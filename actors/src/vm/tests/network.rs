@@ -1,6 +1,6 @@
 //! Addresses and the bridge, as the whole tree keeps them.
 
-use super::daemon::{DELETE, Daemon, STOP_BY_FORCE, origin, spec, vm};
+use super::daemon::{DELETE, Daemon, STOP_BY_FORCE, origin, settle, spec, vm};
 use crate::{
     fakes::FakeHost,
     network::{ForwardError, LeaseError, NewForward},
@@ -67,6 +67,20 @@ async fn heard(daemon: &Daemon, kind: EventKind, text: &str) {
         events.any(|event| event.what.kind == kind && event.what.detail.contains(text))
     };
     daemon.until(text, there).await;
+}
+
+/// Waits until nothing is wrong with the network.
+async fn until_well(daemon: &Daemon) {
+    for _ in 0..1_000 {
+        if daemon.on().network.health().await.is_ok() {
+            return;
+        }
+        settle().await;
+    }
+    panic!(
+        "the network stays ill: {:?}",
+        daemon.on().network.health().await
+    );
 }
 
 #[tokio::test]
@@ -281,7 +295,7 @@ async fn in_user_mode_ports_lead_into_the_vm_whenever_it_runs_and_end_with_their
 }
 
 #[tokio::test]
-async fn a_port_that_another_program_has_is_told_once_and_tried_again() {
+async fn a_port_that_another_program_has_is_told_and_tried_again_while_the_vm_runs() {
     let daemon = Daemon::start_on(FakeHost::new()).await;
     let id = daemon.running("a").await;
     daemon.host.take_port(8080, true);
@@ -296,6 +310,10 @@ async fn a_port_that_another_program_has_is_told_once_and_tried_again() {
     daemon.on().network.forward(forward).await.unwrap();
     heard(&daemon, EventKind::NetworkFailed, "the port is taken").await;
     assert!(daemon.on().network.health().await.is_err());
+    // A VM that does not run waits for no port.
+    daemon.done(&id, STOP_BY_FORCE).await;
+    until_well(&daemon).await;
+    daemon.done(&id, Command::Start).await;
     daemon.host.take_port(8080, false);
     let leads = || daemon.host.ports_of(&id) == [(8080, 80)];
     daemon.until("it leads into the VM", leads).await;
