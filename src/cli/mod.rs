@@ -24,7 +24,7 @@ pub use error::CliError;
 pub use terminal::Terminal;
 
 use crate::config::{Environment, Overrides, client_socket};
-use args::{Format, StoreCommand};
+use args::Format;
 use client::Client;
 use std::process::ExitCode;
 use target::Target;
@@ -66,9 +66,6 @@ async fn command(
         Command::Serve(_) | Command::Upgrade(_) => Err(CliError::Usage(
             "it works on the daemon's own files and is no client command".to_owned(),
         )),
-        Command::Store(StoreCommand::Rebuild { .. }) => Err(CliError::Usage(
-            "rebuild works on the files, it is no client command".to_owned(),
-        )),
         Command::Completion { shell } => commands::local::completion(shell, terminal),
         Command::Man { folder } => commands::local::manual(&folder),
         Command::Config(command) => {
@@ -96,12 +93,12 @@ async fn ask(command: Command, mut session: Session<'_>) -> Result<(), CliError>
         Command::Network(command) => commands::host::network(command, session).await,
         Command::Observer(command) => commands::host::observer(command, session).await,
         Command::Operation(command) => commands::operation::run(command, session).await,
+        Command::Store(command) => commands::store::run(command, session).await,
         Command::Host(command) => commands::power::run(command, session).await,
         Command::Events(flags) => commands::events::run(flags, session).await,
         Command::Token(command) => commands::token::run(command, session).await,
         Command::Version => commands::host::version(session).await,
         Command::Serve(_)
-        | Command::Store(_)
         | Command::Upgrade(_)
         | Command::Completion { .. }
         | Command::Man { .. }

@@ -164,6 +164,19 @@ pub const HOST: View = View {
     none: "no host",
 };
 
+/// Backups of the store.
+pub const BACKUP: View = View {
+    id: &["file"],
+    columns: &[
+        ("FILE", &["file"], Plain),
+        ("SIZE", &["size_bytes"], Bytes),
+        ("REVISION", &["revision"], Plain),
+        ("MADE", &["made_at"], Time),
+        ("REMOVED", &["removed"], Plain),
+    ],
+    none: "no backups",
+};
+
 /// Operations.
 pub const OPERATION: View = View {
     id: &["id"],

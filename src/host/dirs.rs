@@ -24,6 +24,9 @@ const DYING_PAUSE: Duration = Duration::from_millis(20);
 /// The lock file holds two numbers.
 const HOLDER_MAX_BYTES: u64 = 64;
 
+/// How the name of a backup ends that is being made.
+pub(crate) const HALF_MADE: &str = "part";
+
 /// Where things are under the storage path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageDirs {
@@ -66,6 +69,11 @@ impl StorageDirs {
         self.root.join("manifests")
     }
 
+    /// Copies of the database.
+    pub fn backups(&self) -> PathBuf {
+        self.root.join("backups")
+    }
+
     /// What was put away, until its retention ends.
     pub fn trash(&self) -> PathBuf {
         self.root.join("trash")
@@ -97,16 +105,27 @@ impl StorageDirs {
     }
 
     /// Removes what an earlier daemon was in the midst of making. Only under the lock.
-    fn empty_tmp(&self) -> io::Result<()> {
-        for entry in fs::read_dir(self.tmp())? {
-            let entry = entry?;
-            if !entry.file_type()?.is_dir() {
-                fs::remove_file(entry.path())?;
-                tracing::info!(file = %entry.path().display(), "removed a half-made file");
-            }
+    fn remove_half_made(&self) -> io::Result<()> {
+        remove_files(&self.tmp(), |_| true)?;
+        match remove_files(&self.backups(), |path| {
+            path.extension().is_some_and(|ending| ending == HALF_MADE)
+        }) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
         }
-        Ok(())
     }
+}
+
+fn remove_files(folder: &Path, which: impl Fn(&Path) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        if !entry.file_type()?.is_dir() && which(&path) {
+            fs::remove_file(&path)?;
+            tracing::info!(file = %path.display(), "removed a half-made file");
+        }
+    }
+    Ok(())
 }
 
 /// Makes the names in a folder durable.
@@ -185,7 +204,7 @@ pub struct StorageLock {
 }
 
 impl StorageLock {
-    /// Makes the layout, takes the lock, and empties the folder of half-made files. On a read-only
+    /// Makes the layout, takes the lock, and removes half-made files. On a read-only
     /// file system the lock alone is taken.
     ///
     /// The lock is flock(2)'s: it belongs to the open file, ends with the process however it ends,
@@ -214,7 +233,7 @@ impl StorageLock {
             );
         } else {
             write_holder(&file).map_err(io_error)?;
-            dirs.empty_tmp().map_err(io_error)?;
+            dirs.remove_half_made().map_err(io_error)?;
         }
         Ok(Self { dirs, _file: file })
     }
@@ -324,8 +343,14 @@ mod tests {
         fs::write(dir.path().join("vman.lock"), "4194304 1\n").unwrap();
         fs::create_dir(dir.path().join("tmp")).unwrap();
         fs::write(dir.path().join("tmp/image-x.part"), "half").unwrap();
+        fs::create_dir(dir.path().join("backups")).unwrap();
+        fs::write(dir.path().join("backups/vman-1.part"), "half").unwrap();
+        fs::write(dir.path().join("backups/vman-0.redb"), "whole").unwrap();
         let lock = StorageLock::acquire(dir.path()).unwrap();
         assert_eq!(fs::read_dir(lock.dirs().tmp()).unwrap().count(), 0);
+        let mut backups = fs::read_dir(lock.dirs().backups()).unwrap();
+        assert_eq!(backups.next().unwrap().unwrap().file_name(), "vman-0.redb");
+        assert!(backups.next().is_none());
         let holder = Holder::read(&lock.dirs().lock_file()).unwrap();
         assert_eq!(holder.pid, std::process::id());
     }

@@ -28,6 +28,7 @@ const DOCS_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline';
         (name = "events", description = "What happened, and why"),
         (name = "network", description = "How VMs are connected"),
         (name = "observer", description = "Differences between the records and the host"),
+        (name = "store", description = "The file that holds all records"),
         (name = "tokens", description = "Who may call over TCP"),
         (name = "host", description = "What comes up and goes down with the host"),
         (name = "health", description = "Whether the daemon lives, is ready, and is well"),
@@ -38,7 +39,7 @@ struct ApiDoc;
 fn documented() -> OpenApiRouter<HttpState> {
     use routes::{
         actions, console, disk_work, disks, events, health, host, images, logs, network, nics,
-        observer, operations, power, templates, tokens, vms,
+        observer, operations, power, store, templates, tokens, vms,
     };
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(vms::list_vms, vms::create_vm))
@@ -85,6 +86,7 @@ fn documented() -> OpenApiRouter<HttpState> {
         .routes(routes!(power::resume_host))
         .routes(routes!(observer::get_observer))
         .routes(routes!(observer::check_now))
+        .routes(routes!(store::backup_store))
         .routes(routes!(tokens::list_tokens, tokens::create_token))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(health::health))

@@ -14,6 +14,7 @@ mod logs;
 mod matrix;
 mod nics;
 mod power;
+mod store;
 mod streams;
 mod support;
 mod workflows;

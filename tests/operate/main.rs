@@ -9,5 +9,6 @@ mod docs;
 mod journald;
 mod metrics;
 mod package;
+mod store;
 mod systemd;
 mod upgrade;

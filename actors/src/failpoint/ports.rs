@@ -9,10 +9,10 @@ use crate::{
     ports::{
         AdoptPlan, Adoption, BoxFuture, CommitError, ConsoleTail, DiskAction, DiskError, DiskFiles,
         FileError, Folders, FoundManifest, FoundProcess, HostError, HostProbe, Hypervisor,
-        ImageFiles, LaunchError, LaunchPlan, LoadError, Machine, MachineAction, MachineError,
-        ManifestChange, ManifestFiles, Network, NetworkError, NetworkFacts, NetworkSurvey,
-        NewDiskFile, NewsSink, NicAction, NicPlan, NicRequest, PortForward, Row, SeenFile, Settled,
-        StagedImage, Storage, Table, Traffic, Upload, storage::KeyValue,
+        ImageFiles, KeptCopy, LaunchError, LaunchPlan, LoadError, Machine, MachineAction,
+        MachineError, ManifestChange, ManifestFiles, Network, NetworkError, NetworkFacts,
+        NetworkSurvey, NewDiskFile, NewsSink, NicAction, NicPlan, NicRequest, PortForward, Row,
+        SeenFile, Settled, StagedImage, Storage, Table, Traffic, Upload, storage::KeyValue,
     },
     root::Ports,
     store::codec::{self, Kind},
@@ -22,7 +22,8 @@ use core::net::Ipv4Addr;
 use futures_util::stream::BoxStream;
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 use vman_model::{
-    DiskFormat, DiskId, ImageKind, ImageName, Incarnation, NetworkPlan, Revision, TapName, VmId,
+    DiskFormat, DiskId, ImageKind, ImageName, Incarnation, NetworkPlan, Revision, TapName, UnixMs,
+    VmId,
     drift::{Room, SeenFiles},
     vm::{Confinement, NicClaim, Phase, ProcessIdentity, SeenDisk, VmRecord},
 };
@@ -168,6 +169,11 @@ impl Storage for Watched<dyn Storage> {
     /// At an upgrade, before anything is changed: it has tests of its own.
     fn backup(&self, suffix: &str) -> Result<String, CommitError> {
         self.inner.backup(suffix)
+    }
+
+    /// A file that nothing is read from: what a kill leaves of it is the next start's to remove.
+    fn keep_copy(&self, at: UnixMs, keep: usize) -> Result<KeptCopy, CommitError> {
+        self.inner.keep_copy(at, keep)
     }
 
     fn blocks(&self) -> bool {

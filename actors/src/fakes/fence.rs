@@ -2,8 +2,9 @@
 //! nothing any more, whatever its threads still try.
 
 use super::{storage::MemoryStorage, world::World};
-use crate::ports::{CommitError, LoadError, Row, Storage, Table, storage::KeyValue};
+use crate::ports::{CommitError, KeptCopy, LoadError, Row, Storage, Table, storage::KeyValue};
 use std::sync::Arc;
+use vman_model::UnixMs;
 
 pub(super) struct FencedStorage {
     pub(super) inner: MemoryStorage,
@@ -47,6 +48,10 @@ impl Storage for FencedStorage {
 
     fn backup(&self, suffix: &str) -> Result<String, CommitError> {
         self.inner.backup(suffix)
+    }
+
+    fn keep_copy(&self, at: UnixMs, keep: usize) -> Result<KeptCopy, CommitError> {
+        self.inner.keep_copy(at, keep)
     }
 
     fn size(&self) -> u64 {

@@ -1,11 +1,12 @@
 //! A [`Storage`] in memory whose commits fail as a test asks.
 
-use crate::ports::{CommitError, LoadError, Row, Storage, Table, storage::KeyValue};
+use crate::ports::{CommitError, KeptCopy, LoadError, Row, Storage, Table, storage::KeyValue};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+use vman_model::UnixMs;
 
 /// What becomes of a commit that is still to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,6 +205,25 @@ impl Storage for MemoryStorage {
         let rows = inner.rows.clone();
         inner.backups.insert(suffix.to_owned(), rows);
         Ok(format!("memory{suffix}"))
+    }
+
+    fn keep_copy(&self, at: UnixMs, keep: usize) -> Result<KeptCopy, CommitError> {
+        let meta = |error: LoadError| CommitError::Refused(error.to_string());
+        let meta = self.load(Table::Meta).map_err(meta)?;
+        let file = self.backup(&format!("-{:020}", at.0))?;
+        let mut inner = self.inner();
+        let dated = |name: &&String| name.starts_with('-');
+        let names: Vec<_> = inner.backups.keys().filter(dated).cloned().collect();
+        let old = &names[..names.len().saturating_sub(keep)];
+        for name in old {
+            inner.backups.remove(name);
+        }
+        Ok(KeptCopy {
+            file,
+            bytes: 0,
+            meta,
+            removed: old.iter().map(|name| format!("memory{name}")).collect(),
+        })
     }
 
     fn size(&self) -> u64 {

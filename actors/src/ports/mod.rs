@@ -29,4 +29,4 @@ pub use network::{
     BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest, NicWish,
     SeenBridge, SeenTap, Settled, Traffic,
 };
-pub use storage::{CommitError, LoadError, Row, RowBatch, Storage, Table};
+pub use storage::{CommitError, KeptCopy, LoadError, Row, RowBatch, Storage, Table};

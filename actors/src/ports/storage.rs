@@ -4,6 +4,8 @@
 //! All calls block: the store's writer thread makes them, and tasks that read
 //! old events.
 
+use vman_model::UnixMs;
+
 /// The tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
@@ -90,6 +92,19 @@ pub type RowBatch = Vec<Row>;
 /// A key and its value.
 pub type KeyValue = (Vec<u8>, Vec<u8>);
 
+/// A copy of the storage as it was at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptCopy {
+    /// The file.
+    pub file: String,
+    /// Its bytes.
+    pub bytes: u64,
+    /// The rows of [`Table::Meta`] in it.
+    pub meta: Vec<KeyValue>,
+    /// The older copies that were removed for it.
+    pub removed: Vec<String>,
+}
+
 /// Why a batch was not committed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommitError {
@@ -161,6 +176,10 @@ pub trait Storage: Send + Sync + 'static {
     /// Makes a durable copy of the file beside it, its name ending in `suffix`; one that is there already is replaced,
     /// whole or not at all. Answers the copy's path. The errors are those of a commit that did not happen.
     fn backup(&self, suffix: &str) -> Result<String, CommitError>;
+    /// Makes a durable copy as of one moment, dated `at`, while the storage is in use: commits do not wait for it.
+    /// It is whole or not there. Of the copies that were made so, the newest `keep` are kept. The errors are those of a
+    /// commit that did not happen.
+    fn keep_copy(&self, at: UnixMs, keep: usize) -> Result<KeptCopy, CommitError>;
     /// Bytes of the file, for metrics.
     fn size(&self) -> u64;
 }

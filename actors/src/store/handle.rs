@@ -68,6 +68,8 @@ pub struct StoreSlot {
     /// Held while the storage is written or read back; counts the lives of the
     /// store actor, so that a writer thread that outlived its actor is noticed.
     turn: Mutex<u64>,
+    /// Held while a backup is made.
+    pub(super) backing_up: Mutex<()>,
 }
 
 impl Default for StoreSlot {
@@ -78,6 +80,7 @@ impl Default for StoreSlot {
             revision: watch::Sender::new(Revision::default()),
             meters: TreeMeters::default(),
             turn: Mutex::default(),
+            backing_up: Mutex::default(),
         }
     }
 }
@@ -103,8 +106,8 @@ impl StoreSlot {
 /// The store, as others see it.
 #[derive(Clone)]
 pub struct StoreHandle {
-    slot: Arc<StoreSlot>,
-    storage: Arc<dyn Storage>,
+    pub(super) slot: Arc<StoreSlot>,
+    pub(super) storage: Arc<dyn Storage>,
 }
 
 impl StoreHandle {

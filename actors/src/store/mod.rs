@@ -7,9 +7,10 @@
 //! published [`Inventory`] and never wait for this actor).
 //! Dies when the outcome of a commit is unknown: its successor opens the file
 //! again and reads what is true.
-//! Look next: `inventory.rs` (state and guards), `writer.rs`, `codec.rs`,
+//! Look next: `inventory.rs` (state and guards), `writer.rs`, `codec.rs`, `backup.rs`,
 //! `migrate.rs` (how rows of an older VMAN are brought up).
 
+mod backup;
 pub mod codec;
 mod handle;
 mod inventory;
@@ -22,6 +23,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use backup::{Backup, BackupError};
 pub use handle::{EventLog, StoreError, StoreHandle, StoreSlot};
 pub use inventory::{Committed, Inventory, Quarantined, Versioned};
 pub use load::StoreLoadError;

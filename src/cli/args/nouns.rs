@@ -420,6 +420,8 @@ pub enum TokenCommand {
 /// Commands about the store.
 #[derive(Clone, Debug, Subcommand)]
 pub enum StoreCommand {
+    /// Let the daemon make a backup of its store now
+    Backup,
     /// Make a lost or corrupt store again of manifests and running QEMUs, while no daemon runs
     Rebuild {
         /// Also where the store can be read: it is put aside

@@ -12,6 +12,7 @@ pub(super) mod logs;
 pub(super) mod nic;
 pub(super) mod operation;
 pub(super) mod power;
+pub(super) mod store;
 pub(super) mod template;
 pub(super) mod token;
 pub(super) mod vm;

@@ -3,7 +3,7 @@
 //! Owns: the file, its safe creation, and the meaning of its errors (certain or unknown). Must not:
 //! know what a row means, or decide what to do after an unknown outcome: the StateStore does.
 //! Look next: [`backend`] for what lies between redb and the file, [`create`] for the first
-//! creation, [`backup`] for copies.
+//! creation, [`backup`] and [`keep`] for copies.
 //!
 //! | what failed | answer | the database afterwards |
 //! |---|---|---|
@@ -13,6 +13,7 @@
 mod backend;
 mod backup;
 mod create;
+mod keep;
 mod problem;
 mod replace;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use replace::Replacement;
 
 use backend::{GuardedFile, Shared, Watch};
 use create::{Rows, definition};
+use keep::Backups;
 use problem::{Problem, contained, panic_text};
 use redb::{
     Builder, Database, ReadableDatabase, StorageBackend, TableError, backends::FileBackend,
@@ -38,7 +40,10 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use vman_actors::ports::{CommitError, LoadError, Row, Storage, Table, storage::KeyValue};
+use vman_actors::ports::{
+    CommitError, KeptCopy, LoadError, Row, Storage, Table, storage::KeyValue,
+};
+use vman_model::UnixMs;
 
 /// Pages kept in memory. The inventory is held in memory anyway; this serves the event log.
 const CACHE_BYTES: usize = 64 << 20;
@@ -195,8 +200,7 @@ impl RedbStorage {
             }
             State::Open(opened) => opened,
             State::Closed(why) => {
-                let refused = format!("the store must be opened again: {why}");
-                return Outcome::NotTried(CommitError::Refused(refused));
+                return Outcome::NotTried(must_be_opened(why));
             }
         };
         self.watch.begin();
@@ -287,6 +291,10 @@ fn write(database: &Database, batch: &[Row]) -> Result<(), String> {
         }
     }
     transaction.commit().map_err(|error| error.to_string())
+}
+
+fn must_be_opened(why: &str) -> CommitError {
+    CommitError::Refused(format!("the store must be opened again: {why}"))
 }
 
 fn certain(cause: &io::Error) -> CommitError {
@@ -381,6 +389,15 @@ impl Storage for RedbStorage {
         let copy = copied.map_err(|error| certain(&error))?;
         open.map_err(|problem| CommitError::Refused(problem.at(&self.path).to_string()))?;
         Ok(copy.display().to_string())
+    }
+
+    fn keep_copy(&self, at: UnixMs, keep: usize) -> Result<KeptCopy, CommitError> {
+        // Only opening the file anew waits for this; commits and reads share the state.
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        match &*state {
+            State::Open(opened) => Backups::of(&self.path).make(&opened.database, at, keep),
+            State::Closed(why) => Err(must_be_opened(why)),
+        }
     }
 
     fn size(&self) -> u64 {

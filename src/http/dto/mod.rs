@@ -13,6 +13,7 @@ pub(crate) mod nic;
 pub(crate) mod operation;
 pub(crate) mod power;
 pub(crate) mod size;
+pub(crate) mod store;
 pub(crate) mod template;
 pub(crate) mod token;
 pub(crate) mod vm;

@@ -17,6 +17,7 @@ pub(crate) mod nics;
 pub(crate) mod observer;
 pub(crate) mod operations;
 pub(crate) mod power;
+pub(crate) mod store;
 mod stream;
 pub(crate) mod templates;
 pub(crate) mod tokens;

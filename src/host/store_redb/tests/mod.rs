@@ -1,4 +1,5 @@
 mod damage;
+mod keep;
 mod kill;
 mod measure;
 mod power;

@@ -1,0 +1,62 @@
+//! A backup of the store that a daemon makes, and a daemon that starts from it.
+
+use crate::support::daemon::Daemon;
+use serde_json::{Value, json};
+use std::{fs, path::Path, process::Command};
+
+fn backup(daemon: &Daemon) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_vman"))
+        .args(["store", "backup", "-o", "json", "--socket"])
+        .arg(daemon.socket())
+        .env_clear()
+        .current_dir(daemon.folder())
+        .output()
+        .unwrap();
+    let told = serde_json::from_slice(&output.stdout);
+    told.unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+fn names(daemon: &Daemon) -> Vec<String> {
+    let vms = daemon.get("/vms");
+    let ids = vms.as_array().unwrap().iter();
+    ids.map(|vm| vm["id"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn a_daemon_starts_from_a_backup_that_another_made_while_it_was_busy() {
+    let mut daemon = Daemon::start_with(&[("VMAN_NETWORK_MODE", "none")]);
+    daemon.tiny_template();
+    let make = |name: &str| {
+        let vm = json!({"template_name": "tiny", "name": name});
+        daemon.post("/vms", &vm).expect(201);
+    };
+    make("early");
+    let made = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..20 {
+                make(&format!("vm-{number:02}"));
+            }
+        });
+        backup(&daemon)
+    });
+    make("late");
+    let file = Path::new(made["file"].as_str().unwrap());
+    assert_eq!(file.parent().unwrap(), daemon.storage().join("backups"));
+    assert_eq!(made["size_bytes"], fs::metadata(file).unwrap().len());
+    daemon.terminate();
+    fs::write(file.with_extension("part"), "what a killed daemon left").unwrap();
+    fs::copy(file, daemon.storage().join("vman.redb")).unwrap();
+    daemon.serve();
+    let there = names(&daemon);
+    assert_eq!(there.first().map(String::as_str), Some("early"));
+    assert!(!there.contains(&"late".to_owned()), "{there:?}");
+    // Made one after the other: those of before that moment, and no other.
+    for (number, name) in there.iter().skip(1).enumerate() {
+        assert_eq!(*name, format!("vm-{number:02}"));
+    }
+    assert!(!file.with_extension("part").exists());
+    assert!(file.exists());
+    let vm = json!({"template_name": "tiny", "name": "afterwards"});
+    daemon.post("/vms", &vm).expect(201);
+}
