@@ -86,15 +86,12 @@ impl HostManifests {
         self.make_folder(name.kind)?;
         // The keeper writes one at a time, and the folder is emptied at start.
         let new = self.tmp.join("manifest.part");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, self.path(name))
+        let written = write_synced(&new, bytes).and_then(|()| fs::rename(&new, self.path(name)));
+        if written.is_err() {
+            // It is tried again, but perhaps not soon.
+            let _ = fs::remove_file(&new);
+        }
+        written
     }
 
     fn change_all(&self, changes: Vec<ManifestChange>) -> io::Result<()> {
@@ -125,6 +122,17 @@ impl HostManifests {
         }
         Ok(())
     }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// Whether there was something.

@@ -4,6 +4,7 @@
 //! request under the same key makes it so. Needs the feature `failpoints`.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
+mod injected;
 mod operations;
 #[path = "../support/mod.rs"]
 mod support;
@@ -111,10 +112,20 @@ impl Case {
             now == *after || (!promised && now == *before),
             "{cut}: half-made (answered: {promised})\nbefore {before:#?}\nafter {after:#?}\nnow {now:#?}"
         );
-        // The same key tells what became of it; if that was nothing, another
-        // makes it so.
-        let mut again = operation.ask(daemon, FIRST_KEY).unwrap();
-        if again.status == 200 && again.json()["status"] == "failed" {
+        self.ask_again(operation, known, cut);
+    }
+
+    /// The same key tells what became of it; if that was nothing, another makes
+    /// it so.
+    fn ask_again(&self, operation: &Operation, known: &Known, cut: &str) {
+        let daemon = &self.daemon;
+        let mut again = wait_for(cut, PATIENCE, || {
+            let answer = operation.ask(daemon, FIRST_KEY).unwrap();
+            // An actor is being restarted: later.
+            (answer.status != 503).then_some(answer)
+        });
+        let failed = again.status == 200 && again.json()["status"] == "failed";
+        if failed || again.status == 409 {
             again = operation.ask(daemon, "another-key").unwrap();
         }
         let text = String::from_utf8_lossy(&again.body).into_owned();
@@ -122,7 +133,7 @@ impl Case {
         sight::judge(daemon, &Promised::default(), cut);
         assert_eq!(
             summary(daemon),
-            *after,
+            known.after,
             "{cut}: asked again: {} {text}",
             again.status
         );

@@ -154,6 +154,14 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     delete("revoke-token", token, "/tokens/t"),
 ];
 
+/// A start that finds the disk made: all it begins is QEMU.
+pub(crate) const START_AGAIN: Operation = post(
+    "start-again",
+    stopped_again,
+    "/vms/a/actions/start?wait_s=60",
+    "",
+);
+
 impl Operation {
     /// Asks for it, under a key; an error where no answer came.
     pub(crate) fn ask(&self, daemon: &Daemon, key: &str) -> io::Result<Answer> {
@@ -203,11 +211,14 @@ fn paused(daemon: &Daemon) {
     daemon.act("a", "pause");
 }
 
-/// It cannot be started: a folder is in the place of its disk's file.
-fn broken(daemon: &Daemon) {
-    stopped(daemon);
-    daemon.act("a", "start");
+fn stopped_again(daemon: &Daemon) {
+    running(daemon);
     daemon.act("a", "stop?force=true");
+}
+
+/// It cannot be started: what is in its disk's file is no disk.
+fn broken(daemon: &Daemon) {
+    stopped_again(daemon);
     let file = daemon.storage().join("disks/a-root.qcow2");
     std::fs::write(file, b"this is no qcow2 file").unwrap();
 }

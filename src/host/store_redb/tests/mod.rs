@@ -1,5 +1,6 @@
 mod damage;
 mod keep;
+mod keep_killed;
 mod kill;
 mod measure;
 mod power;
