@@ -72,7 +72,6 @@ codes! {
     AddressesExhausted "addresses_exhausted" 409 "Every address of the network is held",
     AddressInUse "address_in_use" 409 "Another VM holds the address",
     ForwardExists "forward_exists" 409 "The port of the host is forwarded already",
-    NoBridge "no_bridge" 409 "VMs are not connected to a bridge",
     TemplateExists "template_exists" 409 "A template of this name is there",
     TemplateInUse "template_in_use" 409 "VMs were made from the template",
     DiskExists "disk_exists" 409 "A disk of this name is there",

@@ -283,10 +283,9 @@ impl From<LeaseError> for ApiError {
 impl From<ForwardError> for ApiError {
     fn from(error: ForwardError) -> Self {
         match error {
-            ForwardError::NoBridge => ApiError::new(
-                Code::NoBridge,
-                "ports are forwarded to VMs on a bridge only, and VMs have another network here: \
-                 GET /network/config says which and why",
+            ForwardError::NoNetwork => ApiError::new(
+                Code::NoNetwork,
+                "VMs have no network on this host (VMAN_NETWORK_MODE=none), so no port can lead into one",
             ),
             ForwardError::NoVm(id) => {
                 ApiError::field("vm_id", format!("there is no VM named {id}")).vm(id)

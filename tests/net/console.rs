@@ -57,7 +57,7 @@ impl Shell {
                 && let Some((code, _)) = rest.split_once('\n')
             {
                 let code = code.trim().parse().unwrap();
-                return (code, out.trim().replace('\r', ""));
+                return (code, said_by_command(out));
             }
             assert!(Instant::now() < deadline, "{command}: no end of it: {said}");
         }
@@ -81,4 +81,13 @@ impl Shell {
             assert!(Instant::now() < deadline, "{command}: {out}");
         }
     }
+}
+
+/// The guest reports devices on the same console whenever they come and go.
+fn said_by_command(out: &str) -> String {
+    let lines = out.trim().lines();
+    let own: Vec<&str> = lines
+        .filter(|line| !line.starts_with("VMAN-GUEST "))
+        .collect();
+    own.join("\n").trim().replace('\r', "")
 }

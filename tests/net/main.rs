@@ -11,4 +11,5 @@ mod forgery;
 mod leases;
 mod nics;
 mod traffic;
+mod user;
 mod world;

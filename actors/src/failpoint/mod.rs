@@ -54,6 +54,7 @@ pub const POINTS: &[&str] = &[
     "hypervisor.launch",
     "hypervisor.adopt",
     "hypervisor.replace-tap",
+    "hypervisor.forward-ports",
     "hypervisor.release",
     "hypervisor.erase",
     "hypervisor.trim-logs",

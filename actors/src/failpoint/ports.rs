@@ -11,8 +11,8 @@ use crate::{
         FileError, Folders, FoundManifest, FoundProcess, HostError, HostProbe, Hypervisor,
         ImageFiles, KeptCopy, LaunchError, LaunchPlan, LoadError, Machine, MachineAction,
         MachineError, ManifestChange, ManifestFiles, Network, NetworkError, NetworkFacts,
-        NetworkSurvey, NewDiskFile, NewsSink, NicAction, NicPlan, NicRequest, Row, SeenFile,
-        Settled, StagedImage, Storage, Table, Traffic, Upload, storage::KeyValue,
+        NetworkSurvey, NewDiskFile, NewsSink, NicAction, NicPlan, NicRequest, PortForward, Row,
+        SeenFile, Settled, StagedImage, Storage, Table, Traffic, Upload, storage::KeyValue,
     },
     root::Ports,
     store::codec::{self, Kind},
@@ -239,6 +239,18 @@ impl Hypervisor for Watched<dyn Hypervisor> {
         let (inner, door) = self.parts();
         let effect = async move || inner.replace_tap(vm, incarnation, nic, cpu_count).await;
         Box::pin(door.through("hypervisor.replace-tap", effect))
+    }
+
+    fn forward_ports(
+        &self,
+        vm: VmId,
+        incarnation: Incarnation,
+        slot: u8,
+        ports: BTreeSet<PortForward>,
+    ) -> BoxFuture<'static, Result<bool, HostError>> {
+        let (inner, door) = self.parts();
+        let effect = async move || inner.forward_ports(vm, incarnation, slot, ports).await;
+        Box::pin(door.through("hypervisor.forward-ports", effect))
     }
 
     fn release(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>> {

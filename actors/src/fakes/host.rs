@@ -228,6 +228,27 @@ impl FakeHost {
         self.world.things().disks.iter().cloned().collect()
     }
 
+    /// The ports of the host on which a VM's living QEMU listens, by host and guest.
+    pub fn ports_of(&self, vm: &VmId) -> Vec<(u16, u16)> {
+        let things = self.world.things();
+        let mut qemus = things.qemus.values();
+        let qemu = qemus.find(|qemu| qemu.told.vm == *vm);
+        let ports = qemu.iter().flat_map(|qemu| &qemu.ports);
+        ports
+            .map(|port| (port.host_port, port.guest_port))
+            .collect()
+    }
+
+    /// Another program has this port of the host, or gives it back.
+    pub fn take_port(&self, port: u16, taken: bool) {
+        let things = &mut *self.world.things();
+        if taken {
+            things.taken_ports.insert(port);
+        } else {
+            things.taken_ports.remove(&port);
+        }
+    }
+
     /// The image files there are.
     pub fn image_files(&self) -> Vec<ImageName> {
         self.world.things().images.keys().cloned().collect()

@@ -7,7 +7,7 @@ use super::{
 use crate::ports::{
     AdoptPlan, Adoption, BoxFuture, ConsoleTail, DiskAction, DiskError, FoundProcess, HostError,
     HostProbe, Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction, MachineError,
-    MachineNews, NewsSink, NicAction,
+    MachineNews, NewsSink, NicAction, PortForward,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::BoxStream};
@@ -131,6 +131,35 @@ impl Hypervisor for FakeHypervisor {
     fn oom_kills(&self, vm: &VmId) -> BoxFuture<'static, Result<Option<u64>, HostError>> {
         let kills = self.world.script(vm).oom_kills;
         Box::pin(async move { Ok(kills) })
+    }
+
+    fn forward_ports(
+        &self,
+        vm: VmId,
+        incarnation: vman_model::Incarnation,
+        _: u8,
+        ports: BTreeSet<PortForward>,
+    ) -> BoxFuture<'static, Result<bool, HostError>> {
+        let (world, daemon) = (self.world.clone(), self.daemon);
+        Box::pin(async move {
+            world.pause(daemon, Duration::ZERO).await;
+            let things = &mut *world.things();
+            let mut qemus = things.qemus.values_mut();
+            let ours = |qemu: &&mut super::world::Qemu| {
+                qemu.told.vm == vm && qemu.told.incarnation == incarnation
+            };
+            let Some(qemu) = qemus.find(ours) else {
+                return Ok(false);
+            };
+            if ports
+                .iter()
+                .any(|port| things.taken_ports.contains(&port.host_port))
+            {
+                return Err(HostError("the port is taken, as scripted".to_owned()));
+            }
+            qemu.ports = ports;
+            Ok(true)
+        })
     }
 
     fn release(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>> {

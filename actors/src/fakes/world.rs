@@ -1,7 +1,9 @@
 //! What is on the simulated host, and what must never be there.
 
 use super::script::Script;
-use crate::ports::{DiskPlan, FoundProcess, LaunchPlan, MachineNews, NewsSink, NicAction};
+use crate::ports::{
+    DiskPlan, FoundProcess, LaunchPlan, MachineNews, NewsSink, NicAction, PortForward,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -55,6 +57,8 @@ pub(super) struct Qemu {
     disks: Vec<DiskId>,
     /// Its network cards by slot, with their cables.
     pub(super) nics: BTreeMap<u8, LinkState>,
+    /// The ports of the host on which it listens for its guest.
+    pub(super) ports: BTreeSet<PortForward>,
     /// The daemon whose child it is: only that one learns its exit status.
     parent: u64,
     /// The one QMP client: its number, its daemon and where its news go.
@@ -75,6 +79,8 @@ pub(super) struct Things {
     pub(super) consoles: BTreeMap<VmId, Console>,
     pub(super) networks: BTreeMap<VmId, Incarnation>,
     pub(super) disks: BTreeSet<DiskId>,
+    /// Ports of the host that another program has.
+    pub(super) taken_ports: BTreeSet<u16>,
     pub(super) images: BTreeMap<ImageName, u64>,
     /// Files that no port has made.
     pub(super) strays: BTreeMap<(Room, String), SeenFile>,
@@ -256,6 +262,7 @@ impl World {
         let disks = plan.disks.iter().filter_map(|disk| of_path(&disk.path));
         let qemu = Qemu {
             told,
+            ports: BTreeSet::new(),
             nics: plan.nics.iter().map(|nic| (nic.slot, nic.link)).collect(),
             disks: disks.collect(),
             parent: daemon,

@@ -8,6 +8,7 @@ use crate::{
 use vman_model::{
     Cause, Change, EventDraft, EventKind, ForwardId, ForwardRecord, Guard, IdempotencyKey,
     IdempotencyRecord, Origin, Protocol, Subject, VmId, Write, change::IdempotentAnswer,
+    vm::NetworkKind,
 };
 
 /// The most forwarded ports: each is a rule that packets to this host meet.
@@ -33,9 +34,9 @@ pub struct NewForward {
 /// Why a port was not forwarded, or still is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForwardError {
-    /// VMs are not connected to a bridge.
-    #[error("ports are forwarded to VMs on a bridge only")]
-    NoBridge,
+    /// VMs have no network.
+    #[error("VMs have no network that ports could lead into")]
+    NoNetwork,
     /// There is no such VM.
     #[error("there is no VM named {0}")]
     NoVm(VmId),
@@ -62,8 +63,8 @@ pub(super) async fn create(
     facts: &NetworkFacts,
     new: NewForward,
 ) -> Result<ForwardRecord, ForwardError> {
-    if facts.bridge.is_none() {
-        return Err(ForwardError::NoBridge);
+    if facts.kind == NetworkKind::None {
+        return Err(ForwardError::NoNetwork);
     }
     if store.inventory().forwards.len() >= MAX_FORWARDS {
         return Err(ForwardError::TooMany);

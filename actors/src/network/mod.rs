@@ -6,7 +6,7 @@
 //! Must not: wait inside a handler for the kernel, or start where addresses
 //! are held that its subnet does not have.
 //! Look next: `claims.rs` (who waits for the rules), `leases.rs` (giving addresses), `forwards.rs`, `heal.rs` (what
-//! is done about damage), `handle.rs`. What is on the host of ours and of
+//! is done about damage), `user_forwards.rs` (ports in user mode), `handle.rs`. What is on the host of ours and of
 //! others' is told by `NetworkHandle::survey` (`NetworkSurvey`), without this actor.
 
 mod claims;
@@ -14,6 +14,7 @@ mod forwards;
 mod handle;
 mod heal;
 pub(crate) mod leases;
+mod user_forwards;
 
 pub use forwards::{ForwardError, MAX_FORWARDS, NewForward};
 pub use handle::NetworkHandle;
@@ -37,6 +38,7 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::oneshot, time::Instant};
+use user_forwards::{Outcome, UserForwards};
 use vman_model::{
     Cause, EventDraft, EventKind, NetworkPlan, TapName, VmId, network::misplaced, vm::NetworkKind,
 };
@@ -67,6 +69,8 @@ pub enum NetworkMsg {
     Settled(Arc<NetworkPlan>, Result<Settled, NetworkError>),
     /// The replacement of a lost TAP has come to an end, good or bad.
     Replaced(TapName),
+    /// A QEMU in user mode was told its ports.
+    Forwarded(Outcome),
 }
 
 /// What the NetworkActor needs.
@@ -104,6 +108,8 @@ pub struct NetworkState {
     waiting: Vec<Waiting>,
     /// Lost TAPs that are being replaced.
     replacing: BTreeSet<TapName>,
+    /// Forwarded ports, in user mode.
+    user: Option<UserForwards>,
 }
 
 /// The NetworkActor.
@@ -132,9 +138,11 @@ impl Actor for NetworkActor {
             problem: None,
             waiting: Vec::new(),
             replacing: BTreeSet::new(),
+            user: (facts.kind == NetworkKind::User)
+                .then(|| UserForwards::new(&arguments.store.inventory())),
             arguments,
         };
-        if state.bridged {
+        if state.bridged || state.user.is_some() {
             state.watch(&myself);
             myself.cast(NetworkMsg::Look)?;
         }
@@ -159,12 +167,19 @@ impl Actor for NetworkActor {
             NetworkMsg::Disturbed(noticed) => {
                 state.disturbed.store(false, Ordering::SeqCst);
                 state.settle(&myself, noticed);
+                state.forward(&myself, false);
             }
             NetworkMsg::Look => {
                 myself.send_after(LOOK_EVERY, || NetworkMsg::Look);
                 state.settle(&myself, Instant::now());
+                state.forward(&myself, true);
             }
             NetworkMsg::Settled(plan, result) => state.settled(&myself, plan, result),
+            NetworkMsg::Forwarded(outcome) => {
+                if let Some(user) = &mut state.user {
+                    user.done(&state.arguments, &myself, outcome);
+                }
+            }
             NetworkMsg::Replaced(tap) => {
                 // One that failed is seen again by the next look.
                 state.replacing.remove(&tap);
@@ -211,12 +226,16 @@ impl NetworkState {
             myself.clone(),
             self.arguments.store.clone(),
         );
+        let bridged = self.bridged;
         tokio::spawn(async move {
             let mut revisions = store.watch();
             let mut seen = store.inventory();
             while revisions.changed().await.is_ok() {
                 let now = store.inventory();
-                let same = now.leases.ptr_eq(&seen.leases) && now.forwards.ptr_eq(&seen.forwards);
+                let addresses = now.leases.ptr_eq(&seen.leases);
+                // On a bridge the rules follow from leases and forwards alone.
+                let lives = bridged || now.vms.ptr_eq(&seen.vms);
+                let same = addresses && lives && now.forwards.ptr_eq(&seen.forwards);
                 seen = now;
                 if !same && !disturb(&flag, &actor) {
                     return;
@@ -236,13 +255,28 @@ impl NetworkState {
         });
     }
 
+    /// In user mode QEMUs listen for their guests.
+    fn forward(&mut self, myself: &ActorRef<NetworkMsg>, again: bool) {
+        if let Some(user) = &mut self.user {
+            user.settle(&self.arguments, myself, again);
+        }
+    }
+
     fn health(&self, reply: oneshot::Sender<Result<String, String>>) {
         if let Some(problem) = &self.problem {
             let _ = reply.send(Err(problem.to_string()));
             return;
         }
         let health = self.arguments.network.health();
-        tokio::spawn(async move { reply.send(health.await) });
+        let forwards = self.user.as_ref().and_then(UserForwards::problem);
+        tokio::spawn(async move {
+            let health = health.await;
+            reply.send(match (health, forwards) {
+                (health, None) => health,
+                (Ok(_), Some(problem)) => Err(problem),
+                (Err(why), Some(problem)) => Err(format!("{why}; {problem}")),
+            })
+        });
     }
 
     /// Makes the host look as the store says, unless that is under way: then

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 use vman_model::{
-    DiskFormat, DiskId, DiskLimits, DiskOptions, Incarnation, TapName, VmId, VmUuid,
+    DiskFormat, DiskId, DiskLimits, DiskOptions, Incarnation, Protocol, TapName, VmId, VmUuid,
     network::{LinkState, nic::nic_slot},
     vm::{
         Confinement, ExitStatus, Firmware, NetworkKind, ProcessIdentity, Resources, RunState,
@@ -138,6 +138,17 @@ pub enum NicAction {
     Unplug(u8),
     /// Plug the cable of the card in this slot in, or pull it.
     Link(u8, LinkState),
+}
+
+/// A port of the host on which a QEMU in user mode listens for its guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortForward {
+    /// What.
+    pub protocol: Protocol,
+    /// The port on the host.
+    pub host_port: u16,
+    /// The port in the guest.
+    pub guest_port: u16,
 }
 
 /// Everything that a start of QEMU needs. Plain data: from it the command line
@@ -402,6 +413,16 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// How many of the VM's processes the kernel has ended for memory in its
     /// present life, until it is released. `None`: that is not counted here.
     fn oom_kills(&self, vm: &VmId) -> BoxFuture<'static, Result<Option<u64>, HostError>>;
+
+    /// Lets the running VM's card in `slot`, which is in user mode, forward these
+    /// ports and no others. `false`: there was no QEMU of this life to be told.
+    fn forward_ports(
+        &self,
+        vm: VmId,
+        incarnation: Incarnation,
+        slot: u8,
+        ports: BTreeSet<PortForward>,
+    ) -> BoxFuture<'static, Result<bool, HostError>>;
 
     /// Removes the VM's run-time files (sockets). Idempotent. Only called when
     /// no QEMU of the VM lives.

@@ -22,7 +22,7 @@ pub use futures_util::future::BoxFuture;
 pub use hypervisor::{
     AdoptPlan, Adoption, BootFiles, ConsoleTail, DiskAction, DiskError, DiskPlan, FoundProcess,
     HostError, HostProbe, Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction,
-    MachineError, MachineNews, NewsSink, NicAction, NicPlan, device_name, node_name,
+    MachineError, MachineNews, NewsSink, NicAction, NicPlan, PortForward, device_name, node_name,
 };
 pub use manifests::{FoundManifest, ManifestChange, ManifestFiles, ManifestName};
 pub use network::{

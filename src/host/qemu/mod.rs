@@ -11,6 +11,7 @@
 //! | `machine.rs` | a living QEMU, and what is asked of it |
 //! | `link.rs` | the conversation with it |
 //! | `devices.rs` | what disks and network cards have in common |
+//! | `forwards.rs` | ports on which it listens for its guest |
 //! | `hotplug`, `nics.rs` | disks, network cards that come and go while it lives |
 //! | `samples.rs` | what guests have read, written and hold |
 //! | `console.rs` | logs, and keeping them bounded |
@@ -22,6 +23,7 @@ mod adopt_tests;
 pub mod cmdline;
 mod console;
 mod devices;
+mod forwards;
 mod hotplug;
 mod launch;
 pub mod layout;
@@ -48,7 +50,7 @@ use futures_util::stream::BoxStream;
 use tokio::sync::OnceCell;
 use vman_actors::ports::{
     AdoptPlan, Adoption, BoxFuture, ConsoleTail, DiskError, FoundProcess, HostError, HostProbe,
-    Hypervisor, LaunchError, LaunchPlan, Machine, NewsSink, NicPlan,
+    Hypervisor, LaunchError, LaunchPlan, Machine, NewsSink, NicPlan, PortForward,
 };
 use vman_model::network::LinkState;
 use vman_model::vm::{Confinement, ProcessIdentity};
@@ -154,6 +156,13 @@ impl QemuHost {
                 watched.remove(&pid);
             }
         });
+    }
+
+    /// The machine of one life, if somebody holds it.
+    fn machine_of(&self, vm: &VmId, incarnation: Incarnation) -> Option<Arc<QemuMachine>> {
+        let known = self.machines().get(vm).cloned();
+        let machine = known.filter(|(of, _)| *of == incarnation);
+        machine.and_then(|(_, machine)| machine.upgrade())
     }
 
     fn attach(&self, identity: &ProcessIdentity) -> Result<Process, AttachError> {
@@ -337,9 +346,7 @@ impl Hypervisor for QemuHost {
         nic: NicPlan,
         cpu_count: u32,
     ) -> BoxFuture<'static, Result<bool, HostError>> {
-        let known = self.machines().get(&vm).cloned();
-        let machine = known.filter(|(of, _)| *of == incarnation);
-        let machine = machine.and_then(|(_, machine)| machine.upgrade());
+        let machine = self.machine_of(&vm, incarnation);
         Box::pin(async move {
             let Some(machine) = machine else {
                 return Ok(false);
@@ -361,6 +368,27 @@ impl Hypervisor for QemuHost {
             let counted = jail.oom_kills(&vm);
             counted.map_err(|error| HostError(format!("the memory counter of VM {vm}: {error}")))
         }))
+    }
+
+    fn forward_ports(
+        &self,
+        vm: VmId,
+        incarnation: Incarnation,
+        slot: u8,
+        ports: BTreeSet<PortForward>,
+    ) -> BoxFuture<'static, Result<bool, HostError>> {
+        let machine = self.machine_of(&vm, incarnation);
+        Box::pin(async move {
+            let Some(machine) = machine else {
+                return Ok(false);
+            };
+            match machine.cards().forward(slot, ports).await {
+                Ok(()) => Ok(true),
+                // A QEMU that does not answer is asked again.
+                Err(DiskError::Unknown(_)) => Ok(false),
+                Err(error) => Err(HostError(error.to_string())),
+            }
+        })
     }
 
     fn release(&self, vm: &VmId) -> BoxFuture<'static, Result<(), HostError>> {

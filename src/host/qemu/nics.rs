@@ -13,19 +13,20 @@
 //! QEMU notices nothing when a TAP is deleted, and cannot give a card another netdev: the card is
 //! plugged anew with the same MAC address in the same slot.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::sleep;
-use vman_actors::ports::{BoxFuture, DiskError, NicAction, NicPlan};
+use vman_actors::ports::{BoxFuture, DiskError, NicAction, NicPlan, PortForward};
 use vman_model::network::LinkState;
 use vman_model::vm::NetworkKind;
 
 use super::cmdline::{nic_device, nic_id, nic_name, tap_netdev, user_netdev};
 use super::devices::{Answer, Devices, Monitor, refused};
+use super::forwards;
 use crate::host::net::tap::{self, TapDescriptors, TapError};
 use crate::host::qmp::QmpError;
 
@@ -81,6 +82,18 @@ impl Cards {
                     }
                     NicAction::Link(_, link) => set_link(&monitor, slot, link).await,
                 }
+            })
+    }
+
+    /// Lets a card in user mode forward these ports and no others.
+    pub(super) fn forward(
+        &self,
+        slot: u8,
+        ports: BTreeSet<PortForward>,
+    ) -> BoxFuture<'static, Result<(), DiskError>> {
+        self.devices
+            .begin(nic_name(slot), move |monitor| async move {
+                forwards::settle(&monitor, slot, &ports).await
             })
     }
 

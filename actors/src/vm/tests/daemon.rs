@@ -418,7 +418,7 @@ impl Daemon {
 }
 
 /// Lets tasks and the store's thread run while no time passes.
-async fn settle() {
+pub(super) async fn settle() {
     for _ in 0..16 {
         tokio::task::yield_now().await;
     }

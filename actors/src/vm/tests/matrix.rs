@@ -5,7 +5,7 @@
 
 use super::{
     daemon::{Daemon, alone},
-    operations::{Operation, host, summary},
+    operations::{Operation, summary},
     trial::{Pass, Trial},
 };
 use crate::{
@@ -44,7 +44,7 @@ struct Known {
 impl Case {
     /// The daemon lives its second life, so that it is one as any other.
     async fn new(operation: Operation) -> Self {
-        let mut daemon = Daemon::start_in_step(host()).await;
+        let mut daemon = Daemon::start_in_step(operation.host()).await;
         operation.given(&daemon).await;
         daemon.trial = Some(Trial::watch(&daemon.host));
         daemon.stop_and_start().await;

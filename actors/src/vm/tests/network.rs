@@ -1,6 +1,6 @@
 //! Addresses and the bridge, as the whole tree keeps them.
 
-use super::daemon::{DELETE, Daemon, STOP_BY_FORCE, origin, spec, vm};
+use super::daemon::{DELETE, Daemon, STOP_BY_FORCE, origin, settle, spec, vm};
 use crate::{
     fakes::FakeHost,
     network::{ForwardError, LeaseError, NewForward},
@@ -67,6 +67,20 @@ async fn heard(daemon: &Daemon, kind: EventKind, text: &str) {
         events.any(|event| event.what.kind == kind && event.what.detail.contains(text))
     };
     daemon.until(text, there).await;
+}
+
+/// Waits until nothing is wrong with the network.
+async fn until_well(daemon: &Daemon) {
+    for _ in 0..1_000 {
+        if daemon.on().network.health().await.is_ok() {
+            return;
+        }
+        settle().await;
+    }
+    panic!(
+        "the network stays ill: {:?}",
+        daemon.on().network.health().await
+    );
 }
 
 #[tokio::test]
@@ -245,4 +259,63 @@ async fn a_port_leads_into_one_vm_and_ends_with_it() {
     assert!(daemon.on().store.inventory().forwards.is_empty());
     let ended = daemon.on().network.unforward(&made.id, origin()).await;
     assert_eq!(ended, Err(ForwardError::NotFound(made.id)));
+}
+
+#[tokio::test]
+async fn in_user_mode_ports_lead_into_the_vm_whenever_it_runs_and_end_with_their_record() {
+    let mut daemon = Daemon::start_on(FakeHost::new()).await;
+    let id = daemon.create("a").await;
+    let forward = |host_port| NewForward {
+        vm: id.clone(),
+        protocol: Protocol::Tcp,
+        host_port,
+        guest_port: 80,
+        origin: origin(),
+        idempotency: None,
+    };
+    let first = daemon.on().network.forward(forward(8080)).await.unwrap();
+    daemon.done(&id, Command::Start).await;
+    let leads = |daemon: &Daemon, ports: &[(u16, u16)]| daemon.host.ports_of(&id) == ports;
+    let what = "the port leads into it";
+    daemon.until(what, || leads(&daemon, &[(8080, 80)])).await;
+    daemon.on().network.forward(forward(8081)).await.unwrap();
+    let both = [(8080, 80), (8081, 80)];
+    daemon.until("both do", || leads(&daemon, &both)).await;
+    // A new life has them again, and a daemon that starts finds what is not to be.
+    daemon.done(&id, STOP_BY_FORCE).await;
+    daemon.done(&id, Command::Start).await;
+    daemon
+        .until("both do again", || leads(&daemon, &both))
+        .await;
+    let network = daemon.on().network.clone();
+    network.unforward(&first.id, origin()).await.unwrap();
+    daemon.kill_and_start().await;
+    let one = || leads(&daemon, &[(8081, 80)]);
+    daemon.until("the other alone does", one).await;
+}
+
+#[tokio::test]
+async fn a_port_that_another_program_has_is_told_and_tried_again_while_the_vm_runs() {
+    let daemon = Daemon::start_on(FakeHost::new()).await;
+    let id = daemon.running("a").await;
+    daemon.host.take_port(8080, true);
+    let forward = NewForward {
+        vm: id.clone(),
+        protocol: Protocol::Tcp,
+        host_port: 8080,
+        guest_port: 80,
+        origin: origin(),
+        idempotency: None,
+    };
+    daemon.on().network.forward(forward).await.unwrap();
+    heard(&daemon, EventKind::NetworkFailed, "the port is taken").await;
+    assert!(daemon.on().network.health().await.is_err());
+    // A VM that does not run waits for no port.
+    daemon.done(&id, STOP_BY_FORCE).await;
+    until_well(&daemon).await;
+    daemon.done(&id, Command::Start).await;
+    daemon.host.take_port(8080, false);
+    let leads = || daemon.host.ports_of(&id) == [(8080, 80)];
+    daemon.until("it leads into the VM", leads).await;
+    assert!(daemon.on().network.health().await.is_ok());
 }

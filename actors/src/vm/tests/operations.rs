@@ -41,6 +41,7 @@ operations! {
     DetachFromRunning, ResizeFree, ResizeAttached, LimitDisk, AttachNic, DetachNic, SetLink, DeleteDisk,
     PutImage, DeleteImage, CreateTemplate, DeleteTemplate,
     CreateToken, UseToken, RevokeToken, CreateForward, DeleteForward,
+    CreateUserForward, DeleteUserForward,
     GuestPowersOff, QemuIsKilled, TapIsLost, FileIsOrphaned,
 }
 
@@ -167,6 +168,14 @@ pub(super) fn on_failure() -> RestartPolicy {
 }
 
 impl Operation {
+    /// Where it happens: on a bridge, unless it is about user mode.
+    pub(super) fn host(self) -> FakeHost {
+        match self {
+            Self::CreateUserForward | Self::DeleteUserForward => FakeHost::in_step(1),
+            _ => host(),
+        }
+    }
+
     /// What is there before. `keeper` runs and is never touched.
     pub(super) async fn given(self, daemon: &Daemon) {
         use Operation as O;
@@ -184,8 +193,13 @@ impl Operation {
             | O::GuestPowersOff
             | O::TapIsLost
             | O::AttachNic
-            | O::SetLink => {
+            | O::SetLink
+            | O::CreateUserForward => {
                 daemon.running("a").await;
+            }
+            O::DeleteUserForward => {
+                daemon.running("a").await;
+                assert!(forward(on, "a").await);
             }
             O::DetachNic => {
                 daemon.running("a").await;
@@ -349,8 +363,8 @@ impl Operation {
             O::RevokeToken => tokens::revoke(&on.store, token("t"), origin(), now)
                 .await
                 .is_ok(),
-            O::CreateForward => forward(&on, "a").await,
-            O::DeleteForward => {
+            O::CreateForward | O::CreateUserForward => forward(&on, "a").await,
+            O::DeleteForward | O::DeleteUserForward => {
                 let id = ForwardRecord::id_of(Protocol::Tcp, 2222);
                 on.network.unforward(&id, origin()).await.is_ok()
             }
@@ -388,6 +402,8 @@ impl Operation {
                 | O::RevokeToken
                 | O::CreateForward
                 | O::DeleteForward
+                | O::CreateUserForward
+                | O::DeleteUserForward
         )
     }
 }
@@ -430,8 +446,11 @@ pub(super) fn summary(daemon: &Daemon) -> BTreeSet<String> {
         let disks: Vec<_> = vm.disks.iter().map(|held| &held.disk).collect();
         let nics: Vec<_> = vm.links().collect();
         let plugged = daemon.host.nics_of(&vm.id);
+        let ports = daemon.host.ports_of(&vm.id);
         let (id, phase) = (&vm.id, vm.phase);
-        all.insert(format!("vm {id} {phase:?} {disks:?} {nics:?} {plugged:?}"));
+        all.insert(format!(
+            "vm {id} {phase:?} {disks:?} {nics:?} {plugged:?} {ports:?}"
+        ));
     }
     for disk in inventory.disks.values().map(|row| &row.value) {
         let (id, size, vm, limit) = (

@@ -252,9 +252,16 @@ impl World {
         }
     }
 
+    /// From its beginning until its outcome was taken in, or is lost.
     fn is_under_way(&self, effect: &Effect) -> bool {
-        let mut tasks = self.tasks.iter();
-        tasks.any(|task| matches!(task, Task::Qmp(_, other) if other == effect))
+        let Effect::Nic { operation: of, .. } = effect else {
+            return false;
+        };
+        self.tasks.iter().any(|task| match task {
+            Task::Qmp(_, other) => other == effect,
+            Task::Tell(_, Fact::NicDone { operation, .. }) => operation == of,
+            Task::Tell(..) | Task::Boot(_) => false,
+        })
     }
 
     /// Work on one network card is done one after the other.
