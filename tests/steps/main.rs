@@ -126,7 +126,15 @@ impl Case {
         });
         let failed = again.status == 200 && again.json()["status"] == "failed";
         if failed || again.status == 409 {
-            again = operation.ask(daemon, "another-key").unwrap();
+            let mut keys = 0..;
+            again = wait_for(cut, PATIENCE, || {
+                let key = format!("another-key-{}", keys.next()?);
+                let answer = operation.ask(daemon, &key).unwrap();
+                // So is a VM whose QEMU is looked for.
+                let later = answer.status == 503
+                    || (answer.status == 409 && answer.json()["code"] == "vm_recovering");
+                (!later).then_some(answer)
+            });
         }
         let text = String::from_utf8_lossy(&again.body).into_owned();
         assert!(again.status < 500, "{cut}: asked again: {text}");
