@@ -187,7 +187,8 @@ impl Query {
 }
 
 /// A POST with its body as a JSON object. No body at all is an object without
-/// fields: what is then missing is told by name.
+/// fields: what is then missing is told by name. Not so for a PATCH, whose body
+/// is what it is for.
 pub(crate) struct Post {
     pub(crate) caller: Caller,
     pub(crate) method: Method,
@@ -211,7 +212,7 @@ impl FromRequest<HttpState> for Post {
         let (parts, body) = request.into_parts();
         let caller = Caller::of(&parts)?;
         let bytes = read_body(&parts.headers, body, state.settings.limits.max_body).await?;
-        let object = if bytes.is_empty() {
+        let object = if bytes.is_empty() && parts.method != Method::PATCH {
             Map::new()
         } else {
             check_content_type(&parts.headers)?;

@@ -274,6 +274,18 @@ async fn what_is_not_json_is_malformed() {
 }
 
 #[tokio::test]
+async fn a_change_that_says_nothing_is_no_change() {
+    let api = with_vm().await;
+    let headers = [("content-type", "application/json"), ("if-match", "")];
+    for target in ["/vms/a", "/vms/a/nics/0"] {
+        let bare = api.send("PATCH", target, &[], Body::empty()).await;
+        bare.problem(415, "unsupported_media_type");
+        let empty = api.send("PATCH", target, &headers, Body::empty()).await;
+        empty.problem(400, "malformed_json");
+    }
+}
+
+#[tokio::test]
 async fn a_body_of_100_mb_is_too_large() {
     let api = with_vm().await;
     let before = api.revision();
