@@ -21,6 +21,7 @@ pub use handle::NetworkHandle;
 pub use leases::LeaseError;
 
 use crate::{
+    mailbox::{Actor, ActorRef},
     ports::{Clock, Hypervisor, Network, NetworkError, NicRequest, Settled},
     slot::Slot,
     store::{Inventory, StoreHandle},
@@ -28,7 +29,7 @@ use crate::{
 use claims::{ClaimReply, RulesReply, Waiting};
 use futures_util::StreamExt;
 use heal::{healed, replace, running, told};
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::ActorProcessingErr;
 use std::{
     collections::BTreeSet,
     sync::{
