@@ -4,8 +4,10 @@
 //! Must not: let a TAP be made for an address that the rules do not know yet.
 
 use super::{NetworkMsg, NetworkState, leases};
-use crate::ports::{NetworkError, NicRequest};
-use ractor::ActorRef;
+use crate::{
+    mailbox::ActorRef,
+    ports::{NetworkError, NicRequest},
+};
 use tokio::{sync::oneshot, time::Instant};
 use vman_model::{VmId, vm::NicClaim};
 

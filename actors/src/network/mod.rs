@@ -23,6 +23,7 @@ pub use leases::LeaseError;
 pub use limits::LimitError;
 
 use crate::{
+    mailbox::{Actor, ActorRef},
     ports::{Clock, Hypervisor, Network, NetworkError, NicRequest, Settled},
     slot::Slot,
     store::{Inventory, StoreHandle},
@@ -30,7 +31,7 @@ use crate::{
 use claims::{ClaimReply, RulesReply, Waiting};
 use futures_util::StreamExt;
 use heal::{healed, replace, running, told};
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::ActorProcessingErr;
 use std::{
     collections::BTreeSet,
     sync::{

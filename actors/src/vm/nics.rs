@@ -11,11 +11,11 @@ use super::{
     handle::{CommandError, VmsHandle},
 };
 use crate::{
+    mailbox::ActorRef,
     network::{LeaseError, leases, leases::MAX_CHOICES},
     ports::{DiskError, Machine, NicAction, NicPlan, NicWish},
 };
 use core::net::Ipv4Addr;
-use ractor::ActorRef;
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},

@@ -2,9 +2,10 @@
 
 use crate::{
     fakes::{FakeClock, FakeHost, MemoryStorage},
+    mailbox::{self, ActorRef},
     store::{Committed, StateStore, StoreArguments, StoreError, StoreHandle, StoreMsg, StoreSlot},
 };
-use ractor::{Actor, ActorRef, SpawnErr};
+use ractor::SpawnErr;
 use std::{sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::Instant};
 use vman_model::{
@@ -52,7 +53,7 @@ impl Store {
             clock: Arc::new(clock.clone()),
             slot: slot.clone(),
         };
-        let (actor, _) = Actor::spawn(None, StateStore, arguments).await?;
+        let (actor, _) = mailbox::spawn(StateStore, arguments, Arc::default()).await?;
         let handle = StoreHandle::new(slot.clone(), Arc::new(storage.clone()));
         Ok(Self {
             storage,
