@@ -10,6 +10,7 @@ mod damage;
 mod forgery;
 mod leases;
 mod limits;
+mod networks;
 mod nics;
 mod traffic;
 mod user;

@@ -153,7 +153,12 @@ impl FakeHost {
 
     /// From the next start of the daemon on, VMs are connected to a bridge.
     pub fn bridge(&self, facts: BridgeFacts) {
-        self.bridge.things().facts = Some(facts);
+        self.networks(vec![facts]);
+    }
+
+    /// From the next start of the daemon on, there are these networks.
+    pub fn networks(&self, facts: Vec<BridgeFacts>) {
+        self.bridge.things().facts = facts;
     }
 
     /// The kernel cannot hold what guests receive to a limit.

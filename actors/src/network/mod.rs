@@ -24,7 +24,7 @@ pub use limits::LimitError;
 
 use crate::{
     mailbox::{Actor, ActorRef},
-    ports::{Clock, Hypervisor, Network, NetworkError, NicRequest, Settled},
+    ports::{Clock, Hypervisor, Network, NetworkError, NetworkFacts, NicRequest, Settled},
     slot::Slot,
     store::{Inventory, StoreHandle},
 };
@@ -43,7 +43,8 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 use user_forwards::{Outcome, UserForwards};
 use vman_model::{
-    Cause, EventDraft, EventKind, NetworkPlan, TapName, VmId, network::misplaced, vm::NetworkKind,
+    Cause, EventDraft, EventKind, LeaseRecord, NetworkPlan, TapName, VmId, network::misplaced,
+    vm::NetworkKind,
 };
 
 /// How often the host is looked at though nobody told of a change.
@@ -129,8 +130,8 @@ impl Actor for NetworkActor {
         arguments: NetworkArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let facts = arguments.network.facts();
-        if let Some(pool) = facts.pool() {
-            refuse_misplaced(&arguments.store.inventory(), &pool)?;
+        if facts.kind == NetworkKind::Bridge {
+            refuse_misplaced(&arguments.store.inventory(), &facts)?;
         }
         let state = NetworkState {
             bridged: facts.kind == NetworkKind::Bridge,
@@ -192,32 +193,50 @@ impl Actor for NetworkActor {
     }
 }
 
-/// Addresses that the subnet does not have can neither be kept nor taken away.
-fn refuse_misplaced(inventory: &Inventory, pool: &vman_model::Pool) -> Result<(), String> {
-    let leases = inventory.leases.values().map(|row| &row.value);
-    let wrong = misplaced(pool, leases);
-    if wrong.is_empty() {
-        return Ok(());
+/// Addresses that no configured network has can neither be kept nor taken away.
+fn refuse_misplaced(inventory: &Inventory, facts: &NetworkFacts) -> Result<(), String> {
+    let leases = || inventory.leases.values().map(|row| &row.value);
+    let strays = leases().filter(|lease| facts.bridge(&lease.network).is_none());
+    let strays: Vec<_> = strays.collect();
+    if let Some(first) = strays.first() {
+        return Err(format!(
+            "the network {} is not configured, and {} VMs hold addresses of it or another such: {}; \
+             configure it again, or delete these VMs under it first",
+            first.network,
+            strays.len(),
+            named(&strays),
+        ));
     }
-    let named: Vec<_> = wrong
-        .iter()
-        .take(10)
+    for bridge in &facts.bridges {
+        let pool = &bridge.pool;
+        let held = leases().filter(|lease| lease.network == bridge.network);
+        let wrong = misplaced(pool, held);
+        if !wrong.is_empty() {
+            return Err(format!(
+                "the subnet {}/{} with the gateway {} does not have the addresses that {} VMs hold: {}; \
+                 configure the former subnet again, or delete these VMs under it first",
+                pool.network(),
+                pool.prefix(),
+                pool.gateway(),
+                wrong.len(),
+                named(&wrong),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The first few of them.
+fn named(leases: &[&LeaseRecord]) -> String {
+    const MOST: usize = 10;
+    let first = leases.iter().take(MOST);
+    let mut named: Vec<_> = first
         .map(|lease| format!("{} ({})", lease.vm_id, lease.address))
         .collect();
-    Err(format!(
-        "the subnet {}/{} with the gateway {} does not have the addresses that {} VMs hold: {}{}; \
-         configure the former subnet again, or delete these VMs under it first",
-        pool.network(),
-        pool.prefix(),
-        pool.gateway(),
-        wrong.len(),
-        named.join(", "),
-        if wrong.len() > named.len() {
-            ", ..."
-        } else {
-            ""
-        },
-    ))
+    if leases.len() > MOST {
+        named.push("...".to_owned());
+    }
+    named.join(", ")
 }
 
 impl NetworkState {

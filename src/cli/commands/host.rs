@@ -13,12 +13,16 @@ pub(in crate::cli) async fn network(
     command: NetworkCommand,
     session: &mut Session<'_>,
 ) -> Result<(), CliError> {
+    let config = Ask::get(&["network", "config"]);
     match command {
+        NetworkCommand::List => {
+            let answer = session.client.ask(&config).await?;
+            let networks = answer.value["networks"].as_array();
+            let networks = networks.map(Vec::as_slice).unwrap_or_default();
+            view::NETWORK.list(networks, session.format, session.terminal)
+        }
         NetworkCommand::Config => {
-            let answer = session
-                .client
-                .ask(&Ask::get(&["network", "config"]))
-                .await?;
+            let answer = session.client.ask(&config).await?;
             let nameless = view::View {
                 id: &["bridge_name", "mode", "status"],
                 ..view::SETTING

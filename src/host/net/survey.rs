@@ -1,8 +1,8 @@
-//! What is on the host of our network, told from one dump of its links.
+//! What is on the host of one network, told from one dump of its links.
 //!
 //! Must not: change anything, or decide what of it should not be there (the observer does).
 
-use vman_actors::ports::{NetworkSurvey, SeenBridge, SeenTap};
+use vman_actors::ports::{ForeignLink, NetworkSurvey, SeenBridge, SeenTap};
 use vman_model::TapName;
 
 use super::links::Link;
@@ -20,15 +20,21 @@ pub(super) fn survey(links: &[Link], bridge: &str, mark: &str) -> NetworkSurvey 
                 attached: on_it && link.up,
             });
         } else if on_it {
-            foreign.push(link.name.clone());
+            foreign.push(ForeignLink {
+                name: link.name.clone(),
+                bridge: bridge.to_owned(),
+            });
         }
     }
     NetworkSurvey {
-        bridge: found.map(|link| SeenBridge {
-            name: link.name.clone(),
-            ours: link.is_bridge && link.alias == mark,
-            up: link.up,
-        }),
+        bridges: found
+            .map(|link| SeenBridge {
+                name: link.name.clone(),
+                ours: link.is_bridge && link.alias == mark,
+                up: link.up,
+            })
+            .into_iter()
+            .collect(),
         taps,
         foreign,
     }
@@ -48,6 +54,7 @@ mod tests {
             is_bridge: false,
             is_tap: false,
             up: true,
+            mtu: 1500,
             master: None,
             traffic: Traffic::default(),
         }
@@ -78,11 +85,12 @@ mod tests {
             },
         ];
         let seen = survey(&links, "br-x", "mark");
-        assert!(seen.bridge.unwrap().ours);
-        assert_eq!(seen.foreign, ["veth9"]);
+        assert!(seen.bridges[0].ours);
+        assert_eq!(seen.foreign[0].name, "veth9");
+        assert_eq!((seen.foreign.len(), &*seen.foreign[0].bridge), (1, "br-x"));
         let taps: Vec<_> = seen.taps.iter().map(|t| (&*t.name, t.attached)).collect();
         assert_eq!(taps, [(tap.as_str(), true), ("v0other-abcdefg", false)]);
-        assert!(!survey(&links, "br-x", "another").bridge.unwrap().ours);
-        assert_eq!(survey(&links, "br-y", "mark").bridge, None);
+        assert!(!survey(&links, "br-x", "another").bridges[0].ours);
+        assert!(survey(&links, "br-y", "mark").bridges.is_empty());
     }
 }
