@@ -77,7 +77,13 @@ fn guests_of_two_networks_get_their_leases_and_are_kept_from_each_other_and_nat_
     b.ok(&format!("ping -c 2 -W 5 {c_at}"));
     b.ok("ping -c 2 -W 5 10.9.0.1");
     assert!(b.ok("nslookup c 10.9.0.1").contains(&c_at));
-    assert!(b.ok("ip link show eth0").contains("mtu 1400"));
+    b.ok("printf '#!/bin/sh\\necho told mtu $mtu\\n' >/tmp/mtu; chmod +x /tmp/mtu");
+    let told = b.soon("udhcpc -n -q -f -i eth0 -O mtu -s /tmp/mtu -t 3 -T 1");
+    assert!(told.contains("told mtu 1400"), "{told}");
+    for tap in world.on("br-lab") {
+        let link = world.in_host(&format!("ip link show {tap}"));
+        assert!(link.contains("mtu 1400"), "{link}");
+    }
     // Neither the other network, nor its gateway, nor its names, nor the world.
     let closed = |shell: &mut Shell, what: &str| {
         let (code, out) = shell.run(what);
