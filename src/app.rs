@@ -374,19 +374,19 @@ async fn network(config: &Config, taps: Arc<Taps>) -> Result<Arc<dyn Network>, A
 }
 
 fn bridge_settings(config: &Config) -> BridgeSettings {
-    let network = &config.network;
     let found = |program: &PathBuf| program.is_file().then(|| program.clone());
+    let network = &config.network.networks[0];
     let subnet = network.subnet;
     BridgeSettings {
         bridge: network.bridge_name.clone(),
         pool: Pool::new(subnet.network(), subnet.prefix(), network.gateway)
             .expect("the configuration has checked subnet and gateway"),
         dns: network.dns.clone(),
-        vlan_id: network.vlan_id,
+        vlan_id: network.vlan_id.unwrap_or_default(),
         isolated: network.isolated,
         folder: config.storage.runtime.join("network"),
-        nft: found(&network.nft),
-        dnsmasq: found(&network.dnsmasq),
+        nft: found(&config.network.nft),
+        dnsmasq: found(&config.network.dnsmasq),
     }
 }
 

@@ -16,7 +16,7 @@ use vman_model::{
     Protocol, RequestId, RestartHistory, RestartPolicy, Revision, Subject, TemplateName,
     TemplateRecord, TokenId, TokenName, TokenRecord, TokenScope, UnixMs, VmId, VmUuid, Write,
     change::IdempotentAnswer,
-    network::{LinkState, Nic, NicState},
+    network::{Limit, LinkState, Nic, NicLimits, NicState},
     power::{Condition, Dependency, Drain, HostRecord, StartSpec, Starting},
     vm::{
         AttachState, Attachment, BootSpec, Claim, Confinement, Desired, Ending, Firmware,
@@ -292,6 +292,10 @@ pub(super) fn lease() -> LeaseRecord {
         address: core::net::Ipv4Addr::new(10, 0, 0, 7),
         mac: [0x52, 0x56, 1, 2, 3, 4],
         fixed: true,
+        limits: NicLimits {
+            inbound: Some(Limit::new(2_000, Some(9_000), Some(500))),
+            outbound: None,
+        },
         created_at: UnixMs(1_700_000_000_000),
     }
 }
