@@ -123,7 +123,7 @@ pub const NETWORK: View = View {
         ("HELD", &["allocated_ips"], Plain),
         ("FREE", &["available_ips"], Plain),
     ],
-    none: "no networks",
+    none: "no networks: VMs are not connected to a bridge",
 };
 
 /// Network cards of a VM.

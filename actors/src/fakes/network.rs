@@ -8,11 +8,11 @@ use crate::ports::{
 };
 use core::net::Ipv4Addr;
 use futures_util::{StreamExt, stream::BoxStream};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use vman_model::{
-    NetworkPlan, TapName, VmId,
+    NetworkName, NetworkPlan, TapName, VmId,
     vm::{NetworkKind, NicClaim},
 };
 
@@ -30,6 +30,7 @@ pub(super) struct BridgeThings {
     pub(super) plan: Arc<NetworkPlan>,
     pub(super) settlings: u64,
     pub(super) errors: u32,
+    pub(super) failing: BTreeMap<NetworkName, NetworkError>,
     pub(super) repairs: Vec<String>,
     pub(super) lost: Vec<TapName>,
     /// Addresses whose guests do not answer.
@@ -104,6 +105,7 @@ impl Network for FakeNetwork {
             Ok(Settled {
                 repairs: std::mem::take(&mut things.repairs),
                 lost: std::mem::take(&mut things.lost),
+                failed: things.failing.clone(),
             })
         })
     }

@@ -96,17 +96,35 @@ impl NetworkState {
             let at = ports.binary_search_by_key(&address, |port| port.address);
             at.is_ok_and(|at| ports[at].vm == *vm && ports[at].limits == limits)
         });
-        known && self.problem.is_none()
+        known && !self.failing.contains_key(&lease.value.network)
     }
 
-    /// One whose address came too late for this plan waits for the next.
+    /// One whose address came too late for this plan waits for the next; one whose
+    /// network fails is told so.
     pub(super) fn resume_waiting(&mut self, myself: &ActorRef<NetworkMsg>) {
         for waiting in std::mem::take(&mut self.waiting) {
+            if let Some(error) = self.failure_of(&waiting) {
+                waiting.refuse(error);
+                continue;
+            }
             match waiting {
                 Waiting::Claim(request, reply) => self.claim(myself, request, reply),
                 Waiting::Rules(vm, nic, reply) => self.await_rules(myself, vm, nic, reply),
             }
         }
+    }
+
+    fn failure_of(&self, waiting: &Waiting) -> Option<NetworkError> {
+        let (vm, nics): (_, Vec<u8>) = match waiting {
+            Waiting::Claim(request, _) => {
+                let nics = request.nics.iter().map(|wish| wish.nic);
+                (&request.vm, nics.collect())
+            }
+            Waiting::Rules(vm, nic, _) => (vm, vec![*nic]),
+        };
+        let inventory = self.arguments.store.inventory();
+        let mut leases = nics.iter().filter_map(|nic| inventory.lease_of(vm, *nic));
+        leases.find_map(|lease| self.failing.get(&lease.value.network).cloned())
     }
 
     fn give_address(

@@ -33,7 +33,7 @@ use futures_util::StreamExt;
 use heal::{healed, replace, running, told};
 use ractor::ActorProcessingErr;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -43,8 +43,8 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 use user_forwards::{Outcome, UserForwards};
 use vman_model::{
-    Cause, EventDraft, EventKind, LeaseRecord, NetworkPlan, TapName, VmId, network::misplaced,
-    vm::NetworkKind,
+    Cause, EventDraft, EventKind, LeaseRecord, NetworkName, NetworkPlan, TapName, VmId,
+    network::misplaced, vm::NetworkKind,
 };
 
 /// How often the host is looked at though nobody told of a change.
@@ -104,8 +104,8 @@ pub struct NetworkState {
     again: Option<Instant>,
     /// What the host looks like.
     settled: Option<Arc<NetworkPlan>>,
-    /// Why it does not look as it shall.
-    problem: Option<NetworkError>,
+    /// The networks that do not look as they shall, with the reason.
+    failing: BTreeMap<NetworkName, NetworkError>,
     /// Those who wait for the host to know an address. At most one for each VM
     /// that starts and each card that is plugged in, and those are bounded by the
     /// VMs' commands.
@@ -139,7 +139,7 @@ impl Actor for NetworkActor {
             settling: None,
             again: None,
             settled: None,
-            problem: None,
+            failing: BTreeMap::new(),
             waiting: Vec::new(),
             replacing: BTreeSet::new(),
             user: (facts.kind == NetworkKind::User)
@@ -285,8 +285,10 @@ impl NetworkState {
     }
 
     fn health(&self, reply: oneshot::Sender<Result<String, String>>) {
-        if let Some(problem) = &self.problem {
-            let _ = reply.send(Err(problem.to_string()));
+        if !self.failing.is_empty() {
+            let problems: BTreeSet<_> = self.failing.values().map(ToString::to_string).collect();
+            let problems: Vec<_> = problems.into_iter().collect();
+            let _ = reply.send(Err(problems.join("; ")));
             return;
         }
         let health = self.arguments.network.health();
@@ -338,29 +340,16 @@ impl NetworkState {
         result: Result<Settled, NetworkError>,
     ) {
         let noticed = self.settling.take().unwrap_or_else(Instant::now);
-        match result {
-            Ok(settled) => {
-                if let Some(problem) = self.problem.take() {
-                    let repair = format!("the network works again; it was: {problem}");
-                    self.tell(EventKind::NetworkHealed, &healed(&repair, noticed));
-                }
-                self.settled = Some(plan);
-                for repair in &settled.repairs {
-                    self.tell(EventKind::NetworkHealed, &healed(repair, noticed));
-                }
-                self.replace(myself, settled.lost, noticed);
-                self.resume_waiting(myself);
-            }
-            Err(error) => {
-                if self.problem.as_ref() != Some(&error) {
-                    self.tell(EventKind::NetworkFailed, &error.to_string());
-                }
-                for waiting in self.waiting.drain(..) {
-                    waiting.refuse(error.clone());
-                }
-                self.problem = Some(error);
-                myself.send_after(TRY_AGAIN, move || NetworkMsg::Disturbed(noticed));
-            }
+        let settled = result.unwrap_or_else(|error| self.nothing_settled(&error));
+        self.note_failures(settled.failed, noticed);
+        self.settled = Some(plan);
+        for repair in &settled.repairs {
+            self.tell(EventKind::NetworkHealed, &healed(repair, noticed));
+        }
+        self.replace(myself, settled.lost, noticed);
+        self.resume_waiting(myself);
+        if !self.failing.is_empty() {
+            myself.send_after(TRY_AGAIN, move || NetworkMsg::Disturbed(noticed));
         }
         if let Some(noticed) = self.again.take() {
             myself.send_after(PAUSE, move || NetworkMsg::Disturbed(noticed));

@@ -5,7 +5,7 @@
 use super::BoxFuture;
 use core::net::Ipv4Addr;
 use futures_util::stream::BoxStream;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 use vman_model::{
     Incarnation, NetworkName, NetworkPlan, Pool, TapName, VmId,
     network::NicLimits,
@@ -173,6 +173,8 @@ pub struct Settled {
     pub repairs: Vec<String>,
     /// TAPs of running VMs that are gone: only QEMU can be given others.
     pub lost: Vec<TapName>,
+    /// Networks that could not be made to look so, each with the reason.
+    pub failed: BTreeMap<NetworkName, NetworkError>,
 }
 
 /// What is on the host of a network: one dump of its links, nothing changed.
@@ -234,7 +236,8 @@ pub trait Network: Send + Sync + 'static {
     fn facts(&self) -> NetworkFacts;
 
     /// Makes the host look as `plan` says. `running` are the TAPs that have to
-    /// be there. Idempotent, and cheap where nothing is to be done.
+    /// be there. Idempotent, and cheap where nothing is to be done. One network
+    /// that fails keeps no other from looking so; an error concerns them all.
     fn settle(
         &self,
         plan: Arc<NetworkPlan>,

@@ -22,7 +22,11 @@ pub(in crate::cli) async fn network(
             view::NETWORK.list(networks, session.format, session.terminal)
         }
         NetworkCommand::Config => {
-            let answer = session.client.ask(&config).await?;
+            let mut answer = session.client.ask(&config).await?;
+            if let (Format::Table, Some(fields)) = (session.format, answer.value.as_object_mut()) {
+                // `vman network list` tells of the others.
+                fields.remove("networks");
+            }
             let nameless = view::View {
                 id: &["bridge_name", "mode", "status"],
                 ..view::SETTING

@@ -51,31 +51,22 @@ impl BridgeNetworks {
         found.ok_or_else(|| NetworkError(format!("the network {network} is not configured")))
     }
 
-    async fn settle_all(
-        &self,
-        plan: &NetworkPlan,
-        running: &[TapName],
-    ) -> Result<Settled, NetworkError> {
-        let (mut done, mut problem) = (Settled::default(), None);
-        // One that cannot be had does not keep the others from being whole.
+    async fn settle_all(&self, plan: &NetworkPlan, running: &[TapName]) -> Settled {
+        let mut done = Settled::default();
         for bridge in self.all.iter() {
             match bridge.settle(plan, running).await {
                 Ok(settled) => {
                     done.repairs.extend(settled.repairs);
                     done.lost.extend(settled.lost);
                 }
-                Err(error) => problem = problem.or(Some(error)),
-            }
-        }
-        match problem {
-            None => Ok(done),
-            Some(error) => {
-                for repair in done.repairs {
-                    tracing::warn!(repair, "put right beside what cannot be");
+                Err(NetworkError(why)) => {
+                    let network = bridge.facts().network;
+                    let why = format!("the network {network}: {why}");
+                    done.failed.insert(network, NetworkError(why));
                 }
-                Err(error)
             }
         }
+        done
     }
 
     async fn claim_all(&self, request: NicRequest) -> Result<Vec<NicClaim>, NetworkError> {
@@ -130,7 +121,7 @@ impl Network for BridgeNetworks {
         running: Vec<TapName>,
     ) -> BoxFuture<'static, Result<Settled, NetworkError>> {
         let networks = self.clone();
-        Box::pin(async move { networks.settle_all(&plan, &running).await })
+        Box::pin(async move { Ok(networks.settle_all(&plan, &running).await) })
     }
 
     fn disturbances(&self) -> BoxStream<'static, ()> {

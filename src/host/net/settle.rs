@@ -228,7 +228,11 @@ impl Inner {
             known.retain(|line| line.starts_with("the chain "));
             known.extend(trouble);
         });
-        Ok(Settled { repairs, lost })
+        Ok(Settled {
+            repairs,
+            lost,
+            ..Settled::default()
+        })
     }
 
     fn note(&self, change: impl FnOnce(&mut Vec<String>)) {

@@ -15,33 +15,34 @@ use vman_model::{ForwardRecord, LeaseRecord, NetworkName, TapName, network::nic:
 pub(crate) struct NetworkConfigBody {
     #[serde(flatten)]
     default: NetworkBody,
-    /// Every network that VMs can be connected to, the default one first.
+    /// Every network that VMs can be connected to, the default one first; absent where there is no
+    /// bridge.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     networks: Vec<NetworkBody>,
 }
 
 impl NetworkConfigBody {
     pub(crate) fn of(facts: &NetworkFacts, inventory: &Inventory) -> Self {
         let default = NetworkBody::of(facts, &NetworkName::default(), inventory);
-        let networks = if facts.bridges.is_empty() {
-            vec![default.clone()]
-        } else {
-            let names = facts.bridges.iter().map(|bridge| &bridge.network);
-            let of = |name| NetworkBody::of(facts, name, inventory);
-            names.map(of).collect()
-        };
-        Self { default, networks }
+        let names = facts.bridges.iter().map(|bridge| &bridge.network);
+        let of = |name| NetworkBody::of(facts, name, inventory);
+        Self {
+            default,
+            networks: names.map(of).collect(),
+        }
     }
 }
 
 /// A network as it is configured.
-#[derive(Clone, Serialize, ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[schema(as = Network)]
 pub(crate) struct NetworkBody {
     /// `configured`, or `not_configured`: VMs have QEMU's user-mode network or none, and no address
     /// of ours.
     status: &'static str,
     /// The network's name.
-    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
     /// `bridge`, `user` or `none`.
     mode: &'static str,
     /// Why it is not a bridge although one was welcome.
@@ -97,7 +98,7 @@ impl NetworkBody {
             .map(|bridge| bridge.vlan_missing.is_none());
         let size = |size: u32| usize::try_from(size).unwrap_or(usize::MAX);
         Self {
-            name: network.to_string(),
+            name: bridge.map(|_| network.to_string()),
             status: bridge.map_or("not_configured", |_| "configured"),
             mode: facts.kind.as_str(),
             reason: facts.reason.clone(),

@@ -67,7 +67,7 @@ fn address_of(daemon: &Daemon, id: &VmId) -> Option<Ipv4Addr> {
     inventory.lease_of(id, 0).map(|row| row.value.address)
 }
 
-async fn heard(daemon: &Daemon, kind: EventKind, text: &str) {
+pub(super) async fn heard(daemon: &Daemon, kind: EventKind, text: &str) {
     let there = || {
         let inventory = daemon.on().store.inventory();
         let mut events = inventory.recent_events.iter();
@@ -77,7 +77,7 @@ async fn heard(daemon: &Daemon, kind: EventKind, text: &str) {
 }
 
 /// Waits until nothing is wrong with the network.
-async fn until_well(daemon: &Daemon) {
+pub(super) async fn until_well(daemon: &Daemon) {
     for _ in 0..1_000 {
         if daemon.on().network.health().await.is_ok() {
             return;

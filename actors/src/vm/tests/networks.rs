@@ -2,7 +2,7 @@
 
 use super::{
     daemon::{DELETE, Daemon, vm},
-    network::{bridge, new, pool},
+    network::{bridge, heard, new, pool, until_well},
     nics::wanted,
 };
 use crate::{
@@ -14,7 +14,10 @@ use crate::{
 };
 use core::net::Ipv4Addr;
 use std::time::Duration;
-use vman_model::{NetworkName, VmId, vm::Command};
+use vman_model::{
+    EventKind, NetworkName, VmId,
+    vm::{Command, Phase},
+};
 
 fn name(text: &str) -> NetworkName {
     NetworkName::parse(text).unwrap()
@@ -139,4 +142,27 @@ async fn a_network_that_is_no_longer_configured_refuses_to_start_and_names_who_h
         address_of(&daemon, &vm("holder"), 0),
         Some((name("lab"), LABS_ONLY))
     );
+}
+
+#[tokio::test]
+async fn a_network_that_fails_denies_the_starts_that_need_it_and_no_others_and_recovers() {
+    let daemon = Daemon::start_on(host()).await;
+    let vms = &daemon.on().vms;
+    let in_lab = vms.create(in_network("in-lab", "lab")).await.unwrap();
+    daemon
+        .host
+        .fail_network(name("lab"), Some("no bridge, as scripted"));
+    heard(&daemon, EventKind::NetworkFailed, "as scripted").await;
+    let health = daemon.on().network.health().await;
+    assert_eq!(health, Err("no bridge, as scripted".to_owned()));
+    daemon.running("in-default").await;
+    let operation = daemon.ask(&in_lab, Command::Start).await.unwrap();
+    let ended = daemon.ended(&operation.id).await;
+    assert!(ended.error.unwrap().detail.contains("as scripted"));
+    daemon.host.fail_network(name("lab"), None);
+    heard(&daemon, EventKind::NetworkHealed, "works again").await;
+    until_well(&daemon).await;
+    daemon.until_phase(&in_lab, Phase::Failed).await;
+    daemon.done(&in_lab, Command::Start).await;
+    daemon.oracle().await;
 }
