@@ -7,7 +7,7 @@
 
 use super::{VmDeps, VmMsg, disks, handle::HostGate, msg::Mailbag, nics};
 use crate::ports::{
-    AdoptPlan, Adoption, BootFiles, LaunchPlan, Machine, NewsSink, NicPlan, NicRequest,
+    AdoptPlan, Adoption, BootFiles, Bounds, LaunchPlan, Machine, NewsSink, NicPlan, NicRequest,
 };
 use ractor::ActorRef;
 use std::{
@@ -281,12 +281,25 @@ impl Job {
         })
     }
 
+    fn bounds(&self) -> Bounds {
+        let size = &self.record.spec.size;
+        let claim = self.record.claim.as_ref();
+        let measures = claim.map(|claim| claim.confinement.measures.clone());
+        Bounds {
+            cpu_count: size.cpu_count,
+            ram_mib: size.ram_mib,
+            resources: self.record.spec.resources,
+            measures: measures.unwrap_or_default(),
+        }
+    }
+
     async fn adopt(&self) {
         let plan = AdoptPlan {
             vm: self.record.id.clone(),
             uuid: self.record.uuid,
             incarnation: self.record.incarnation,
             process: self.record.process.clone(),
+            bounds: Some(self.bounds()),
         };
         loop {
             let (news, bag) = self.sink(None);

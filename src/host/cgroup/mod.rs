@@ -1,14 +1,16 @@
 //! A control group for each life of a VM's QEMU, version 1 or 2: how much of the host it may use,
 //! and whether the kernel ended it for memory.
 //!
-//! Owns: finding out by trial what this host lets be bounded, a group's making before the exec and
-//! its removal after the end. Must not: decide how much (`limits.rs` reckons), or end a process.
+//! Owns: finding out by trial what this host lets be bounded, a group's making before the exec, that
+//! the process is in it before its guest runs, and its removal after the end. Must not: decide how much (`limits.rs` reckons), or end a process.
 //! Look next: `place.rs` (where groups go), `files.rs` (which file says what), `scope.rs` (where
 //! systemd has to make them), `host::jail` (what else confines a QEMU, and who asks for all this).
 //!
 //! A VM's groups are noted in a file beside its sockets before they are made, so that a daemon that
 //! did not make them (another one may be in other groups itself) removes them and reads them. Note
-//! and groups go when the VM is released. A group whose note was lost is empty one day: the next
+//! and groups go when the VM is released. A process is moved in from outside, while it starts: a
+//! move takes the kernel some 14 ms (it waits for all CPUs), which a child that moves itself before
+//! its exec adds to every start. What it allocates until then is counted where the daemon is. A group whose note was lost is empty one day: the next
 //! daemon sweeps it away.
 
 mod files;
@@ -20,21 +22,22 @@ mod tests;
 
 pub use limits::Limits;
 
+use rustix::io::Errno;
+
 use place::{Controller, Hierarchies, Place, Version};
 use scope::Scopes;
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{MetadataExt, OpenOptionsExt},
-    },
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use vman_model::vm::Measure;
 
+/// The kernel's file that says which processes are in a group, and takes one more.
+const PROCESSES: &str = "cgroup.procs";
 /// The folder that all VMs' groups are in.
 const FOLDER: &str = "vman";
 /// A group that a launch has just made holds no process yet: what is older is nobody's.
@@ -129,8 +132,8 @@ impl Cgroups {
         self.scopes = Some((scopes, bounded));
     }
 
-    /// Puts a QEMU that was spawned, and whose CPUs stand, where only systemd may put it; nothing is done where
-    /// [`Cgroups::make`] has done it. Blocks for some milliseconds, within a tokio runtime.
+    /// Puts a QEMU that was spawned, and whose CPUs stand, into the groups that [`Cgroups::make`] has noted, or where
+    /// only systemd may put it. Repeatable. Blocks for some milliseconds, within a tokio runtime.
     pub fn take_in(
         &self,
         pid: u32,
@@ -139,6 +142,9 @@ impl Cgroups {
         measures: &[Measure],
         note: &Path,
     ) -> io::Result<()> {
+        for group in noted(note)? {
+            enter(&group, pid)?;
+        }
         let Some((scopes, bounded)) = &self.scopes else {
             return Ok(());
         };
@@ -176,15 +182,15 @@ impl Cgroups {
         own.chain(scoped.copied()).map(measure)
     }
 
-    /// Makes the group `name` for what is among `measures`, notes it, and answers what a process
-    /// has to write `0` into to be in it. Repeatable; blocks for a few system calls.
+    /// Makes the group `name` for what is among `measures` and notes it. Repeatable; blocks for a
+    /// few system calls.
     pub fn make(
         &self,
         name: &str,
         limits: &Limits,
         measures: &[Measure],
         note: &Path,
-    ) -> io::Result<Vec<OwnedFd>> {
+    ) -> io::Result<()> {
         let wanted = |usable: &&Usable| measures.contains(&measure(usable.controller));
         let usable: Vec<_> = self.usable.iter().filter(wanted).collect();
         let mut groups: Vec<PathBuf> = Vec::new();
@@ -202,13 +208,7 @@ impl Cgroups {
         for usable in usable {
             bound(usable, name, limits)?;
         }
-        let mut doors = Vec::new();
-        for group in groups {
-            let door = group.join("cgroup.procs");
-            let opened = OpenOptions::new().write(true).open(&door);
-            doors.push(OwnedFd::from(opened.map_err(about(&door))?));
-        }
-        Ok(doors)
+        Ok(())
     }
 
     /// Removes groups that hold nothing and have been there for longer than `settled`.
@@ -265,6 +265,40 @@ fn noted(note: &Path) -> io::Result<Vec<PathBuf>> {
         Ok(text) => Ok(text.lines().map(PathBuf::from).collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(about(note)(error)),
+    }
+}
+
+/// Whether a process is in every group that is noted for it, of which there is one.
+pub fn is_within(pid: u32, note: &Path) -> io::Result<bool> {
+    let groups = noted(note)?;
+    for group in &groups {
+        if !holds(group, pid)? {
+            return Ok(false);
+        }
+    }
+    Ok(!groups.is_empty())
+}
+
+fn holds(group: &Path, pid: u32) -> io::Result<bool> {
+    match fs::read_to_string(group.join(PROCESSES)) {
+        Ok(text) => Ok(text.lines().any(|line| line.parse() == Ok(pid))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(about(group)(error)),
+    }
+}
+
+/// Moves a process; one that has ended meanwhile is told by whoever watches it.
+fn enter(group: &Path, pid: u32) -> io::Result<()> {
+    let door = group.join(PROCESSES);
+    let mut opened = OpenOptions::new()
+        .write(true)
+        .open(&door)
+        .map_err(about(&door))?;
+    match opened.write_all(pid.to_string().as_bytes()) {
+        Err(error) if error.raw_os_error() != Some(Errno::SRCH.raw_os_error()) => {
+            Err(about(&door)(error))
+        }
+        _ => Ok(()),
     }
 }
 

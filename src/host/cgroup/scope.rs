@@ -88,6 +88,9 @@ impl Scopes {
         bounded: &[Controller],
     ) -> io::Result<PathBuf> {
         let unit = format!("vman.{name}.scope");
+        if let Some(group) = self.group_of(pid, &unit)? {
+            return Ok(group);
+        }
         let put = async {
             self.start(pid, &unit, limits, bounded).await?;
             self.moved(pid, &unit).await
@@ -117,15 +120,20 @@ impl Scopes {
         answer.body().deserialize::<OwnedObjectPath>().map(drop)
     }
 
+    /// The group of the unit, if the process is in it.
+    fn group_of(&self, pid: u32, unit: &str) -> io::Result<Option<PathBuf>> {
+        let told = fs::read_to_string(self.proc.join(pid.to_string()).join("cgroup"))?;
+        let own = told.lines().find_map(|line| line.strip_prefix("0::/"));
+        let own = own.filter(|own| own.ends_with(unit));
+        Ok(own.map(|own| self.mounted.join(own)))
+    }
+
     /// Waits until the job is done, which is when the kernel says so.
     async fn moved(&self, pid: u32, unit: &str) -> zbus::Result<PathBuf> {
-        let groups = self.proc.join(pid.to_string()).join("cgroup");
         let until = Instant::now() + DEADLINE;
         loop {
-            let told = fs::read_to_string(&groups)?;
-            let own = told.lines().find_map(|line| line.strip_prefix("0::/"));
-            if let Some(own) = own.filter(|own| own.ends_with(unit)) {
-                return Ok(self.mounted.join(own));
+            if let Some(group) = self.group_of(pid, unit)? {
+                return Ok(group);
             }
             if Instant::now() > until {
                 let why = format!("the process was not moved within {DEADLINE:?}");
