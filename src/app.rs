@@ -49,7 +49,7 @@ use vman_actors::observer::DriftSettings;
 use vman_actors::ports::{Clock, Network};
 use vman_actors::{Handles, Ports, StartError, Tree, TreeSettings};
 use vman_model::{
-    Allowance, Cause, Change, EventDraft, EventKind, ImageName, Origin, Pool, Subject,
+    Allowance, Capacity, Cause, Change, EventDraft, EventKind, ImageName, Origin, Pool, Subject,
     vm::NetworkKind,
 };
 
@@ -125,8 +125,8 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
     };
     let times = Arc::new(CommandTimes::default());
     let samples = Arc::new(Samples::default());
-    let (log, dry_run) = (outer.log.clone(), config.qemu.dry_run);
-    let metrics = figures::sources(log, times.clone(), samples.clone(), dry_run);
+    let host = host(&config)?;
+    let metrics = figures::sources(outer.log.clone(), times.clone(), samples.clone(), host);
     let ports = ports(&config, &lock, times, &samples).await?;
     #[cfg(feature = "failpoints")]
     let ports = match vman_actors::failpoint::process() {
@@ -134,7 +134,7 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
         None => ports,
     };
     let hypervisor = ports.hypervisor.clone();
-    let settings = settings(&config, allowance(&config)?);
+    let settings = settings(&config, allowance(&config, host));
     let (tree, probe) = tokio::join!(Tree::start(ports, &settings), hypervisor.probe());
     let tree = tree?;
     tracing::info!(
@@ -267,15 +267,22 @@ async fn announce(
     }
 }
 
-/// How much may be promised: of a simulated host, all that is asked for.
-fn allowance(config: &Config) -> Result<Allowance, AppError> {
+/// What the host has for VMs; none of a simulated one.
+fn host(config: &Config) -> Result<Option<Capacity>, AppError> {
     if config.qemu.dry_run {
-        return Ok(Allowance::default());
+        return Ok(None);
     }
     let host = capacity::look().map_err(start_error("find out how much memory there is"))?;
-    let allowance = Allowance::of(host, config.admission.overcommit());
+    Ok(Some(host))
+}
+
+/// How much may be promised: of a simulated host, all that is asked for.
+fn allowance(config: &Config, host: Option<Capacity>) -> Allowance {
+    let allowance = host.map_or_else(Allowance::default, |host| {
+        Allowance::of(host, config.admission.overcommit())
+    });
     tracing::debug!(?host, ?allowance, "this much may be promised to VMs");
-    Ok(allowance)
+    allowance
 }
 
 fn settings(config: &Config, allowance: Allowance) -> TreeSettings {
@@ -377,19 +384,19 @@ async fn network(config: &Config, taps: Arc<Taps>) -> Result<Arc<dyn Network>, A
 }
 
 fn bridge_settings(config: &Config) -> BridgeSettings {
-    let network = &config.network;
     let found = |program: &PathBuf| program.is_file().then(|| program.clone());
+    let network = &config.network.networks[0];
     let subnet = network.subnet;
     BridgeSettings {
         bridge: network.bridge_name.clone(),
         pool: Pool::new(subnet.network(), subnet.prefix(), network.gateway)
             .expect("the configuration has checked subnet and gateway"),
         dns: network.dns.clone(),
-        vlan_id: network.vlan_id,
+        vlan_id: network.vlan_id.unwrap_or_default(),
         isolated: network.isolated,
         folder: config.storage.runtime.join("network"),
-        nft: found(&network.nft),
-        dnsmasq: found(&network.dnsmasq),
+        nft: found(&config.network.nft),
+        dnsmasq: found(&config.network.dnsmasq),
     }
 }
 

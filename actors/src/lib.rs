@@ -8,6 +8,7 @@ pub mod disks;
 pub mod failpoint;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fakes;
+pub mod mailbox;
 pub mod manifests;
 pub mod meters;
 pub mod network;

@@ -38,6 +38,27 @@ impl Counter {
     }
 }
 
+/// Goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// One more.
+    pub fn inc(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less, of those that were counted before.
+    pub fn dec(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The upper bounds of a histogram of durations, in seconds.
 pub const SECONDS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -159,6 +180,15 @@ impl<V: Default, const N: usize> Family<V, N> {
     }
 }
 
+/// What is counted of all actors of one kind.
+#[derive(Debug, Default)]
+pub struct ActorMeter {
+    /// Messages in their mailboxes.
+    pub waiting: Gauge,
+    /// How long they took over one.
+    pub handled: Histogram,
+}
+
 /// What the tree counts: its restarts, the store's commits, and what the changes say.
 #[derive(Debug)]
 pub struct TreeMeters {
@@ -168,7 +198,9 @@ pub struct TreeMeters {
     pub batch: Histogram,
     /// Commits that failed.
     pub failed_commits: Counter,
-    /// Restarts of actors by what they are (`store`, `vm`).
+    /// Mailboxes and handlers by what the actors are (`store`, `vm`).
+    pub actors: Family<ActorMeter, 1>,
+    /// Restarts of actors by the same.
     pub actor_restarts: Family<Counter, 1>,
     /// Events by kind.
     pub events: Family<Counter, 1>,
@@ -186,6 +218,7 @@ impl Default for TreeMeters {
             commit_time: Histogram::default(),
             batch: Histogram::new(SIZES),
             failed_commits: Counter::default(),
+            actors: Family::default(),
             actor_restarts: Family::default(),
             events: Family::default(),
             vm_restarts: Family::default(),

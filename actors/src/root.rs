@@ -20,7 +20,9 @@ mod tests;
 
 use crate::{
     disks::{DiskRegistry, DisksArguments, DisksHandle, DisksSlot},
+    mailbox::{self, Actor, ActorRef},
     manifests::{ManifestArguments, ManifestKeeper, ManifestSlot},
+    meters::ActorMeter,
     network::{NetworkActor, NetworkArguments, NetworkHandle},
     observer::{DriftSettings, Observer, ObserverArguments, ObserverHandle, ObserverSlot},
     ports::{Clock, DiskFiles, Folders, Hypervisor, ImageFiles, ManifestFiles, Network, Storage},
@@ -29,7 +31,7 @@ use crate::{
     store::{StateStore, StoreArguments, StoreHandle, StoreSlot},
     vm::{RecoveryProgress, VmDeps, VmDirectory, VmSupervisor, VmSupervisorArguments, VmsHandle},
 };
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use ractor::{ActorCell, ActorProcessingErr, SpawnErr, SupervisionEvent};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, oneshot, watch},
@@ -143,8 +145,9 @@ impl Tree {
             said,
             stopped: false,
         };
+        let meter = handles.store.meters().actors.with(["root"]);
         let arguments = RootArguments { seats, give_up };
-        let (root, task) = Actor::spawn(None, Root, arguments)
+        let (root, task) = mailbox::spawn(Root, arguments, meter)
             .await
             .map_err(|error| StartError(told(&error)))?;
         Ok(Tree {
@@ -447,6 +450,21 @@ impl Actor for Root {
     }
 }
 
+/// Starts an actor of the root's.
+async fn sit<A: Actor>(
+    actor: A,
+    arguments: &A::Arguments,
+    root: ActorCell,
+    meter: Arc<ActorMeter>,
+) -> Result<ActorCell, SpawnErr>
+where
+    A::Arguments: Clone,
+{
+    let arguments = arguments.clone();
+    let actor = mailbox::spawn_linked(actor, arguments, root, meter).await?;
+    Ok(actor.get_cell())
+}
+
 impl RootState {
     /// Asks for a restart, within the budget.
     fn restart(&mut self, myself: &ActorRef<RootMsg>, seat: Seat, why: &str) {
@@ -490,45 +508,16 @@ impl RootState {
 
     async fn spawn(&self, seat: Seat, root: ActorCell) -> Result<ActorCell, SpawnErr> {
         let seats = &self.seats;
-        Ok(match seat {
-            Seat::Store => Actor::spawn_linked(None, StateStore, seats.store.clone(), root)
-                .await?
-                .0
-                .get_cell(),
-            Seat::Disks => {
-                let arguments = seats.disks.clone();
-                Actor::spawn_linked(None, DiskRegistry, arguments, root)
-                    .await?
-                    .0
-                    .get_cell()
-            }
-            Seat::Network => {
-                let arguments = seats.network.clone();
-                Actor::spawn_linked(None, NetworkActor, arguments, root)
-                    .await?
-                    .0
-                    .get_cell()
-            }
-            Seat::Vms => Actor::spawn_linked(None, VmSupervisor, seats.vms.clone(), root)
-                .await?
-                .0
-                .get_cell(),
-            Seat::Power => Actor::spawn_linked(None, PowerActor, seats.power.clone(), root)
-                .await?
-                .0
-                .get_cell(),
-            Seat::Observer => Actor::spawn_linked(None, Observer, seats.observer.clone(), root)
-                .await?
-                .0
-                .get_cell(),
-            Seat::Manifests => {
-                let arguments = seats.manifests.clone();
-                Actor::spawn_linked(None, ManifestKeeper, arguments, root)
-                    .await?
-                    .0
-                    .get_cell()
-            }
-        })
+        let meter = seats.disks.store.meters().actors.with([seat.as_str()]);
+        match seat {
+            Seat::Store => sit(StateStore, &seats.store, root, meter).await,
+            Seat::Disks => sit(DiskRegistry, &seats.disks, root, meter).await,
+            Seat::Network => sit(NetworkActor, &seats.network, root, meter).await,
+            Seat::Vms => sit(VmSupervisor, &seats.vms, root, meter).await,
+            Seat::Power => sit(PowerActor, &seats.power, root, meter).await,
+            Seat::Observer => sit(Observer, &seats.observer, root, meter).await,
+            Seat::Manifests => sit(ManifestKeeper, &seats.manifests, root, meter).await,
+        }
     }
 
     /// Stops every actor from `seat` on, the last first, with its children.

@@ -1,8 +1,9 @@
 //! Where a restarted actor's present ref is found. Handles hold a slot instead
 //! of a ref, so they stay good when the tree replaces the actor.
 
+use crate::mailbox::ActorRef;
 use arc_swap::ArcSwapOption;
-use ractor::{ActorRef, ActorStatus, Message};
+use ractor::{ActorStatus, Message};
 use std::sync::Arc;
 
 /// The present ref of one seat in the tree.

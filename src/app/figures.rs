@@ -14,21 +14,22 @@ use std::{
     collections::BTreeMap,
     sync::{Arc, OnceLock},
 };
-use vman_model::{BootId, VmId, vm::ProcessIdentity};
+use vman_model::{BootId, Capacity, VmId, vm::ProcessIdentity};
 
-/// Sources on the real host; a simulated one has no processes of the pids it tells.
+/// Sources on the real host; a simulated one, of which it is not known what it has, has no processes of the pids it tells.
 pub(super) fn sources(
     log: LogControl,
     qmp: Arc<CommandTimes>,
     samples: Arc<Samples>,
-    simulated: bool,
+    host: Option<Capacity>,
 ) -> MetricsSources {
-    let boot = proc::boot_id().ok().filter(|_| !simulated);
+    let boot = proc::boot_id().ok().filter(|_| host.is_some());
     let started = proc::start_time(getpid()).ok().flatten();
     MetricsSources {
         vm: Arc::new(move |identity| of_vm(boot.as_ref()?, identity)),
         guests: Arc::new(move || samples.read().into_iter().map(guest).collect()),
         links: Arc::new(links),
+        host,
         own: Arc::new(move || used(getpid(), started?)),
         dropped_records: Arc::new(move || log.dropped()),
         qmp,

@@ -119,6 +119,8 @@ pub const NIC: View = View {
         ("LINK", &["link"], Plain),
         ("ADDRESS", &["ip"], Plain),
         ("MAC", &["mac"], Plain),
+        ("IN KIB/S", &["limits", "inbound", "average"], Plain),
+        ("OUT KIB/S", &["limits", "outbound", "average"], Plain),
         ("RECEIVED", &["rx_bytes"], Bytes),
         ("SENT", &["tx_bytes"], Bytes),
     ],

@@ -4,8 +4,8 @@
 use super::error::{ApiError, Code};
 use vman_actors::{
     disks::{DiskFault, ImageError},
-    network::{ForwardError, LeaseError, MAX_FORWARDS},
-    ports::{FileError, HostError, LoadError},
+    network::{ForwardError, LeaseError, LimitError, MAX_FORWARDS},
+    ports::{FileError, HostError, LoadError, NO_LIMITS},
     power::PowerError,
     store::StoreError,
     templates::TemplateError,
@@ -235,6 +235,7 @@ impl From<CreateError> for ApiError {
             ),
             CreateError::Address(error) => error.into(),
             CreateError::NoAddresses => no_addresses(),
+            CreateError::NoLimits => no_limits(),
             CreateError::KeyInUse => key_in_flight(),
             CreateError::Store(error) => error.into(),
         }
@@ -248,11 +249,25 @@ fn no_addresses() -> ApiError {
     )
 }
 
+fn no_limits() -> ApiError {
+    ApiError::field("limits", format!("{NO_LIMITS}; leave them out"))
+}
+
+impl From<LimitError> for ApiError {
+    fn from(error: LimitError) -> Self {
+        match error {
+            LimitError::NotBridged(..) => no_limits(),
+            LimitError::Store(error) => error.into(),
+        }
+    }
+}
+
 impl From<NicError> for ApiError {
     fn from(error: NicError) -> Self {
         match error {
             NicError::Address(error) => error.into(),
             NicError::NoAddresses => no_addresses(),
+            NicError::NoLimits => no_limits(),
             NicError::Command(error) => error.into(),
         }
     }

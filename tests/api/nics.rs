@@ -199,3 +199,135 @@ async fn in_user_mode_a_card_comes_without_an_address_of_ours() {
     let refused = api.post("/vms/a/nics", &address).await;
     refused.problem(422, "invalid_fields");
 }
+
+#[tokio::test]
+async fn limits_are_told_kept_over_restarts_and_lifted_again() {
+    let api = bridged(24).await;
+    let limits = json!({
+        "inbound": {"average": 1000, "peak": 2000, "burst": 300},
+        "outbound": {"average": 500},
+    });
+    let vm = json!({"template_name": "small", "name": "b", "limits": limits});
+    api.post("/vms", &vm).await.expect(201);
+    let told = json!({
+        "inbound": {"average": 1000, "peak": 2000, "burst": 300},
+        "outbound": {"average": 500, "burst": 500},
+    });
+    let first = api.get("/vms/b/nics/nic0").await.expect(200);
+    assert_eq!(
+        (&first["limits"], &first["limits_reason"]),
+        (&told, &Value::Null)
+    );
+    api.act("a", "start").await.expect(200);
+    let card = attach(&api, &json!({"limits": {"outbound": {"average": 70}}})).await;
+    assert_eq!(card["limits"]["outbound"]["burst"], 70);
+    assert_eq!(
+        api.get("/vms/a/nics/nic0").await.expect(200)["limits"],
+        Value::Null
+    );
+    // The host was told by the time that the answer comes.
+    let change = json!({"limits": limits, "link": "down"});
+    let changed = patch(&api, "nic0", change).await.expect(200);
+    assert_eq!(
+        (&changed["limits"], &changed["link"]),
+        (&told, &json!("down"))
+    );
+    let plan = api.host.bridge_plan().0;
+    let held = plan
+        .ports
+        .iter()
+        .find(|port| port.vm.as_str() == "a" && port.nic == 0);
+    assert_eq!(held.unwrap().limits.inbound.unwrap().average, 1000);
+    let restart = "/vms/a/actions/restart?force=true&wait_s=20";
+    api.post(restart, &json!({})).await.expect(200);
+    assert_eq!(
+        api.get("/vms/a/nics/nic0").await.expect(200)["limits"],
+        told
+    );
+    let lifted = patch(&api, "nic0", json!({"limits": {}})).await.expect(200);
+    assert_eq!(
+        (&lifted["limits"], &lifted["link"]),
+        (&Value::Null, &json!("down"))
+    );
+    let json = [("accept", "application/json")];
+    let events = api.send("GET", "/events?limit=1000", &json, Body::empty());
+    let events = events.await.expect(200);
+    let said = events.as_array().unwrap().iter().filter(|event| {
+        let detail = event["detail"].as_str().unwrap_or_default();
+        event["kind"] == "nic.changed" && detail.contains("its guest receives")
+    });
+    assert_eq!(said.count(), 2);
+}
+
+#[tokio::test]
+async fn limits_that_cannot_be_are_refused_all_at_once_and_change_nothing() {
+    let api = bridged(24).await;
+    let inbound = |limit: Value| json!({"limits": {"inbound": limit}});
+    for (body, code) in [
+        (json!({"limits": 5}), "invalid_fields"),
+        (json!({"limits": {"sideways": {}}}), "unknown_field"),
+        (inbound(json!({})), "invalid_fields"),
+        (inbound(json!({"average": 0})), "invalid_fields"),
+        (inbound(json!({"average": 4_000_001})), "invalid_fields"),
+        (inbound(json!({"average": "fast"})), "invalid_fields"),
+        (
+            inbound(json!({"average": 9, "burst": 63})),
+            "invalid_fields",
+        ),
+        (inbound(json!({"average": 9, "peak": 9})), "invalid_fields"),
+        (inbound(json!({"average": 9, "colour": 1})), "unknown_field"),
+        (
+            json!({"limits": {"outbound": {"average": 9, "peak": 10}}}),
+            "invalid_fields",
+        ),
+    ] {
+        patch(&api, "nic0", body.clone()).await.problem(422, code);
+        let mut vm = json!({"template_name": "small", "name": "b"});
+        vm["limits"] = body["limits"].clone();
+        api.post("/vms", &vm).await.problem(422, code);
+        api.post("/vms/a/nics", &body).await.problem(422, code);
+    }
+    let both = json!({"limits": {"inbound": {"burst": 1}, "outbound": {}}});
+    let refused = patch(&api, "nic0", both)
+        .await
+        .problem(422, "invalid_fields");
+    assert_eq!(refused["errors"].as_array().unwrap().len(), 3, "{refused}");
+    patch(&api, "nic1", json!({"limits": {}}))
+        .await
+        .problem(404, "not_found");
+    assert_eq!(
+        api.get("/vms/a/nics/nic0").await.expect(200)["limits"],
+        Value::Null
+    );
+}
+
+#[tokio::test]
+async fn in_user_mode_limits_are_refused_with_the_reason() {
+    let api = Api::start().await;
+    api.small_template().await;
+    api.small_vm("a").await;
+    let limits = json!({"inbound": {"average": 1000}});
+    let vm = json!({"template_name": "small", "name": "b", "limits": limits});
+    let body = json!({"limits": limits});
+    for refused in [
+        api.post("/vms", &vm).await,
+        api.post("/vms/a/nics", &body).await,
+        patch(&api, "nic0", body.clone()).await,
+    ] {
+        let problem = refused.problem(422, "invalid_fields");
+        assert!(problem.to_string().contains("user-mode"), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_limit_that_the_kernel_cannot_hold_is_kept_and_says_so() {
+    let api = bridged(24).await;
+    api.host.lack_limits("this kernel has no tbf");
+    let body = json!({"limits": {"inbound": {"average": 1000}}});
+    let card = patch(&api, "nic0", body).await.expect(200);
+    assert_eq!(card["limits"]["inbound"]["average"], 1000);
+    assert_eq!(card["limits_reason"], "this kernel has no tbf");
+    let sent = json!({"limits": {"outbound": {"average": 1000}}});
+    let card = patch(&api, "nic0", sent).await.expect(200);
+    assert_eq!(card["limits_reason"], Value::Null);
+}

@@ -9,6 +9,7 @@ mod console;
 mod damage;
 mod forgery;
 mod leases;
+mod limits;
 mod nics;
 mod traffic;
 mod user;

@@ -127,7 +127,29 @@ fn a_running_vm_is_seen_in_the_metrics_also_while_its_qemu_hangs() {
     let route = "vman_http_requests_total{method=\"POST\",route=\"/vms/{id}/actions/{action}\",status=\"200\"}";
     assert_eq!(value(route), 1.0);
     assert!(value("vman_store_commit_duration_seconds_count") > 0.0);
+    for actor in [
+        "root",
+        "store",
+        "vm_supervisor",
+        "vm",
+        "network",
+        "observer",
+    ] {
+        value(&format!("vman_actor_mailbox_depth{{actor=\"{actor}\"}}"));
+        let handled = format!("vman_actor_handler_duration_seconds_count{{actor=\"{actor}\"}}");
+        assert!(value(&handled) >= 0.0);
+    }
+    let handled = "vman_actor_handler_duration_seconds_count{actor=\"vm\"}";
+    assert!(value(handled) > 3.0, "a start is more messages than these");
+    assert_eq!(
+        value("vman_host_memory_promised_bytes"),
+        f64::from(32 << 20)
+    );
+    assert_eq!(value("vman_host_cpus_promised"), 1.0);
+    assert!(value("vman_host_memory_bytes") > f64::from(32 << 20));
+    assert!(value("vman_host_cpus") >= 1.0);
     assert!(value("process_resident_memory_bytes") > 1e6);
+    promtool(&scrape(&daemon));
 }
 
 #[test]

@@ -54,6 +54,8 @@ pub enum Guard {
     VmPresent(VmId),
     /// Nobody holds the address.
     AddressFree(LeaseId),
+    /// This card of the VM still holds the address.
+    AddressHeld(LeaseId, VmId, u8),
     /// No network card has the MAC address.
     MacFree([u8; 6]),
     /// The port of the host is not forwarded.

@@ -16,11 +16,12 @@ pub use handle::{DisksHandle, DisksSlot, ImageError, LastSeen, SeenFiles, Starte
 pub use making::NewDisk;
 
 use crate::{
+    mailbox::{Actor, ActorRef},
     ports::{DiskFiles, FileError, ImageFiles, NewDiskFile},
     slot::Slot,
     store::StoreHandle,
 };
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::ActorProcessingErr;
 use std::{
     collections::HashMap,
     path::PathBuf,

@@ -156,6 +156,11 @@ impl FakeHost {
         self.bridge.things().facts = Some(facts);
     }
 
+    /// The kernel cannot hold what guests receive to a limit.
+    pub fn lack_limits(&self, why: &str) {
+        self.bridge.things().unlimited.inbound = Some(why.to_owned());
+    }
+
     /// What the bridge was told last, and how often it was told something.
     pub fn bridge_plan(&self) -> (Arc<NetworkPlan>, u64) {
         let things = self.bridge.things();

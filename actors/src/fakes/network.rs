@@ -4,7 +4,7 @@
 use super::world::World;
 use crate::ports::{
     BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest,
-    NicWish, SeenBridge, SeenTap, Settled, Traffic,
+    NicWish, SeenBridge, SeenTap, Settled, Traffic, Unlimited,
 };
 use core::net::Ipv4Addr;
 use futures_util::{StreamExt, stream::BoxStream};
@@ -34,6 +34,8 @@ pub(super) struct BridgeThings {
     pub(super) lost: Vec<TapName>,
     /// Addresses whose guests do not answer.
     pub(super) silent: BTreeSet<Ipv4Addr>,
+    /// Which limits of cards its kernel cannot hold.
+    pub(super) unlimited: Unlimited,
     /// What a survey tells instead of what is there.
     pub(super) seen: Option<NetworkSurvey>,
 }
@@ -72,9 +74,14 @@ impl Network for FakeNetwork {
             Some(_) => NetworkKind::Bridge,
             None => NetworkKind::User,
         };
+        let facts = NetworkFacts::without_bridge(kind, None);
+        if bridge.is_none() {
+            return facts;
+        }
         NetworkFacts {
             bridge,
-            ..NetworkFacts::without_bridge(kind, None)
+            unlimited: self.bridge.things().unlimited.clone(),
+            ..facts
         }
     }
 

@@ -16,10 +16,15 @@ pub mod rebuild;
 #[cfg(test)]
 mod tests;
 
-use crate::{ports::ManifestFiles, slot::Slot, store::StoreHandle};
+use crate::{
+    mailbox::{Actor, ActorRef},
+    ports::ManifestFiles,
+    slot::Slot,
+    store::StoreHandle,
+};
 use arc_swap::ArcSwap;
 use keep::Keeper;
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::ActorProcessingErr;
 use std::{sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 use vman_model::Revision;

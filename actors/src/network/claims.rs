@@ -4,8 +4,10 @@
 //! Must not: let a TAP be made for an address that the rules do not know yet.
 
 use super::{NetworkMsg, NetworkState, leases};
-use crate::ports::{NetworkError, NicRequest};
-use ractor::ActorRef;
+use crate::{
+    mailbox::ActorRef,
+    ports::{NetworkError, NicRequest},
+};
 use tokio::{sync::oneshot, time::Instant};
 use vman_model::{VmId, vm::NicClaim};
 
@@ -45,6 +47,7 @@ impl NetworkState {
                 return self.give_address(myself, request, missing, reply);
             };
             wish.address = Some(lease.value.address);
+            wish.limits = lease.value.limits;
         }
         let mut nics = request.nics.iter();
         if nics.all(|wish| self.rules_know(vm, wish.nic)) {
@@ -78,17 +81,17 @@ impl NetworkState {
         self.settle(myself, Instant::now());
     }
 
-    /// Whether the host looks as it shall, and knows this card's address.
+    /// Whether the host looks as it shall, and knows this card's address and limits.
     fn rules_know(&self, vm: &VmId, nic: u8) -> bool {
         let inventory = self.arguments.store.inventory();
         let Some(lease) = inventory.lease_of(vm, nic) else {
             return false;
         };
-        let address = lease.value.address;
+        let (address, limits) = (lease.value.address, lease.value.limits);
         let known = self.settled.as_ref().is_some_and(|plan| {
             let ports = &plan.ports;
             let at = ports.binary_search_by_key(&address, |port| port.address);
-            at.is_ok_and(|at| ports[at].vm == *vm)
+            at.is_ok_and(|at| ports[at].vm == *vm && ports[at].limits == limits)
         });
         known && self.problem.is_none()
     }

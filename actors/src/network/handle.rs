@@ -1,14 +1,17 @@
 //! How others reach the network.
 
-use super::{NetworkMsg, forwards};
+use super::{NetworkMsg, forwards, limits, limits::LimitError};
 use crate::{
     ports::{Clock, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest, Traffic},
     slot::Slot,
     store::StoreHandle,
 };
-use std::sync::Arc;
-use tokio::sync::oneshot;
-use vman_model::{ForwardId, ForwardRecord, VmId, vm::NicClaim};
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::oneshot, time::timeout};
+use vman_model::{ForwardId, ForwardRecord, Origin, VmId, network::NicLimits, vm::NicClaim};
+
+/// How long a change of limits is waited for until it is in force.
+const IN_FORCE_WITHIN: Duration = Duration::from_secs(2);
 
 /// The network, as others see it.
 #[derive(Clone)]
@@ -109,6 +112,24 @@ impl NetworkHandle {
         origin: vman_model::Origin,
     ) -> Result<(), forwards::ForwardError> {
         forwards::erase(&self.store, self.clock.as_ref(), id, origin).await
+    }
+
+    /// Limits how fast a VM's card may be, also while it runs. `Ok` means that
+    /// the limits are durable, and in force unless the network does not work,
+    /// which health says.
+    pub async fn limit(
+        &self,
+        (vm, nic): (&VmId, u8),
+        limits: NicLimits,
+        origin: Origin,
+    ) -> Result<(), LimitError> {
+        let clock = self.clock.as_ref();
+        limits::change(&self.store, clock, (vm, nic), limits, origin).await?;
+        let known = self.await_rules(vm.clone(), nic);
+        if !matches!(timeout(IN_FORCE_WITHIN, known).await, Ok(Ok(()))) {
+            tracing::warn!(vm_id = %vm, nic, "the limits of a network card are not in force yet");
+        }
+        Ok(())
     }
 
     fn cast(&self, message: NetworkMsg) -> Result<(), NetworkError> {

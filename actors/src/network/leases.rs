@@ -9,7 +9,7 @@ use core::net::Ipv4Addr;
 use vman_model::{
     Cause, Change, EventDraft, EventKind, Guard, LeaseRecord, Origin, Pool, Subject, UnixMs, VmId,
     Write,
-    network::{allocate, lease_id},
+    network::{NicLimits, allocate, lease_id},
 };
 
 /// How often an address that was taken meanwhile is chosen anew: as many VMs
@@ -64,6 +64,7 @@ pub(crate) fn lease(
         address,
         mac,
         fixed,
+        limits: NicLimits::default(),
         created_at: now,
     }
 }

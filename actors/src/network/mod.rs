@@ -5,7 +5,7 @@
 //! changed behind its back, and before a claim that needs a rule is granted.
 //! Must not: wait inside a handler for the kernel, or start where addresses
 //! are held that its subnet does not have.
-//! Look next: `claims.rs` (who waits for the rules), `leases.rs` (giving addresses), `forwards.rs`, `heal.rs` (what
+//! Look next: `claims.rs` (who waits for the rules), `leases.rs` (giving addresses), `limits.rs`, `forwards.rs`, `heal.rs` (what
 //! is done about damage), `user_forwards.rs` (ports in user mode), `handle.rs`. What is on the host of ours and of
 //! others' is told by `NetworkHandle::survey` (`NetworkSurvey`), without this actor.
 
@@ -14,13 +14,16 @@ mod forwards;
 mod handle;
 mod heal;
 pub(crate) mod leases;
+mod limits;
 mod user_forwards;
 
 pub use forwards::{ForwardError, MAX_FORWARDS, NewForward};
 pub use handle::NetworkHandle;
 pub use leases::LeaseError;
+pub use limits::LimitError;
 
 use crate::{
+    mailbox::{Actor, ActorRef},
     ports::{Clock, Hypervisor, Network, NetworkError, NicRequest, Settled},
     slot::Slot,
     store::{Inventory, StoreHandle},
@@ -28,7 +31,7 @@ use crate::{
 use claims::{ClaimReply, RulesReply, Waiting};
 use futures_util::StreamExt;
 use heal::{healed, replace, running, told};
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::ActorProcessingErr;
 use std::{
     collections::BTreeSet,
     sync::{

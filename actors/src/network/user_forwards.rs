@@ -7,10 +7,10 @@
 
 use super::{NetworkArguments, NetworkMsg, heal::told};
 use crate::{
+    mailbox::ActorRef,
     ports::{HostError, PortForward},
     store::Inventory,
 };
-use ractor::ActorRef;
 use std::collections::{BTreeMap, BTreeSet};
 use vman_model::{
     EventKind, Incarnation, VmId,

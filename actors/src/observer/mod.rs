@@ -13,6 +13,7 @@ mod act;
 mod look;
 
 use crate::{
+    mailbox::{Actor, ActorRef},
     network::NetworkHandle,
     ports::{Clock, Folders, Hypervisor},
     slot::Slot,
@@ -21,7 +22,7 @@ use crate::{
 };
 use act::Memory;
 use arc_swap::ArcSwap;
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::ActorProcessingErr;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 use vman_model::{

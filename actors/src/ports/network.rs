@@ -8,8 +8,12 @@ use futures_util::stream::BoxStream;
 use std::sync::Arc;
 use vman_model::{
     Incarnation, NetworkPlan, Pool, TapName, VmId,
+    network::NicLimits,
     vm::{NetworkKind, NicClaim},
 };
+
+/// Why a card that is on no bridge is not limited.
+pub const NO_LIMITS: &str = "only cards on a bridge are limited: QEMU's user-mode network cannot";
 
 /// Why the network could not be had or given back, in a sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +47,40 @@ pub struct NetworkFacts {
     pub vlan_id: u16,
     /// Why its tag is not used, in a sentence.
     pub vlan_missing: Option<String>,
+    /// Which limits of cards cannot be held.
+    pub unlimited: Unlimited,
+}
+
+/// Why cards cannot be limited, a sentence for each direction in which they
+/// cannot; as a guest sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unlimited {
+    /// What guests receive.
+    pub inbound: Option<String>,
+    /// What guests send.
+    pub outbound: Option<String>,
+}
+
+impl Unlimited {
+    /// In neither direction.
+    pub fn wholly(why: &str) -> Self {
+        Self {
+            inbound: Some(why.to_owned()),
+            outbound: Some(why.to_owned()),
+        }
+    }
+
+    /// Why these limits are not held, where they are not.
+    pub fn of(&self, limits: &NicLimits) -> Option<String> {
+        let inbound = limits.inbound.and(self.inbound.as_deref());
+        let outbound = limits.outbound.and(self.outbound.as_deref());
+        match (inbound, outbound) {
+            (Some(inbound), Some(outbound)) if inbound != outbound => {
+                Some(format!("{inbound}; {outbound}"))
+            }
+            (inbound, outbound) => inbound.or(outbound).map(str::to_owned),
+        }
+    }
 }
 
 impl NetworkFacts {
@@ -54,6 +92,7 @@ impl NetworkFacts {
             bridge: None,
             vlan_id: 0,
             vlan_missing: None,
+            unlimited: Unlimited::wholly(NO_LIMITS),
         }
     }
 
@@ -85,6 +124,8 @@ pub struct NicWish {
     pub mac: [u8; 6],
     /// The address it holds, where it holds one.
     pub address: Option<Ipv4Addr>,
+    /// How fast it may be.
+    pub limits: NicLimits,
 }
 
 impl NicWish {

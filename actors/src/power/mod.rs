@@ -15,13 +15,14 @@ pub use handle::{DrainRequest, PowerError, PowerHandle};
 pub use turns::StartTurns;
 
 use crate::{
+    mailbox::{Actor, ActorRef},
     network::NetworkHandle,
     ports::Clock,
     slot::Slot,
     store::{Committed, Inventory, StoreError, StoreHandle},
     vm::{CommandError, CommandRequest, VmsHandle},
 };
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::ActorProcessingErr;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,

@@ -139,6 +139,10 @@ impl Inventory {
             Guard::ImageUnused(name) => self.users_of_image(name).is_empty(),
             Guard::VmPresent(id) => self.vms.contains_key(id),
             Guard::AddressFree(id) => !self.leases.contains_key(id),
+            Guard::AddressHeld(id, vm, nic) => {
+                let lease = self.leases.get(id).map(|row| &row.value);
+                lease.is_some_and(|lease| lease.vm_id == *vm && lease.nic == *nic)
+            }
             Guard::MacFree(mac) => !self.has_mac(*mac),
             Guard::ForwardAbsent(id) => !self.forwards.contains_key(id),
             Guard::ForwardPresent(id) => self.forwards.contains_key(id),

@@ -31,10 +31,11 @@ pub(crate) use load::revision_row;
 pub use memo::Memo;
 
 use crate::{
+    mailbox::{Actor, ActorRef},
     ports::{Clock, Storage},
     slot::Slot,
 };
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::ActorProcessingErr;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use vman_model::Change;

@@ -12,10 +12,10 @@ use super::{
     tell::tell,
 };
 use crate::{
+    mailbox::ActorRef,
     meters::Tally,
     ports::{Clock, CommitError, RowBatch, Storage},
 };
-use ractor::ActorRef;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{

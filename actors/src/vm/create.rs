@@ -15,7 +15,7 @@ use vman_model::{
     Guard, IdempotencyRecord, ImageKind, ImageName, Incarnation, LeaseRecord, OperationId, Origin,
     Subject, VmId, VmUuid, Write,
     change::IdempotentAnswer,
-    network::{LinkState, mac_address},
+    network::{LinkState, NicLimits, mac_address},
     restart::RestartHistory,
     vm::{Desired, Phase, Reason, VmRecord, VmSpec},
 };
@@ -29,6 +29,8 @@ pub struct NewVm {
     pub spec: VmSpec,
     /// The address it shall have; one is chosen if it is not said.
     pub address: Option<Ipv4Addr>,
+    /// How fast its first network card may be.
+    pub limits: NicLimits,
     /// Who asks.
     pub origin: Origin,
     /// The client's key with the fingerprint of its request.
@@ -78,6 +80,9 @@ pub enum CreateError {
     /// An address was asked for where the host gives none.
     #[error("address: VMs are not connected to a bridge, so addresses are not given by this host")]
     NoAddresses,
+    /// Limits were asked for where the host has none.
+    #[error("limits: VMs are not connected to a bridge, so this host does not limit their cards")]
+    NoLimits,
     /// The idempotency key was used meanwhile.
     #[error("the idempotency key was used meanwhile")]
     KeyInUse,
@@ -125,9 +130,12 @@ impl VmsHandle {
         change
             .guards
             .extend(images.into_iter().map(Guard::ImagePresent));
-        if let Some(lease) = self.lease(id, record.mac, new.address)? {
+        if let Some(mut lease) = self.lease(id, record.mac, new.address)? {
+            lease.limits = new.limits;
             change.guards.push(Guard::AddressFree(lease.id.clone()));
             change.writes.push(Write::PutLease(lease));
+        } else if !new.limits.is_empty() {
+            return Err(CreateError::NoLimits);
         }
         if let Some(disk) = disk {
             change.guards.push(Guard::DiskAbsent(disk.id.clone()));

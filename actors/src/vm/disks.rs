@@ -6,8 +6,10 @@
 //! QEMU when it answers again.
 
 use super::{VmDeps, VmMsg, VmState};
-use crate::ports::{BoxFuture, DiskAction, DiskError, DiskPlan, Machine, device_name, node_name};
-use ractor::ActorRef;
+use crate::{
+    mailbox::ActorRef,
+    ports::{BoxFuture, DiskAction, DiskError, DiskPlan, Machine, device_name, node_name},
+};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 use vman_model::{

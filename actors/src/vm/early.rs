@@ -7,7 +7,7 @@
 //! answered, and a guest is not left alone because a disk is full.
 
 use super::{Recovered, VmState, msg::VmMsg};
-use ractor::ActorRef;
+use crate::mailbox::ActorRef;
 use vman_model::vm::{self as model, Effect, Input, Moment};
 
 impl VmState {

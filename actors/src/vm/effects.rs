@@ -12,8 +12,10 @@ use super::{
     handle::HostGate,
     job::{Job, LaunchPermit, Recall, WISH_KILL, WISH_NONE, WISH_TERMINATE},
 };
-use crate::ports::{Machine, MachineAction};
-use ractor::ActorRef;
+use crate::{
+    mailbox::ActorRef,
+    ports::{Machine, MachineAction},
+};
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use vman_model::{
     Incarnation,

@@ -3,13 +3,13 @@
 
 use super::{create, msg::VmMsg, supervisor::VmSupervisorMsg};
 use crate::{
+    mailbox::ActorRef,
     ports::{Clock, ConsoleTail, HostError, Hypervisor},
     slot::Slot,
     store::{StoreError, StoreHandle},
 };
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use ractor::ActorRef;
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock},

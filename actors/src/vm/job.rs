@@ -6,10 +6,12 @@
 //! Look next: `effects.rs` for when a job runs.
 
 use super::{VmDeps, VmMsg, disks, handle::HostGate, msg::Mailbag, nics};
-use crate::ports::{
-    AdoptPlan, Adoption, BootFiles, Bounds, LaunchPlan, Machine, NewsSink, NicPlan, NicRequest,
+use crate::{
+    mailbox::ActorRef,
+    ports::{
+        AdoptPlan, Adoption, BootFiles, Bounds, LaunchPlan, Machine, NewsSink, NicPlan, NicRequest,
+    },
 };
-use ractor::ActorRef;
 use std::{
     sync::{
         Arc, PoisonError,

@@ -33,6 +33,7 @@ pub use supervisor::{RecoveryProgress, VmSupervisor, VmSupervisorArguments, VmSu
 
 use crate::{
     disks::DisksHandle,
+    mailbox::{Actor, ActorRef},
     network::NetworkHandle,
     ports::{Clock, Hypervisor, Machine, MachineNews},
     power::StartTurns,
@@ -40,7 +41,7 @@ use crate::{
 };
 use effects::Lane;
 use msg::{Mailbag, Pace, VmMsg};
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::ActorProcessingErr;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use supervisor::Recovering;
 use tokio::{

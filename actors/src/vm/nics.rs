@@ -11,18 +11,18 @@ use super::{
     handle::{CommandError, VmsHandle},
 };
 use crate::{
+    mailbox::ActorRef,
     network::{LeaseError, leases, leases::MAX_CHOICES},
     ports::{DiskError, Machine, NicAction, NicPlan, NicWish},
 };
 use core::net::Ipv4Addr;
-use ractor::ActorRef;
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 use vman_model::{
-    Guard, IdempotencyRecord, Incarnation, OperationId, OperationRecord, VmId, Write,
-    network::{LinkState, MAX_NICS, NewNic, nic::nic_slot},
+    Guard, IdempotencyRecord, Incarnation, LeaseRecord, OperationId, OperationRecord, VmId, Write,
+    network::{LinkState, MAX_NICS, NewNic, NicLimits, nic::nic_slot},
     vm::{Command, CommandContext, Fact, NetworkKind, NicChange, NicWork, Refusal, VmRecord},
 };
 
@@ -33,6 +33,8 @@ pub struct WantedNic {
     pub kind: NetworkKind,
     /// The address it shall have; one is chosen if it is not said.
     pub address: Option<Ipv4Addr>,
+    /// How fast it may be.
+    pub limits: NicLimits,
     /// Its cable.
     pub link: LinkState,
     /// Who asks, and the operation it becomes.
@@ -51,6 +53,9 @@ pub enum NicError {
     /// Addresses are not VMAN's to give.
     #[error("VMs are not connected to a bridge")]
     NoAddresses,
+    /// Limits were asked for where the host has none.
+    #[error("VMs are not connected to a bridge, so their cards are not limited")]
+    NoLimits,
     /// The VM refused the command.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -62,6 +67,7 @@ pub(super) fn wishes(record: &VmRecord) -> Vec<NicWish> {
         nic,
         mac,
         address: None,
+        limits: NicLimits::default(),
     };
     record.macs().map(wish).collect()
 }
@@ -121,13 +127,18 @@ impl VmsHandle {
         let number = number.ok_or(CommandError::Refused(Refusal::NoFreeNicSlot))?;
         let mac = self.free_mac(id, number);
         let lease = match (&self.pool, wanted.address) {
-            (None, None) => None,
             (None, Some(_)) => return Err(NicError::NoAddresses),
+            (None, None) if !wanted.limits.is_empty() => return Err(NicError::NoLimits),
+            (None, None) => None,
             (Some(pool), fixed) => {
                 let address = leases::choose(&inventory, pool, (id, number), fixed)?;
                 let now = self.clock.now();
                 let held = (address, fixed.is_some());
-                Some(leases::lease((id, number), held, mac, now))
+                let lease = leases::lease((id, number), held, mac, now);
+                Some(LeaseRecord {
+                    limits: wanted.limits,
+                    ..lease
+                })
             }
         };
         Ok(NewNic {

@@ -2,8 +2,8 @@
 //! for its QEMU again. Neither is waited for, and neither fills a mailbox.
 
 use super::{Unwritten, VmState, VmsHandle, msg::VmMsg};
-use crate::ports::MachineAction;
-use ractor::{ActorProcessingErr, ActorRef};
+use crate::{mailbox::ActorRef, ports::MachineAction};
+use ractor::ActorProcessingErr;
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 use vman_model::{

@@ -9,8 +9,11 @@ use super::{
     VmActor, VmArguments, VmDeps,
     handle::{Entry, VmDirectory},
 };
-use crate::slot::Slot;
-use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use crate::{
+    mailbox::{self, Actor, ActorRef},
+    slot::Slot,
+};
+use ractor::{ActorId, ActorProcessingErr, SupervisionEvent};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -19,6 +22,8 @@ use std::{
 use tokio::{sync::oneshot, sync::watch, time::Instant};
 use vman_model::VmId;
 
+/// What a VmActor is among the figures.
+const KIND: &str = "vm";
 /// A VmActor may fail this often within [`WINDOW`] before it is quarantined.
 const MAX_FAILURES: usize = 5;
 const WINDOW: Duration = Duration::from_mins(1);
@@ -223,8 +228,9 @@ impl VmSupervisorState {
             gate: entry.gate,
             recovery: self.arguments.recovery.clone(),
         };
-        match Actor::spawn_linked(None, VmActor, arguments, myself.get_cell()).await {
-            Ok((actor, _)) => {
+        let meter = self.arguments.deps.store.meters().actors.with([KIND]);
+        match mailbox::spawn_linked(VmActor, arguments, myself.get_cell(), meter).await {
+            Ok(actor) => {
                 self.actors.insert(actor.get_id(), id.clone());
                 self.arguments
                     .directory
@@ -241,7 +247,7 @@ impl VmSupervisorState {
     /// not at all for a while when the budget is used up.
     fn failed(&mut self, myself: &ActorRef<VmSupervisorMsg>, id: VmId, error: &str) {
         let meters = self.arguments.deps.store.meters();
-        meters.actor_restarts.with(["vm"]).inc();
+        meters.actor_restarts.with([KIND]).inc();
         let now = Instant::now();
         let failures = self.failures.entry(id.clone()).or_default();
         failures.retain(|at| now.duration_since(*at) < WINDOW);

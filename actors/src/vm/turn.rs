@@ -3,8 +3,8 @@
 //! Must not: dispatch anything that is not durable.
 
 use super::{VmState, VmSupervisorMsg, msg::VmMsg};
-use crate::store::StoreError;
-use ractor::{ActorProcessingErr, ActorRef};
+use crate::{mailbox::ActorRef, store::StoreError};
+use ractor::ActorProcessingErr;
 use vman_model::{
     Change, Guard, OperationRecord, Promise, Revision, Write,
     vm::{self as model, Decision, DiskChange, Input, Moment, Reply, VmRecord},

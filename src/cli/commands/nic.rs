@@ -1,7 +1,14 @@
 //! `vman nic …`
 
 use super::{object, some};
-use crate::cli::{Session, args::NicCommand, ask::Ask, error::CliError, view, wait::Outcome};
+use crate::cli::{
+    Session,
+    args::{Limits, NicCommand},
+    ask::Ask,
+    error::CliError,
+    view,
+    wait::Outcome,
+};
 use serde_json::{Value, json};
 
 /// Attach and detach wait for the guest, 10 s at most, before they answer.
@@ -52,5 +59,24 @@ pub(in crate::cli) async fn run(
             let ask = Ask::patch(&["vms", &vm, "nics", &nic]).json(json!({ "link": link }));
             session.work(&view::NIC, ask, &wait).await
         }
+        NicCommand::Limit {
+            vm,
+            nic,
+            limits,
+            wait,
+        } => {
+            let ask = Ask::patch(&["vms", &vm, "nics", &nic]).json(limits_body(&limits));
+            session.work(&view::NIC, ask, &wait).await
+        }
     }
+}
+
+fn limits_body(limits: &Limits) -> Value {
+    let inbound = limits.inbound.map(|average| {
+        json!({"average": average, "peak": limits.inbound_peak, "burst": limits.inbound_burst})
+    });
+    let outbound = limits
+        .outbound
+        .map(|average| json!({"average": average, "burst": limits.outbound_burst}));
+    json!({"limits": {"inbound": inbound, "outbound": outbound}})
 }

@@ -15,15 +15,19 @@ use futures_util::stream::BoxStream;
 use tokio::sync::{Mutex, Notify, mpsc};
 use vman_actors::ports::{
     BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest,
-    Settled, Traffic,
+    Settled, Traffic, Unlimited,
 };
 use vman_model::vm::{NetworkKind, NicClaim};
-use vman_model::{NetworkPlan, Pool, TapName, VmId, network::MAX_NICS};
+use vman_model::{
+    NetworkPlan, Pool, TapName, VmId,
+    network::{Limit, MAX_NICS},
+};
 
 use super::dnsmasq::{Dnsmasq, Served};
 use super::firewall::Firewall;
-use super::links::Links;
+use super::links::{LinkError, Links};
 use super::settle::permitted;
+use super::shaping::{self, Shapes};
 use super::survey::survey;
 use super::tap::{self, Taps};
 use super::watch::{self, Notice};
@@ -70,6 +74,7 @@ pub(super) struct Inner {
     pub(super) rules_touched: AtomicBool,
     pub(super) disturbed: Notify,
     pub(super) vlan_missing: String,
+    pub(super) unlimited: Unlimited,
 }
 
 /// What this daemon has made so far: what is missing of it now was taken away by somebody.
@@ -80,6 +85,7 @@ pub(super) struct Made {
     /// The script that was run last, and how the kernel tells its result.
     pub(super) rules: Option<(String, String)>,
     pub(super) names: Dnsmasq,
+    pub(super) shapes: Shapes,
 }
 
 impl BridgeNetwork {
@@ -102,9 +108,15 @@ impl BridgeNetwork {
             pool: settings.pool,
             dns: settings.dns.clone(),
         };
+        let firewall = Firewall { nft };
+        let unlimited = Unlimited {
+            inbound: shaping::missing(&links).await,
+            outbound: firewall.limits_missing().await,
+        };
         let inner = Arc::new(Inner {
             links,
-            firewall: Firewall { nft },
+            firewall,
+            unlimited,
             taps,
             made: Mutex::new(Made {
                 bridge: None,
@@ -112,6 +124,7 @@ impl BridgeNetwork {
                 attached: BTreeSet::new(),
                 rules: None,
                 names: Dnsmasq::new(served, notices),
+                shapes: None,
             }),
             index: AtomicU32::new(0),
             trouble: Plain::default(),
@@ -154,10 +167,27 @@ impl Inner {
         for wish in &request.nics {
             let tap = TapName::of(&request.vm, wish.nic);
             self.ready(tap.as_str(), request.cpu_count).await?;
+            if let Some(limit) = wish.limits.inbound {
+                self.limit(tap.as_str(), limit).await?;
+            }
             let address = wish.address.map(|address| address.to_string());
             claims.push(wish.claimed(NetworkKind::Bridge, address));
         }
         Ok(claims)
+    }
+
+    /// No guest is ever faster than its limit, where the kernel can hold it.
+    async fn limit(&self, tap: &str, limit: Limit) -> Result<(), NetworkError> {
+        if self.unlimited.inbound.is_some() {
+            return Ok(());
+        }
+        let told = |error: LinkError| NetworkError(error.to_string());
+        // One that has vanished is told by QEMU's start.
+        let Some(link) = self.links.find(tap).await.map_err(told)? else {
+            return Ok(());
+        };
+        let held = shaping::hold(&self.links, &link, limit).await;
+        held.map_err(told)
     }
 
     /// The TAP is there, attached, and waits for its QEMU.
@@ -193,6 +223,7 @@ impl Network for BridgeNetwork {
             }),
             vlan_id: settings.vlan_id,
             vlan_missing: Some(self.0.vlan_missing.clone()),
+            unlimited: self.0.unlimited.clone(),
         }
     }
 

@@ -269,6 +269,7 @@ mod tests {
                 nic: 0,
                 mac: [0x52, 0x56, 0, 0, 0, 0x0a],
                 address: Ipv4Addr::new(10, 0, 0, 2),
+                limits: vman_model::network::NicLimits::default(),
             }],
             forwards: vec![],
         };

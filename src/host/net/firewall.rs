@@ -15,6 +15,16 @@ use tokio::time::timeout;
 /// How long `nft` may take. Thousands of guests take it a fraction of a second.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// What the rules need to limit guests, in a table that is never made.
+const LIMIT_PROBE: &str = r#"table bridge vman-probe {
+  limit one { rate over 1 kbytes/second burst 64 kbytes }
+  map limits { type ifname : limit; elements = { "vman-probe" : "one" } }
+  chain prerouting {
+    type filter hook prerouting priority -300; policy accept;
+    limit name iifname map @limits drop
+  }
+}"#;
+
 /// `nft` on this host.
 #[derive(Debug, Clone)]
 pub(super) struct Firewall {
@@ -39,6 +49,14 @@ impl Firewall {
             }
         }
         Ok(all)
+    }
+
+    /// Why what guests send cannot be limited here; the kernel is asked, nothing is changed.
+    pub(super) async fn limits_missing(&self) -> Option<String> {
+        let error = self.nft(&["-c", "-f", "-"], LIMIT_PROBE).await.err()?;
+        Some(format!(
+            "what guests send is not limited: the kernel lacks nftables' limits (module nft_limit): {error}"
+        ))
     }
 
     /// The first chain of somebody else's that drops whatever is forwarded and says nothing about

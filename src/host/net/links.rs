@@ -6,7 +6,9 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
@@ -41,7 +43,7 @@ pub(super) struct LinkError {
 }
 
 impl LinkError {
-    fn of(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
+    pub(super) fn of(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
         let what = what.into();
         move |error| Self { what, error }
     }
@@ -57,6 +59,25 @@ impl Links {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         Ok(Self(handle))
+    }
+
+    /// For what only one other file asks the kernel.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.0
+    }
+
+    /// Sends a message that the library has no words for, and awaits that it is done.
+    pub(super) async fn request(
+        &self,
+        message: NetlinkMessage<RouteNetlinkMessage>,
+    ) -> Result<(), rtnetlink::Error> {
+        let mut answers = self.0.clone().request(message)?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload {
+                return Err(rtnetlink::Error::NetlinkError(error));
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn all(&self) -> Result<Vec<Link>, LinkError> {

@@ -12,6 +12,7 @@
 //! | `user.rs` | QEMU's user-mode network, or none |
 //! | `links.rs`, `tap.rs` | the bridge and its ports; TAPs |
 //! | `ruleset.rs`, `firewall.rs` | rules as text; running `nft` |
+//! | `shaping.rs` | what guests receive, held to their limits |
 //! | `dnsmasq.rs` | DHCP and names |
 //! | `watch.rs` | hearing of changes |
 
@@ -21,6 +22,7 @@ mod firewall;
 mod links;
 mod ruleset;
 mod settle;
+mod shaping;
 mod survey;
 pub mod tap;
 mod user;

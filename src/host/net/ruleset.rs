@@ -2,8 +2,8 @@
 //! whole, in one transaction of the kernel.
 //!
 //! Two tables of one name, `vman-<bridge>`. In the family `bridge`: what may come from a TAP (its
-//! own MAC, its own address, truthful ARP, no DHCP answers, no other protocol, no VLAN tag) and
-//! whether guests reach each other. In the family `inet`: what guests may ask of this host (DHCP,
+//! own MAC, its own address, truthful ARP, no DHCP answers, no other protocol, no VLAN tag), how
+//! much of it, and whether guests reach each other. In the family `inet`: what guests may ask of this host (DHCP,
 //! DNS, ping of the gateway: nothing else, so not the API), NAT, and forwarded ports.
 //!
 //! All names and addresses here are ours: no user's text gets into the script. The guests are in
@@ -11,6 +11,7 @@
 
 use std::fmt::Write;
 
+use vman_model::network::limits::MIN_BURST_KIB;
 use vman_model::{NetworkPlan, Pool};
 
 /// What the rules are made for.
@@ -19,6 +20,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) bridge: &'a str,
     pub(super) pool: &'a Pool,
     pub(super) isolated: bool,
+    /// Whether the kernel can limit what guests send.
+    pub(super) limits: bool,
 }
 
 /// The name of our tables.
@@ -36,6 +39,7 @@ pub(super) fn script(around: &Surroundings<'_>, plan: &NetworkPlan) -> String {
     }
     let _ = writeln!(out, "table bridge {table} {{");
     ports(&mut out, plan);
+    rates(&mut out, around, plan);
     out.push_str(FROM_GUESTS);
     if around.isolated {
         out.push_str(ISOLATED);
@@ -70,6 +74,35 @@ fn ports(out: &mut String, plan: &NetworkPlan) {
     set("addresses", kind, triples.collect());
 }
 
+/// What guests may send at most. A token bucket of the kernel's holds what passes in its unit of
+/// time, here a second, besides its burst.
+fn rates(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
+    let limited = plan.ports.iter().filter_map(|port| {
+        let limit = port.limits.outbound.filter(|_| around.limits)?;
+        Some((port.tap.as_str(), limit))
+    });
+    let (mut named, mut elements) = (String::new(), Vec::new());
+    for (tap, limit) in limited {
+        let (rate, burst) = (limit.average, limit.burst.saturating_sub(limit.average));
+        let burst = burst.max(MIN_BURST_KIB);
+        let _ = writeln!(
+            named,
+            "  limit {tap} {{\n    rate over {rate} kbytes/second burst {burst} kbytes\n  }}"
+        );
+        elements.push(format!("\"{tap}\" : \"{tap}\""));
+    }
+    if elements.is_empty() {
+        out.push_str("  chain guest_rate {\n  }\n");
+        return;
+    }
+    let elements = elements.join(", ");
+    let _ = writeln!(
+        out,
+        "{named}  map rates {{\n    type ifname : limit\n    elements = {{ {elements} }}\n  }}\n  \
+         chain guest_rate {{\n    limit name iifname map @rates drop\n  }}"
+    );
+}
+
 /// Every frame of a guest meets these before the bridge has learned or forwarded anything.
 const FROM_GUESTS: &str = r"
   chain prerouting {
@@ -79,6 +112,7 @@ const FROM_GUESTS: &str = r"
   chain guest {
     ether type { 8021q, 8021ad } drop
     iifname . ether saddr != @macs drop
+    jump guest_rate
     ether type arp jump guest_arp
     ether type ip jump guest_ip
     drop
@@ -181,7 +215,7 @@ fn nat(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
 mod tests {
     use super::*;
     use std::net::Ipv4Addr;
-    use vman_model::network::{ForwardPlan, PortPlan, Protocol};
+    use vman_model::network::{ForwardPlan, Limit, NicLimits, PortPlan, Protocol};
     use vman_model::{TapName, VmId};
 
     fn plan() -> NetworkPlan {
@@ -194,6 +228,7 @@ mod tests {
                 nic: 0,
                 mac: [0x52, 0x56, 0, 0, 0, 1],
                 address,
+                limits: NicLimits::default(),
             }],
             forwards: vec![ForwardPlan {
                 protocol: Protocol::Tcp,
@@ -205,11 +240,16 @@ mod tests {
     }
 
     fn script_of(isolated: bool, plan: &NetworkPlan) -> String {
+        limited_script(isolated, true, plan)
+    }
+
+    fn limited_script(isolated: bool, limits: bool, plan: &NetworkPlan) -> String {
         let pool = Pool::new(Ipv4Addr::new(10, 9, 0, 0), 24, Ipv4Addr::new(10, 9, 0, 1)).unwrap();
         let around = Surroundings {
             bridge: "br-x",
             pool: &pool,
             isolated,
+            limits,
         };
         script(&around, plan)
     }
@@ -223,6 +263,25 @@ mod tests {
         assert!(script.contains("tcp dport 8080 dnat ip to 10.9.0.2:80"));
         assert!(!script.contains("oifname @taps drop"), "not isolated");
         assert!(script_of(true, &plan()).contains("iifname @taps oifname @taps drop"));
+    }
+
+    #[test]
+    fn what_a_guest_sends_is_limited_at_its_tap_where_the_kernel_can() {
+        let mut limited = plan();
+        limited.ports[0].limits.outbound = Some(Limit::new(1_000, None, Some(3_000)));
+        let script = script_of(false, &limited);
+        let tap = limited.ports[0].tap.as_str();
+        let named = format!("limit {tap} {{\n    rate over 1000 kbytes/second burst 2000 kbytes");
+        assert!(script.contains(&named), "{script}");
+        assert!(script.contains(&format!("\"{tap}\" : \"{tap}\"")));
+        assert!(script.contains("limit name iifname map @rates drop"));
+        for unlimited in [
+            script_of(false, &plan()),
+            limited_script(false, false, &limited),
+        ] {
+            assert!(!unlimited.contains("limit "), "{unlimited}");
+            assert!(unlimited.contains("jump guest_rate"));
+        }
     }
 
     #[test]

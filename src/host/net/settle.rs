@@ -14,6 +14,7 @@ use vman_model::{NetworkPlan, TapName};
 use super::bridge::Inner;
 use super::links::{Link, LinkError};
 use super::ruleset::{self, Surroundings};
+use super::shaping;
 
 impl Inner {
     pub(super) fn alias(&self) -> String {
@@ -123,11 +124,37 @@ impl Inner {
         Ok(lost)
     }
 
+    /// Every TAP that is there holds its guest to its limits. Answers what cannot be held.
+    async fn limits(
+        &self,
+        plan: &NetworkPlan,
+        repairs: &mut Vec<String>,
+    ) -> Result<Vec<String>, String> {
+        let limited = plan.ports.iter().map(|port| &port.limits);
+        let missing: BTreeSet<_> = limited.filter_map(|all| self.unlimited.of(all)).collect();
+        let mut trouble: Vec<_> = missing.into_iter().collect();
+        if self.unlimited.inbound.is_some() {
+            return Ok(trouble);
+        }
+        let mut made = self.made.lock().await;
+        let held = shaping::settle(&self.links, plan, &mut made.shapes).await;
+        let held = held.map_err(|error| error.to_string())?;
+        if held.again > 0 {
+            repairs.push(format!(
+                "the limits of {} network cards had been changed by somebody: they are held again",
+                held.again
+            ));
+        }
+        trouble.extend(held.problem);
+        Ok(trouble)
+    }
+
     async fn rules(&self, plan: &NetworkPlan, repairs: &mut Vec<String>) -> Result<(), String> {
         let around = Surroundings {
             bridge: &self.settings.bridge,
             pool: &self.settings.pool,
             isolated: self.settings.isolated,
+            limits: self.unlimited.outbound.is_none(),
         };
         let script = ruleset::script(&around, plan);
         let table = ruleset::table(&self.settings.bridge);
@@ -167,7 +194,9 @@ impl Inner {
         rules.map_err(NetworkError)?;
         let lost = self.ports(&bridge, plan, running, &mut repairs).await;
         let lost = lost.map_err(NetworkError)?;
-        let mut trouble: Vec<_> = route_packets().err().into_iter().collect();
+        let limits = self.limits(plan, &mut repairs).await;
+        let mut trouble = limits.map_err(NetworkError)?;
+        trouble.extend(route_packets().err());
         {
             let mut made = self.made.lock().await;
             match made.names.settle(plan) {

@@ -106,6 +106,7 @@ mod tests {
                 nic: 0,
                 mac: [0x52, 0x54, 0, 1, 2, 3],
                 address: None,
+                limits: vman_model::network::NicLimits::default(),
             }],
             cpu_count: 1,
         }

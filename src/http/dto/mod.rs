@@ -7,6 +7,7 @@ pub(crate) mod disk;
 pub(crate) mod event;
 pub(crate) mod host;
 pub(crate) mod image;
+pub(crate) mod limits;
 pub(crate) mod log;
 pub(crate) mod network;
 pub(crate) mod nic;

@@ -1,9 +1,12 @@
 //! A VM's network cards in the API.
 
-use super::{Mac, Shown};
+use super::{Mac, Shown, limits::LimitsBody};
 use serde::Serialize;
 use utoipa::ToSchema;
-use vman_actors::{ports::Traffic, store::Inventory};
+use vman_actors::{
+    ports::{NO_LIMITS, NetworkFacts, Traffic, Unlimited},
+    store::Inventory,
+};
 use vman_model::{
     TapName,
     network::{LinkState, NicState, nic::nic_id},
@@ -30,6 +33,10 @@ pub(crate) struct NicBody {
     ip: Option<String>,
     /// Its TAP, on a bridge.
     tap: Option<String>,
+    /// How fast it may be; none where nothing is limited.
+    limits: Option<LimitsBody>,
+    /// Why its limits are not in force, in a sentence; none where they are.
+    limits_reason: Option<String>,
     /// Bytes that the guest has received; none where they are not counted.
     rx_bytes: Option<u64>,
     /// Packets that the guest has received.
@@ -41,12 +48,13 @@ pub(crate) struct NicBody {
 }
 
 impl NicBody {
-    /// The card of this number; none if the VM has no such card. `kind` is how VMs are connected now.
+    /// The card of this number; none if the VM has no such card. `facts` is how VMs are connected
+    /// now.
     pub(crate) fn of(
         vm: &VmRecord,
         nic: u8,
         inventory: &Inventory,
-        kind: NetworkKind,
+        facts: &NetworkFacts,
         traffic: Option<Traffic>,
     ) -> Option<Self> {
         let (_, mac) = vm.macs().find(|(number, _)| *number == nic)?;
@@ -55,8 +63,9 @@ impl NicBody {
             let mut nics = claim.nics.iter();
             nics.find(|held| held.nic == nic)
         });
-        let kind = claimed.map_or(kind, |claimed| claimed.kind);
+        let kind = claimed.map_or(facts.kind, |claimed| claimed.kind);
         let lease = || inventory.lease_of(&vm.id, nic);
+        let limits = lease().map(|lease| lease.value.limits).unwrap_or_default();
         Some(Self {
             id: nic_id(nic),
             mode: kind.as_str(),
@@ -67,6 +76,11 @@ impl NicBody {
                 .and_then(|claimed| claimed.address.clone())
                 .or_else(|| lease().map(|lease| lease.value.address.to_string())),
             tap: (kind == NetworkKind::Bridge).then(|| TapName::of(&vm.id, nic).to_string()),
+            limits: LimitsBody::of(&limits),
+            limits_reason: match kind {
+                NetworkKind::Bridge => facts.unlimited.of(&limits),
+                NetworkKind::User | NetworkKind::None => Unlimited::wholly(NO_LIMITS).of(&limits),
+            },
             rx_bytes: traffic.map(|traffic| traffic.received_bytes),
             rx_packets: traffic.map(|traffic| traffic.received_packets),
             tx_bytes: traffic.map(|traffic| traffic.sent_bytes),
@@ -95,6 +109,8 @@ pub(crate) struct NewNicBody {
     address: Option<String>,
     /// `up` (the default) or `down`.
     link: Option<String>,
+    /// How fast it may be; without limits by default. Only on a bridge.
+    limits: Option<LimitsBody>,
 }
 
 /// What shall change about a network card.
@@ -106,5 +122,7 @@ pub(crate) struct NewNicBody {
 )]
 pub(crate) struct NicChangeBody {
     /// `up` or `down`; it stays so over restarts.
-    link: String,
+    link: Option<String>,
+    /// How fast it may be, in place of all its former limits: `{}` lifts them. Only on a bridge.
+    limits: Option<LimitsBody>,
 }

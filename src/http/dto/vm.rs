@@ -2,6 +2,7 @@
 
 use super::{
     Mac, Shown, Time,
+    limits::{LimitsBody, read_limits},
     power::{DependencyBody, NewDependency, StartFields, check_start, dependencies},
     size::{BootBody, SizeFields, gib},
 };
@@ -329,6 +330,8 @@ pub(crate) struct NewVmBody {
     /// The IPv4 address it shall have, one of the bridge's subnet; one is chosen by default.
     #[schema(format = Ipv4)]
     address: Option<String>,
+    /// How fast its first network card may be; without limits by default. Only on a bridge.
+    limits: Option<LimitsBody>,
     /// When it is started again by itself.
     restart: Option<NewRestart>,
     /// What follows when its storage is full: `resume` (the default) as soon as there is space
@@ -364,6 +367,7 @@ pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiEr
     let said = SizeFields::read(&mut fields);
     said.check_images(state, &mut fields);
     let address = fields.address("address");
+    let limits = read_limits(&mut fields);
     let restart = fields.object("restart", |fields| Some(read_restart(fields)));
     let policies = [IoErrorPolicy::Resume, IoErrorPolicy::Hold];
     let io_error = fields.word(
@@ -399,6 +403,7 @@ pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiEr
             resources,
         },
         address,
+        limits: limits.unwrap_or_default(),
         origin,
         idempotency: None,
     })

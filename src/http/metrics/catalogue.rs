@@ -52,6 +52,12 @@ metrics! {
     "vman_build_info" Gauge ["version"] "Always 1; the label tells VMAN's version.";
     "vman_ready" Gauge [] "1 once every VM was found again after the daemon's start.";
     "vman_recovery_seconds" Gauge [] "How long recovery took at the daemon's start, in seconds.";
+    "vman_host_memory_bytes" Gauge [] "Memory the host has for VMs, in bytes.";
+    "vman_host_memory_allowed_bytes" Gauge [] "Memory that may be promised to VMs, in bytes; where there is a limit.";
+    "vman_host_memory_promised_bytes" Gauge [] "Memory promised to VMs that run or are about to, in bytes.";
+    "vman_host_cpus" Gauge [] "Processors the host has for VMs.";
+    "vman_host_cpus_allowed" Gauge [] "Virtual CPUs that may be promised to VMs; where there is a limit.";
+    "vman_host_cpus_promised" Gauge [] "Virtual CPUs promised to VMs that run or are about to.";
     "vman_vms" Gauge ["state"] "VMs by state.";
     "vman_vm_state" Gauge ["vm", "state"] "Always 1; the label tells the VM's present state.";
     "vman_vm_unresponsive" Gauge ["vm"] "1 while the VM's QEMU lives and does not answer over QMP.";
@@ -82,6 +88,8 @@ metrics! {
     "vman_operations_running" Gauge ["kind"] "Operations under way, by kind.";
     "vman_operation_duration_seconds" Histogram ["kind", "status"] "How long operations took from request to end, in seconds.";
     "vman_actor_restarts_total" Counter ["actor"] "Actors that died and were started again.";
+    "vman_actor_mailbox_depth" Gauge ["actor"] "Messages that wait in the mailboxes of actors of this kind.";
+    "vman_actor_handler_duration_seconds" Histogram ["actor"] "How long actors of this kind took over a message, in seconds.";
     "vman_store_commit_duration_seconds" Histogram [] "How long durable commits took, in seconds.";
     "vman_store_commit_changes" Histogram [] "Changes made durable by one commit.";
     "vman_store_commit_failures_total" Counter [] "Commits that failed.";

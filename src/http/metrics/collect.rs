@@ -15,11 +15,13 @@ pub(super) fn collect(state: &HttpState) -> String {
     let mut out = Exposition::default();
     let inventory = state.inventory();
     daemon(&mut out, state);
+    host(&mut out, state, &inventory);
     vms(&mut out, &inventory);
     processes(&mut out, state, &inventory);
     guests(&mut out, state);
     links(&mut out, state, &inventory);
     records(&mut out, state, &inventory);
+    actors(&mut out, state);
     store(&mut out, state, &inventory);
     conversations(&mut out, state);
     observer(&mut out, state);
@@ -51,6 +53,32 @@ fn daemon(out: &mut Exposition, state: &HttpState) {
         out.family("process_resident_memory_bytes")
             .count(&[], own.rss_bytes);
         out.family("process_threads").count(&[], own.threads);
+    }
+}
+
+/// What the host has, and what of it is promised.
+fn host(out: &mut Exposition, state: &HttpState, inventory: &Inventory) {
+    let (has, allowed) = (state.settings.metrics.host, state.handles().allowance);
+    let promised = inventory.promised;
+    for (name, mib) in [
+        ("vman_host_memory_bytes", has.map(|has| has.memory_mib)),
+        ("vman_host_memory_allowed_bytes", allowed.memory_mib),
+        ("vman_host_memory_promised_bytes", Some(promised.memory_mib)),
+    ] {
+        let mut family = out.family(name);
+        if let Some(mib) = mib {
+            family.count(&[], mib.saturating_mul(1 << 20));
+        }
+    }
+    for (name, cpus) in [
+        ("vman_host_cpus", has.map(|has| has.cpus)),
+        ("vman_host_cpus_allowed", allowed.cpus),
+        ("vman_host_cpus_promised", Some(promised.cpus)),
+    ] {
+        let mut family = out.family(name);
+        if let Some(cpus) = cpus {
+            family.count(&[], cpus);
+        }
     }
 }
 
@@ -235,6 +263,19 @@ fn records(out: &mut Exposition, state: &HttpState, inventory: &Inventory) {
         for ([label], counter) in counted.all() {
             family.count(&[&label], counter.get());
         }
+    }
+}
+
+/// How the tree's actors are doing, by what they are.
+fn actors(out: &mut Exposition, state: &HttpState) {
+    let kinds = state.handles().store.meters().actors.all();
+    let mut family = out.family("vman_actor_mailbox_depth");
+    for ([actor], meter) in &kinds {
+        family.count(&[actor], meter.waiting.get());
+    }
+    let mut family = out.family("vman_actor_handler_duration_seconds");
+    for ([actor], meter) in &kinds {
+        family.histogram(&[actor], &meter.handled);
     }
 }
 

@@ -25,7 +25,7 @@ use std::{
 };
 use tokio::sync::Mutex;
 use vman_actors::meters::{Counter, Family, Histogram};
-use vman_model::vm::ProcessIdentity;
+use vman_model::{Capacity, vm::ProcessIdentity};
 
 /// How long a collected text is good for: however many ask, the host is looked
 /// at once in this time.
@@ -87,6 +87,8 @@ pub struct MetricsSources {
     pub guests: Arc<dyn Fn() -> Vec<GuestUsage> + Send + Sync>,
     /// What went through the host's links, by name.
     pub links: Arc<dyn Fn() -> BTreeMap<String, LinkUsage> + Send + Sync>,
+    /// What the host has for VMs; none of a simulated one.
+    pub host: Option<Capacity>,
     /// What the daemon itself has used.
     pub own: Arc<dyn Fn() -> Option<ProcessUsage> + Send + Sync>,
     /// Log records dropped, by destination.
@@ -104,6 +106,7 @@ impl Default for MetricsSources {
             vm: Arc::new(|_| None),
             guests: Arc::new(Vec::new),
             links: Arc::new(BTreeMap::new),
+            host: None,
             own: Arc::new(|| None),
             dropped_records: Arc::new(Vec::new),
             qmp: Arc::default(),

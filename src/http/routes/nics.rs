@@ -7,6 +7,7 @@ use super::{
 };
 use crate::http::{
     dto::{
+        limits::read_limits,
         nic::{NewNicBody, NicBody, NicChangeBody},
         operation::OperationBody,
     },
@@ -31,7 +32,7 @@ use vman_actors::{
 use vman_model::{
     OperationId, Origin, VmId,
     change::IdempotentAnswer,
-    network::{LinkState, MAX_NICS, nic::nic_id},
+    network::{LinkState, MAX_NICS, NicLimits, nic::nic_id},
     vm::{Command, CommandContext, NetworkKind, VmRecord},
 };
 
@@ -67,8 +68,8 @@ async fn counters(state: &HttpState, vm: &VmId, nic: u8) -> Option<Traffic> {
 
 async fn body(state: &HttpState, vm: &VmRecord, nic: u8) -> Result<NicBody, ApiError> {
     let traffic = counters(state, &vm.id, nic).await;
-    let kind = state.handles().network.facts().kind;
-    let body = NicBody::of(vm, nic, &state.inventory(), kind, traffic);
+    let facts = state.handles().network.facts();
+    let body = NicBody::of(vm, nic, &state.inventory(), &facts, traffic);
     body.ok_or_else(|| not_found("network card", nic_id(nic)).vm(&vm.id))
 }
 
@@ -163,6 +164,7 @@ fn read_nic(
     let mut fields = post.fields();
     let address = fields.address("address");
     let link = read_link(&mut fields);
+    let limits = read_limits(&mut fields);
     fields.finish()?;
     row_of(state, id)?;
     let handles = state.handles();
@@ -176,6 +178,7 @@ fn read_nic(
     Ok(WantedNic {
         kind,
         address,
+        limits: limits.unwrap_or_default(),
         link: link.unwrap_or_default(),
         idempotency: key.map(|key| key.record(answer, handles.clock.now())),
         context: CommandContext {
@@ -267,9 +270,10 @@ pub(crate) async fn detach_nic(
     }
 }
 
-/// Plug a network card's cable in, or pull it
+/// Plug a network card's cable in, or pull it, or limit how fast it may be
 ///
-/// The guest sees it at once, and it stays so over restarts.
+/// The guest sees it at once, and it stays so over restarts. Where the kernel cannot hold a limit it is
+/// kept all the same, and `limits_reason` says so.
 #[utoipa::path(
     patch, path = "/vms/{id}/nics/{nic}", tag = "vms",
     params(
@@ -291,16 +295,35 @@ pub(crate) async fn change_nic(
     let (vm, nic) = target(path)?;
     Query::of(&post.uri)?.finish()?;
     let mut fields = post.fields();
-    fields.require("link");
+    if !fields.has("limits") {
+        fields.require("link");
+    }
     let link = read_link(&mut fields);
+    let limits = read_limits(&mut fields);
     fields.finish()?;
-    let link = link.ok_or_else(|| ApiError::field("link", "is required"))?;
-    let change = Command::SetLink { nic, link };
-    match command(&state, (&vm, nic), change, post.caller.origin()).await? {
-        Outcome::Open(response) => Ok(response),
-        Outcome::Done(_) => {
-            let row = row_of(&state, &vm)?;
-            Ok(json(StatusCode::OK, &body(&state, &row.value, nic).await?))
+    let origin = || post.caller.origin();
+    if let Some(limits) = limits {
+        limit(&state, (&vm, nic), limits, origin()).await?;
+    }
+    if let Some(link) = link {
+        let change = Command::SetLink { nic, link };
+        if let Outcome::Open(response) = command(&state, (&vm, nic), change, origin()).await? {
+            return Ok(response);
         }
     }
+    let row = row_of(&state, &vm)?;
+    Ok(json(StatusCode::OK, &body(&state, &row.value, nic).await?))
+}
+
+async fn limit(
+    state: &HttpState,
+    (vm, nic): (&VmId, u8),
+    limits: NicLimits,
+    origin: Origin,
+) -> Result<(), ApiError> {
+    if row_of(state, vm)?.value.link_of(nic).is_none() {
+        return Err(not_found("network card", nic_id(nic)).vm(vm));
+    }
+    let changed = state.handles().network.limit((vm, nic), limits, origin);
+    changed.await.map_err(|error| ApiError::from(error).vm(vm))
 }

@@ -138,6 +138,7 @@ fn lease() -> LeaseRecord {
         address,
         mac: [2; 6],
         fixed: false,
+        limits: crate::network::NicLimits::default(),
         created_at: UnixMs(0),
     }
 }

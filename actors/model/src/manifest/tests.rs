@@ -182,6 +182,7 @@ fn a_lease_of_no_vm_is_left_out_and_told() {
         address: core::net::Ipv4Addr::new(10, 0, 0, 7),
         mac: [2; 6],
         fixed: false,
+        limits: crate::network::NicLimits::default(),
         created_at: UnixMs(1),
     };
     let made = rebuild([(Revision(1), Kept::Lease(lease))], &[], NOW);

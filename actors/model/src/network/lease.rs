@@ -4,6 +4,7 @@
 //! VM that is made again under its name gets its old address where that is
 //! free, and two that are made at once rarely want the same one.
 
+use super::limits::NicLimits;
 use crate::{
     ids::{LeaseId, VmId},
     time::UnixMs,
@@ -27,6 +28,8 @@ pub struct LeaseRecord {
     pub mac: [u8; 6],
     /// Whether it was asked for by name.
     pub fixed: bool,
+    /// How fast the card may be.
+    pub limits: NicLimits,
     /// Since when.
     pub created_at: UnixMs,
 }
@@ -207,6 +210,7 @@ mod tests {
             address,
             mac: [0x52; 6],
             fixed: false,
+            limits: NicLimits::default(),
             created_at: UnixMs(1),
         }
     }

@@ -7,10 +7,12 @@
 
 pub mod forward;
 pub mod lease;
+pub mod limits;
 pub mod nic;
 pub mod plan;
 
 pub use forward::{ForwardRecord, Protocol};
 pub use lease::{LeaseRecord, Pool, PoolError, allocate, lease_id, mac_address, misplaced};
+pub use limits::{Limit, NicLimits};
 pub use nic::{LinkState, MAX_NICS, NewNic, Nic, NicState};
 pub use plan::{ForwardPlan, NetworkPlan, PortPlan, TapName, host_name};

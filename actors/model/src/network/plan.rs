@@ -3,7 +3,8 @@
 //! runs changes nothing in it, so a start waits for no rule.
 
 use super::{
-    forward::ForwardRecord, forward::Protocol, lease::LeaseRecord, lease::hash, nic::nic_id,
+    forward::ForwardRecord, forward::Protocol, lease::LeaseRecord, lease::hash, limits::NicLimits,
+    nic::nic_id,
 };
 use crate::ids::VmId;
 use core::net::Ipv4Addr;
@@ -94,6 +95,8 @@ pub struct PortPlan {
     pub mac: [u8; 6],
     /// The only address that it may use.
     pub address: Ipv4Addr,
+    /// How fast it may be.
+    pub limits: NicLimits,
 }
 
 /// A port of the host and where it leads.
@@ -136,6 +139,7 @@ impl NetworkPlan {
                 tap: TapName::of(&lease.vm_id, lease.nic),
                 mac: lease.mac,
                 address: lease.address,
+                limits: lease.limits,
             });
         }
         ports.sort_by_key(|port| port.address);

@@ -2,9 +2,10 @@
 
 use crate::{
     fakes::{FakeClock, FakeHost, MemoryStorage},
+    mailbox::{self, ActorRef},
     store::{Committed, StateStore, StoreArguments, StoreError, StoreHandle, StoreMsg, StoreSlot},
 };
-use ractor::{Actor, ActorRef, SpawnErr};
+use ractor::SpawnErr;
 use std::{sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::Instant};
 use vman_model::{
@@ -15,7 +16,7 @@ use vman_model::{
     Protocol, RequestId, RestartHistory, RestartPolicy, Revision, Subject, TemplateName,
     TemplateRecord, TokenId, TokenName, TokenRecord, TokenScope, UnixMs, VmId, VmUuid, Write,
     change::IdempotentAnswer,
-    network::{LinkState, Nic, NicState},
+    network::{Limit, LinkState, Nic, NicLimits, NicState},
     power::{Condition, Dependency, Drain, HostRecord, StartSpec, Starting},
     vm::{
         AttachState, Attachment, BootSpec, Claim, Confinement, Desired, Ending, Firmware,
@@ -52,7 +53,7 @@ impl Store {
             clock: Arc::new(clock.clone()),
             slot: slot.clone(),
         };
-        let (actor, _) = Actor::spawn(None, StateStore, arguments).await?;
+        let (actor, _) = mailbox::spawn(StateStore, arguments, Arc::default()).await?;
         let handle = StoreHandle::new(slot.clone(), Arc::new(storage.clone()));
         Ok(Self {
             storage,
@@ -291,6 +292,10 @@ pub(super) fn lease() -> LeaseRecord {
         address: core::net::Ipv4Addr::new(10, 0, 0, 7),
         mac: [0x52, 0x56, 1, 2, 3, 4],
         fixed: true,
+        limits: NicLimits {
+            inbound: Some(Limit::new(2_000, Some(9_000), Some(500))),
+            outbound: None,
+        },
         created_at: UnixMs(1_700_000_000_000),
     }
 }

@@ -148,6 +148,7 @@ async fn a_vm_is_deleted_and_made_again_under_its_name_while_commands_fly() {
             id: Some(id.clone()),
             spec: super::daemon::spec(RestartPolicy::default()),
             address: None,
+            limits: vman_model::network::NicLimits::default(),
             origin: super::daemon::origin(),
             idempotency: None,
         };

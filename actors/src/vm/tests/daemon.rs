@@ -254,6 +254,7 @@ impl Daemon {
             id: Some(vm(id)),
             spec: spec(restart),
             address: None,
+            limits: vman_model::network::NicLimits::default(),
             origin: origin(),
             idempotency: None,
         };

@@ -41,6 +41,7 @@ fn new(id: &str, address: Option<Ipv4Addr>) -> NewVm {
         id: Some(vm(id)),
         spec: spec(vman_model::RestartPolicy::default()),
         address,
+        limits: vman_model::network::NicLimits::default(),
         origin: origin(),
         idempotency: None,
     }

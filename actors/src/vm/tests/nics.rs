@@ -7,10 +7,10 @@ use super::{
 };
 use crate::vm::{NicError, WantedNic};
 use core::net::Ipv4Addr;
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 use vman_model::{
     OperationRecord, OperationStatus, VmId,
-    network::{LinkState, NicState, nic::nic_slot},
+    network::{Limit, LinkState, NicLimits, NicState, nic::nic_slot},
     vm::{Command, CommandContext, NetworkKind},
 };
 
@@ -18,6 +18,7 @@ fn wanted(daemon: &Daemon, address: Option<Ipv4Addr>) -> WantedNic {
     WantedNic {
         kind: NetworkKind::Bridge,
         address,
+        limits: NicLimits::default(),
         link: LinkState::Up,
         context: CommandContext {
             operation: daemon.on().vms.new_operation_id(),
@@ -132,4 +133,36 @@ async fn a_stop_while_a_card_is_plugged_in_keeps_it_for_the_next_start() {
     daemon.done(&id, Command::Start).await;
     agree(&daemon, &id).await;
     assert_eq!(daemon.host.nics_of(&id).len(), 2);
+}
+
+#[test]
+fn a_daemon_that_dies_at_any_point_of_a_change_of_limits_leaves_record_and_host_agreeing() {
+    let limits = |average| NicLimits {
+        inbound: Some(Limit::new(average, None, None)),
+        outbound: None,
+    };
+    let mut seen = BTreeSet::new();
+    for moment in 0..12 {
+        alone(async {
+            let mut daemon = Daemon::start_on(bridged(24)).await;
+            let id = daemon.running("a").await;
+            let network = daemon.on().network.clone();
+            let first = network.limit((&id, 0), limits(100), origin()).await;
+            assert_eq!(first, Ok(()));
+            let (card, vm) = (network.clone(), id.clone());
+            tokio::spawn(async move { card.limit((&vm, 0), limits(200), origin()).await });
+            daemon.pass(Duration::from_micros(moment * 100)).await;
+            daemon.kill_and_start().await;
+            let inventory = daemon.on().store.inventory();
+            let kept = inventory.lease_of(&id, 0).unwrap().value.limits;
+            seen.insert(kept.inbound.unwrap().average);
+            let held = || daemon.host.bridge_plan().0.ports[0].limits == kept;
+            daemon.until("the host follows", held).await;
+            agree(&daemon, &id).await;
+        });
+    }
+    assert!(
+        seen.iter().all(|average| [100, 200].contains(average)),
+        "{seen:?}"
+    );
 }

@@ -232,6 +232,7 @@ async fn make(daemon: &Daemon, class: DriftClass) -> bool {
                 address,
                 mac: [2; 6],
                 fixed: false,
+                limits: vman_model::network::NicLimits::default(),
                 created_at: UnixMs(0),
             };
             put(daemon, Write::PutLease(lease)).await;

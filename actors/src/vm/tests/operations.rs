@@ -152,6 +152,7 @@ pub(super) async fn create(on: &Handles, id: &str, restart: RestartPolicy) -> bo
         id: Some(vm(id)),
         spec: spec(restart),
         address: None,
+        limits: vman_model::network::NicLimits::default(),
         origin: origin(),
         idempotency: None,
     };
@@ -418,6 +419,7 @@ pub(super) async fn attach_nic(on: &Handles, id: &str) -> bool {
     let wanted = WantedNic {
         kind: NetworkKind::Bridge,
         address: None,
+        limits: vman_model::network::NicLimits::default(),
         link: LinkState::Up,
         context: context(on),
         idempotency: None,

@@ -130,6 +130,9 @@ fn ready(turn: &mut Turn<'_>, state: RunState) {
 
 fn run_state_changed(turn: &mut Turn<'_>, state: RunState) {
     match turn.record.phase {
+        // Late news of what happened before a user's pause, which outlasts it: had the
+        // guest run since, that would have been told first.
+        Phase::Paused if state == RunState::IoError && turn.record.reason == Reason::User => {}
         Phase::Launching | Phase::Running | Phase::Paused => alive(turn, state),
         Phase::Stopping => match state {
             RunState::Shutdown => turn.terminate("the guest has powered off"),
@@ -341,7 +344,8 @@ fn action_done(
     }
     turn.finish(|k| k == kind, OperationStatus::Succeeded, None);
     match (turn.record.phase, action) {
-        (Phase::Running, QmpAction::Pause) => alive(turn, RunState::Paused),
+        // After an I/O error too: the user's pause outlasts the want of space.
+        (Phase::Running | Phase::Paused, QmpAction::Pause) => alive(turn, RunState::Paused),
         // After an I/O error the CPUs may have stopped again before this answer
         // came, so only the run state itself tells that they run.
         (Phase::Paused, QmpAction::Resume) if turn.record.reason != Reason::IoError => {

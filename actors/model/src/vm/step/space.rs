@@ -5,7 +5,7 @@
 
 use super::{
     ENOUGH_SPACE, SPACE_AGAIN_MS,
-    turn::{Turn, wants_end},
+    turn::{Turn, is_action, wants_end},
 };
 use crate::{
     event::EventKind,
@@ -77,7 +77,10 @@ pub(super) fn space_seen(turn: &mut Turn<'_>, available: u64) {
     if !waits_for_space(turn) {
         return;
     }
-    if available >= ENOUGH_SPACE {
+    // A pause under way may have been answered, and the news of it be late: the guest
+    // is not let go on behind it.
+    let acting = turn.record.operations.iter().any(|op| is_action(op.kind));
+    if available >= ENOUGH_SPACE && !acting {
         turn.effect(Effect::Continue);
     } else {
         turn.arm(Timer::SpaceAgain, SPACE_AGAIN_MS);

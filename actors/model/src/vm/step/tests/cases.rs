@@ -11,7 +11,9 @@ use crate::{
         messages::{Command, Effect, ExitStatus, Fact, Input, QmpAction, RunState, Timer},
         phase::{Desired, Phase},
         record::{Claim, Ending, Reason, VmRecord},
-        step::{Decision, KILL_AGAIN_MS, LAUNCH_DEADLINE_MS, TERMINATE_GRACE_MS, step},
+        step::{
+            Decision, KILL_AGAIN_MS, LAUNCH_DEADLINE_MS, SPACE_AGAIN_MS, TERMINATE_GRACE_MS, step,
+        },
     },
 };
 
@@ -229,6 +231,38 @@ fn done(asked: &VmRecord, action: QmpAction) -> Fact {
         action,
         error,
     }
+}
+
+#[test]
+fn a_users_pause_outlasts_an_io_error_in_whatever_order_they_are_told() {
+    let asked = ask(&vm_in(Phase::Running), Command::Pause).record;
+    let orders = [
+        [done(&asked, QmpAction::Pause), io_error()],
+        [io_error(), done(&asked, QmpAction::Pause)],
+    ];
+    for order in orders {
+        let both = order.into_iter();
+        let record = both.fold(asked.clone(), |record, fact| tell(&record, fact).record);
+        assert_eq!((record.phase, record.reason), (Phase::Paused, Reason::User));
+        assert_eq!(tell(&record, space()).effects, []);
+    }
+}
+
+#[test]
+fn a_guest_waits_for_space_while_it_is_being_paused() {
+    let asked = ask(&vm_in(Phase::Running), Command::Pause).record;
+    let full = tell(&asked, io_error()).record;
+    let again = [Effect::Arm(Timer::SpaceAgain, SPACE_AGAIN_MS)];
+    assert_eq!(tell(&full, space()).effects, again);
+}
+
+fn io_error() -> Fact {
+    Fact::RunStateChanged(RunState::IoError)
+}
+
+fn space() -> Fact {
+    let available = u64::MAX;
+    Fact::SpaceSeen { available }
 }
 
 #[test]

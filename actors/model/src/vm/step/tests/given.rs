@@ -357,6 +357,7 @@ pub(super) fn nic(number: u8) -> NewNic {
             address,
             mac: [2, 0, 0, 0, 1, number],
             fixed: false,
+            limits: crate::network::NicLimits::default(),
             created_at: UnixMs(0),
         }),
     }

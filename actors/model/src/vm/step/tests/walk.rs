@@ -5,7 +5,7 @@
 use crate::vm::step::turn::is_device_work;
 
 use super::{
-    given::{budgets, commands, modes, new_vm},
+    given::{budgets, commands, disk, modes, new_vm},
     host::World,
     oracle::Wish,
     table::ARROWS,
@@ -194,6 +194,32 @@ fn a_very_long_life_ends_well() {
 fn whatever_happens_for_long_what_was_asked_for_ends_well() {
     any_life_ends_well(2_000_000, 120);
     any_life_ends_well(30_000, 4_000);
+}
+
+/// A life that went wrong once: the pause was answered when the guest had been let go on for space.
+#[test]
+fn a_guest_is_not_let_go_on_for_space_behind_a_pause_that_is_under_way() {
+    let attach = Command::AttachDisk {
+        disk: disk(1),
+        letter: None,
+    };
+    let life = vec![
+        Act::GuestComesUp(RunState::IoError),
+        Act::Command(Command::Start),
+        Act::Flow(7),
+        Act::Guest(RunState::Running),
+        Act::Flow(4),
+        Act::Command(attach),
+        Act::Guest(RunState::IoError),
+        Act::Command(Command::Pause),
+        Act::Flow(2),
+        Act::Timer(1),
+        Act::Flow(4),
+        Act::Flow(1),
+        Act::Flow(5),
+    ];
+    let policy = (RestartMode::Never, RestartBudget::default());
+    ends_well(&live((policy, life, false, false)));
 }
 
 /// Otherwise the walks above would prove little.
