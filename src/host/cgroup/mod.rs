@@ -2,50 +2,44 @@
 //! and whether the kernel ended it for memory.
 //!
 //! Owns: finding out by trial what this host lets be bounded, a group's making before the exec, that
-//! the process is in it before its guest runs, and its removal after the end. Must not: decide how much (`limits.rs` reckons), or end a process.
-//! Look next: `place.rs` (where groups go), `files.rs` (which file says what), `scope.rs` (where
-//! systemd has to make them), `host::jail` (what else confines a QEMU, and who asks for all this).
+//! the process is in it before its guest runs, and its removal after the end. Must not: decide how
+//! much (`limits.rs` reckons), or end a process.
+//! Look next: `place.rs` (where groups go), `files.rs` (which file says what), `note.rs` (how they
+//! are found again and removed), `scope.rs` (where systemd has to make them), `host::jail` (what else
+//! confines a QEMU, and who asks for all this).
 //!
 //! A VM's groups are noted in a file beside its sockets before they are made, so that a daemon that
 //! did not make them (another one may be in other groups itself) removes them and reads them. Note
-//! and groups go when the VM is released. A process is moved in from outside, while it starts: a
-//! move takes the kernel some 14 ms (it waits for all CPUs), which a child that moves itself before
-//! its exec adds to every start. What it allocates until then is counted where the daemon is. A group whose note was lost is empty one day: the next
+//! and groups go when the VM is released. A group whose note was lost is empty one day: the next
 //! daemon sweeps it away.
 
 mod files;
 mod limits;
+mod note;
 mod place;
 mod scope;
 #[cfg(test)]
 mod tests;
 
 pub use limits::Limits;
+pub use note::{is_within, oom_kills, remove};
 
-use rustix::io::Errno;
-
+use note::{enter, leave, note_down, noted, swept};
 use place::{Controller, Hierarchies, Place, Version};
 use scope::Scopes;
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use vman_model::vm::Measure;
 
-/// The kernel's file that says which processes are in a group, and takes one more.
-const PROCESSES: &str = "cgroup.procs";
 /// The folder that all VMs' groups are in.
 const FOLDER: &str = "vman";
 /// A group that a launch has just made holds no process yet: what is older is nobody's.
 const SETTLED: Duration = Duration::from_mins(1);
-/// A process that has just been reaped may still be counted: how often, and how long apart, an
-/// emptied group is asked to go before that is a failure.
-const TRIES: u32 = 40;
-const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 /// For trials: more than a trial needs.
 const TRIAL: Limits = Limits {
     memory_max: 1 << 30,
@@ -132,8 +126,11 @@ impl Cgroups {
         self.scopes = Some((scopes, bounded));
     }
 
-    /// Puts a QEMU that was spawned, and whose CPUs stand, into the groups that [`Cgroups::make`] has noted, or where
-    /// only systemd may put it. Repeatable. Blocks for some milliseconds, within a tokio runtime.
+    /// Puts a QEMU that was spawned, and whose CPUs stand, into the groups that [`Cgroups::make`] has noted, and where
+    /// only systemd may put it. Repeatable after that. Blocks for some milliseconds, within a tokio runtime.
+    ///
+    /// From outside, while it starts: a move takes the kernel some 14 ms (it waits for all CPUs), which a child that
+    /// moves itself before its exec adds to every start. What it allocates until then is counted where the daemon is.
     pub fn take_in(
         &self,
         pid: u32,
@@ -142,8 +139,9 @@ impl Cgroups {
         measures: &[Measure],
         note: &Path,
     ) -> io::Result<()> {
-        for group in noted(note)? {
-            enter(&group, pid)?;
+        let mut groups = noted(note)?;
+        for group in &groups {
+            enter(group, pid)?;
         }
         let Some((scopes, bounded)) = &self.scopes else {
             return Ok(());
@@ -153,8 +151,12 @@ impl Cgroups {
         if bounded.is_empty() {
             return Ok(());
         }
-        let group = scopes.put(pid, name, limits, &bounded)?;
-        note_down(note, &[group])
+        // Before it is there, as the others: where it really is is known when it is.
+        groups.push(scopes.group(name));
+        note_down(note, &groups)?;
+        groups.pop();
+        groups.push(scopes.put(pid, name, limits, &bounded)?);
+        note_down(note, &groups)
     }
 
     fn try_out(hierarchies: &Hierarchies, under_systemd: bool) -> Self {
@@ -213,20 +215,17 @@ impl Cgroups {
 
     /// Removes groups that hold nothing and have been there for longer than `settled`.
     fn sweep(&self, settled: Duration) {
-        for usable in &self.usable {
-            let Ok(entries) = fs::read_dir(&usable.folder) else {
-                continue;
-            };
-            for entry in entries.flatten() {
-                let old = entry.metadata().is_ok_and(|found| age(&found) > settled);
-                let is_group = entry.file_type().is_ok_and(|kind| kind.is_dir());
-                if is_group && old && fs::remove_dir(entry.path()).is_ok() {
-                    let group = entry.path().display().to_string();
-                    tracing::info!(
-                        group,
-                        "an empty control group of an earlier daemon is removed"
-                    );
-                }
+        let own = self.usable.iter().map(|usable| usable.folder.clone());
+        let scopes = self.scopes.iter().map(|(scopes, _)| scopes.folder());
+        for entry in own.chain(scopes).flat_map(fs::read_dir).flatten().flatten() {
+            let old = entry.metadata().is_ok_and(|found| age(&found) > settled);
+            let is_group = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if is_group && old && swept(&entry.path()) {
+                let group = entry.path().display().to_string();
+                tracing::info!(
+                    group,
+                    "an empty control group of an earlier daemon is removed"
+                );
             }
         }
     }
@@ -248,109 +247,11 @@ pub fn own_memory_limit() -> Option<u64> {
     one.into_iter().chain(two).min()
 }
 
-/// Notes which groups a VM's QEMU is in: whoever puts it into others (a scope of systemd's) notes
-/// those.
-pub fn note_down(note: &Path, groups: &[PathBuf]) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.create(true).write(true).truncate(true).mode(0o600);
-    let mut file = options.open(note).map_err(about(note))?;
-    for group in groups {
-        writeln!(file, "{}", group.display()).map_err(about(note))?;
-    }
-    Ok(())
-}
-
-fn noted(note: &Path) -> io::Result<Vec<PathBuf>> {
-    match fs::read_to_string(note) {
-        Ok(text) => Ok(text.lines().map(PathBuf::from).collect()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(about(note)(error)),
-    }
-}
-
-/// Whether a process is in every group that is noted for it, of which there is one.
-pub fn is_within(pid: u32, note: &Path) -> io::Result<bool> {
-    let groups = noted(note)?;
-    for group in &groups {
-        if !holds(group, pid)? {
-            return Ok(false);
-        }
-    }
-    Ok(!groups.is_empty())
-}
-
-fn holds(group: &Path, pid: u32) -> io::Result<bool> {
-    match fs::read_to_string(group.join(PROCESSES)) {
-        Ok(text) => Ok(text.lines().any(|line| line.parse() == Ok(pid))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(about(group)(error)),
-    }
-}
-
-/// Moves a process; one that has ended meanwhile is told by whoever watches it.
-fn enter(group: &Path, pid: u32) -> io::Result<()> {
-    let door = group.join(PROCESSES);
-    let mut opened = OpenOptions::new()
-        .write(true)
-        .open(&door)
-        .map_err(about(&door))?;
-    match opened.write_all(pid.to_string().as_bytes()) {
-        Err(error) if error.raw_os_error() != Some(Errno::SRCH.raw_os_error()) => {
-            Err(about(&door)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// How many processes of the noted groups the kernel has ended for memory; none where that is not
-/// counted.
-pub fn oom_kills(note: &Path) -> io::Result<Option<u64>> {
-    for group in noted(note)? {
-        for file in ["memory.events", "memory.oom_control"] {
-            match fs::read_to_string(group.join(file)) {
-                // Since Linux 4.13 in both versions.
-                Ok(text) => return Ok(value_in(&text, "oom_kill")),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(about(&group)(error)),
-            }
-        }
-    }
-    Ok(None)
-}
-
 /// `NAME N`, a line.
 fn value_in(text: &str, name: &str) -> Option<u64> {
     let values = text.lines().filter_map(|line| line.split_once(' '));
     let (_, value) = values.into_iter().find(|(known, _)| *known == name)?;
     value.trim().parse().ok()
-}
-
-/// Removes the noted groups and the note; no process is in them. Repeatable. Blocks, where the
-/// kernel still counts one that has ended, for up to a fifth of a second.
-pub fn remove(note: &Path) -> io::Result<()> {
-    for group in noted(note)? {
-        leave(&group)?;
-    }
-    match fs::remove_file(note) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(about(note)(error)),
-        _ => Ok(()),
-    }
-}
-
-fn leave(group: &Path) -> io::Result<()> {
-    for tried in 1.. {
-        match fs::remove_dir(group) {
-            Ok(()) => break,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-            Err(error) if busy(&error) && tried < TRIES => thread::sleep(BETWEEN_TRIES),
-            Err(error) => return Err(about(group)(error)),
-        }
-    }
-    Ok(())
-}
-
-fn busy(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::ResourceBusy
 }
 
 /// Whether groups with this controller can be had at this place, by making one.

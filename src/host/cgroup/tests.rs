@@ -278,3 +278,22 @@ async fn a_process_that_has_ended_meanwhile_is_no_failure_and_is_in_no_group() {
     assert!(!is_within(pid, &bench.note()).unwrap());
     remove(&bench.note()).unwrap();
 }
+
+#[test]
+fn what_systemd_has_taken_away_holds_up_no_release_where_its_groups_are_read_only() {
+    let Some(disk) = crate::host::testing::SmallDisk::mount("1m") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let note = folder.path().join("cgroups");
+    let scope = disk.path().join("vman.slice/vman.web.scope");
+    fs::create_dir_all(&scope).unwrap();
+    note_down(&note, std::slice::from_ref(&scope)).unwrap();
+    disk.remount("ro");
+    assert!(remove(&note).is_err(), "it is there");
+    disk.remount("rw");
+    fs::remove_dir(&scope).unwrap();
+    disk.remount("ro");
+    remove(&note).unwrap();
+    assert!(!note.exists());
+}
