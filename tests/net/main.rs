@@ -13,4 +13,6 @@ mod limits;
 mod nics;
 mod traffic;
 mod user;
+mod vhost;
+mod vlan;
 mod world;
