@@ -238,23 +238,13 @@ async fn announce(
     systemd::ready();
     let vms = handles.store.inventory().vms.len();
     systemd::status(&format!("{vms} VMs were known when recovery was done"));
-    let event = EventDraft {
-        at: handles.clock.now(),
-        subject: Subject::Daemon,
-        kind: EventKind::DaemonReady,
-        from: None,
-        to: None,
-        reason: None,
-        detail: format!("the daemon is ready, {vms} VMs are known"),
-        incarnation: None,
-        operation: None,
-        cause: Cause {
-            origin: Origin::Daemon,
-            input: "recovered".to_owned(),
-            led_by: None,
-        },
-        previous: None,
-    };
+    let event = EventDraft::new(
+        handles.clock.now(),
+        Subject::Daemon,
+        EventKind::DaemonReady,
+        format!("the daemon is ready, {vms} VMs are known"),
+        Cause::new(Origin::Daemon, "recovered"),
+    );
     if let Err(error) = handles
         .store
         .commit(Change {
