@@ -126,3 +126,21 @@ fn a_paused_vm_that_waits_for_space_looks_for_it_when_its_qemu_answers_again() {
     let stopped = ask(&paused, STOP);
     assert!(works(&stopped).is_empty());
 }
+
+#[test]
+fn a_reset_of_the_machine_brings_back_what_the_guest_had_let_go_of_and_leaves_work_open() {
+    let running = with_disks(Phase::Running, &[1, 2]);
+    let let_go = tell(&running, Fact::DiskLetGo(disk(1))).record;
+    let plugging = ask(&let_go, attach(3)).record;
+    let reset = tell(&plugging, Fact::GuestReset).record;
+    let open = AttachState::Plugging(operation(7));
+    let attached = &AttachState::Attached;
+    assert_eq!(states(&reset), [attached, attached, &open]);
+    let first = FIRST_DATA_SLOT;
+    let named = [
+        place(1, first, 'a'),
+        place(2, first + 1, 'b'),
+        place(3, first + 2, 'c'),
+    ];
+    assert_eq!(places(&reset), named);
+}
