@@ -364,6 +364,9 @@ async fn network(config: &Config, taps: Arc<Taps>) -> Result<Arc<dyn Network>, A
                     tracing::warn!(vlan_id = bridge.vlan_id, "{why}");
                 }
             }
+            if let Some(why) = networks.facts().vhost_missing {
+                tracing::info!("{why}");
+            }
             Ok(Arc::new(networks))
         }
         Err(why) if mode == NetworkMode::Auto => {
@@ -395,6 +398,7 @@ fn bridge_settings(config: &Config) -> Vec<BridgeSettings> {
         .expect("the configuration has checked subnet and gateway"),
         dns: network.dns.clone(),
         vlan_id: network.vlan_id,
+        uplink: network.uplink.clone(),
         isolated: network.isolated,
         nat: network.nat,
         mtu: network.mtu,

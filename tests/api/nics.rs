@@ -21,6 +21,7 @@ async fn bridged(prefix: u8) -> Api {
         vlan_id: None,
         mtu: 1500,
         vlan_missing: None,
+        uplink: None,
     });
     let api = Api::on(host, Setup::default()).await;
     api.small_template().await;

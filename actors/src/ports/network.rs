@@ -41,6 +41,8 @@ pub struct BridgeFacts {
     pub vlan_id: Option<u16>,
     /// Why its tag is not used, in a sentence.
     pub vlan_missing: Option<String>,
+    /// The interface that carries the VLAN to other hosts.
+    pub uplink: Option<String>,
 }
 
 /// How VMs are connected. It is found out at start and stays so for the life
@@ -54,6 +56,8 @@ pub struct NetworkFacts {
     /// The networks, where VMs are connected to bridges: that of VMs that ask
     /// for no other is the first.
     pub bridges: Vec<BridgeFacts>,
+    /// Why the kernel does not carry guests' packets itself, in a sentence.
+    pub vhost_missing: Option<String>,
     /// Which limits of cards cannot be held.
     pub unlimited: Unlimited,
 }
@@ -97,6 +101,7 @@ impl NetworkFacts {
             kind,
             reason,
             bridges: Vec::new(),
+            vhost_missing: None,
             unlimited: Unlimited::wholly(NO_LIMITS),
         }
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex as Plain, PoisonError};
+use std::sync::{Arc, Mutex as Plain, OnceLock, PoisonError};
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -42,6 +42,8 @@ pub struct BridgeSettings {
     pub dns: Vec<Ipv4Addr>,
     /// The VLAN that was configured.
     pub vlan_id: Option<u16>,
+    /// The interface that carries the VLAN to other hosts.
+    pub uplink: Option<String>,
     /// Whether guests are kept from each other.
     pub isolated: bool,
     /// Whether guests reach other networks.
@@ -73,7 +75,9 @@ pub(super) struct Inner {
     /// Somebody may have changed the firewall since it was looked at.
     pub(super) rules_touched: AtomicBool,
     pub(super) disturbed: Notify,
-    pub(super) vlan_missing: Option<String>,
+    /// Why the VLAN's tag is not used; known as soon as there is a bridge.
+    pub(super) vlan_missing: OnceLock<Option<String>>,
+    pub(super) vhost_missing: Option<String>,
     pub(super) unlimited: Unlimited,
 }
 
@@ -86,6 +90,10 @@ pub(super) struct Made {
     pub(super) rules: Option<(String, String)>,
     pub(super) names: Dnsmasq,
     pub(super) shapes: Shapes,
+    /// The ports have been in the VLAN as they shall.
+    pub(super) in_vlan: bool,
+    /// The uplink that was attached, by index.
+    pub(super) uplink: Option<u32>,
 }
 
 impl BridgeNetwork {
@@ -131,30 +139,21 @@ impl BridgeNetwork {
                 rules: None,
                 names: Dnsmasq::new(served, notices),
                 shapes: None,
+                in_vlan: false,
+                uplink: None,
             }),
             index: AtomicU32::new(0),
             trouble: Plain::default(),
             rules_touched: AtomicBool::new(true),
             disturbed: Notify::new(),
-            vlan_missing: settings.vlan_id.map(vlan_missing),
+            vlan_missing: OnceLock::new(),
+            vhost_missing: tap::vhost_missing(),
             settings,
         });
         inner.bridge(&mut Vec::new()).await?;
         tokio::spawn(pass_on(told, Arc::downgrade(&inner)));
         Ok(Self(inner))
     }
-}
-
-/// Tags need a VLAN-aware bridge, which needs 802.1Q in the kernel.
-fn vlan_missing(vlan: u16) -> String {
-    let there = std::path::Path::new("/proc/net/vlan").exists()
-        || std::path::Path::new("/sys/module/8021q").exists();
-    let why = if there {
-        "this version does not tag"
-    } else {
-        "this kernel has no 802.1Q"
-    };
-    format!("the bridge is untagged although VLAN {vlan} is configured: {why}")
 }
 
 async fn pass_on(mut told: mpsc::Receiver<Notice>, to: std::sync::Weak<Inner>) {
@@ -214,7 +213,8 @@ impl BridgeNetwork {
             nat: settings.nat,
             mtu: settings.mtu,
             vlan_id: settings.vlan_id,
-            vlan_missing: self.0.vlan_missing.clone(),
+            vlan_missing: self.0.vlan_missing.get().cloned().flatten(),
+            uplink: settings.uplink.clone(),
         }
     }
 
@@ -253,6 +253,11 @@ impl BridgeNetwork {
         }
     }
 
+    /// Why the kernel does not carry guests' packets itself.
+    pub(super) fn vhost_missing(&self) -> Option<String> {
+        self.0.vhost_missing.clone()
+    }
+
     /// Which limits of cards this kernel cannot hold.
     pub(super) fn unlimited(&self) -> Unlimited {
         self.0.unlimited.clone()
@@ -271,7 +276,13 @@ impl BridgeNetwork {
 
     /// What of these links is this network's.
     pub(super) fn survey(&self, links: &[Link]) -> NetworkSurvey {
-        survey(links, &self.0.settings.bridge, &self.0.alias())
+        let settings = &self.0.settings;
+        survey(
+            links,
+            &settings.bridge,
+            settings.uplink.as_deref(),
+            &self.0.alias(),
+        )
     }
 
     /// What does not work.

@@ -111,6 +111,7 @@ impl Network for BridgeNetworks {
             kind: NetworkKind::Bridge,
             reason: None,
             unlimited: self.unlimited.clone(),
+            vhost_missing: self.all.first().and_then(BridgeNetwork::vhost_missing),
             bridges: self.all.iter().map(BridgeNetwork::facts).collect(),
         }
     }

@@ -8,7 +8,12 @@ use vman_model::TapName;
 use super::links::Link;
 
 /// What `links` say of the bridge of this name and mark.
-pub(super) fn survey(links: &[Link], bridge: &str, mark: &str) -> NetworkSurvey {
+pub(super) fn survey(
+    links: &[Link],
+    bridge: &str,
+    uplink: Option<&str>,
+    mark: &str,
+) -> NetworkSurvey {
     let found = links.iter().find(|link| link.name == bridge);
     let index = found.map(|link| link.index);
     let (mut taps, mut foreign) = (Vec::new(), Vec::new());
@@ -19,7 +24,7 @@ pub(super) fn survey(links: &[Link], bridge: &str, mark: &str) -> NetworkSurvey 
                 name: link.name.clone(),
                 attached: on_it && link.up,
             });
-        } else if on_it {
+        } else if on_it && uplink != Some(&link.name) {
             foreign.push(ForeignLink {
                 name: link.name.clone(),
                 bridge: bridge.to_owned(),
@@ -56,6 +61,7 @@ mod tests {
             up: true,
             mtu: 1500,
             master: None,
+            vlan: None,
             traffic: Traffic::default(),
         }
     }
@@ -84,13 +90,15 @@ mod tests {
                 ..link(6, "v0other-abcdefg")
             },
         ];
-        let seen = survey(&links, "br-x", "mark");
+        let seen = survey(&links, "br-x", None, "mark");
         assert!(seen.bridges[0].ours);
         assert_eq!(seen.foreign[0].name, "veth9");
         assert_eq!((seen.foreign.len(), &*seen.foreign[0].bridge), (1, "br-x"));
         let taps: Vec<_> = seen.taps.iter().map(|t| (&*t.name, t.attached)).collect();
         assert_eq!(taps, [(tap.as_str(), true), ("v0other-abcdefg", false)]);
-        assert!(!survey(&links, "br-x", "another").bridges[0].ours);
-        assert!(survey(&links, "br-y", "mark").bridges.is_empty());
+        assert!(!survey(&links, "br-x", None, "another").bridges[0].ours);
+        assert!(survey(&links, "br-y", None, "mark").bridges.is_empty());
+        let seen = survey(&links, "br-x", Some("veth9"), "mark");
+        assert!(seen.foreign.is_empty(), "the uplink is where it belongs");
     }
 }

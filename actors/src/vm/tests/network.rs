@@ -31,6 +31,7 @@ pub(super) fn bridge(pool: Pool) -> BridgeFacts {
         vlan_id: None,
         mtu: 1500,
         vlan_missing: None,
+        uplink: None,
     }
 }
 

@@ -62,6 +62,7 @@ pub(super) fn bridged(host: FakeHost) -> FakeHost {
         mtu: 1500,
         vlan_id: None,
         vlan_missing: None,
+        uplink: None,
     });
     host
 }
