@@ -13,7 +13,7 @@ mod deeds;
 use super::{
     daemon::{Daemon, alone, on_threads, vm},
     operations::bridged,
-    sight::seen,
+    sight::{seen, store_faults},
     trial::{Dice, Trial},
 };
 use crate::{
@@ -201,6 +201,11 @@ async fn live_through(seed: u64, way: Way) -> u64 {
             life.reborn().await;
         }
         life.step().await;
+        let faults = store_faults(&life.daemon);
+        assert!(
+            faults.is_empty(),
+            "work in progress is no fault: {faults:#?}"
+        );
     }
     life.settle().await;
     life.digest()
