@@ -238,23 +238,13 @@ async fn announce(
     systemd::ready();
     let vms = handles.store.inventory().vms.len();
     systemd::status(&format!("{vms} VMs were known when recovery was done"));
-    let event = EventDraft {
-        at: handles.clock.now(),
-        subject: Subject::Daemon,
-        kind: EventKind::DaemonReady,
-        from: None,
-        to: None,
-        reason: None,
-        detail: format!("the daemon is ready, {vms} VMs are known"),
-        incarnation: None,
-        operation: None,
-        cause: Cause {
-            origin: Origin::Daemon,
-            input: "recovered".to_owned(),
-            led_by: None,
-        },
-        previous: None,
-    };
+    let event = EventDraft::new(
+        handles.clock.now(),
+        Subject::Daemon,
+        EventKind::DaemonReady,
+        format!("the daemon is ready, {vms} VMs are known"),
+        Cause::new(Origin::Daemon, "recovered"),
+    );
     if let Err(error) = handles
         .store
         .commit(Change {
@@ -384,19 +374,19 @@ async fn network(config: &Config, taps: Arc<Taps>) -> Result<Arc<dyn Network>, A
 }
 
 fn bridge_settings(config: &Config) -> BridgeSettings {
-    let network = &config.network;
     let found = |program: &PathBuf| program.is_file().then(|| program.clone());
+    let network = &config.network.networks[0];
     let subnet = network.subnet;
     BridgeSettings {
         bridge: network.bridge_name.clone(),
         pool: Pool::new(subnet.network(), subnet.prefix(), network.gateway)
             .expect("the configuration has checked subnet and gateway"),
         dns: network.dns.clone(),
-        vlan_id: network.vlan_id,
+        vlan_id: network.vlan_id.unwrap_or_default(),
         isolated: network.isolated,
         folder: config.storage.runtime.join("network"),
-        nft: found(&network.nft),
-        dnsmasq: found(&network.dnsmasq),
+        nft: found(&config.network.nft),
+        dnsmasq: found(&config.network.dnsmasq),
     }
 }
 

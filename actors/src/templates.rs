@@ -110,21 +110,11 @@ fn event(name: &TemplateName, kind: EventKind, origin: Origin, now: UnixMs) -> E
     } else {
         "deleted"
     };
-    EventDraft {
-        at: now,
-        subject: Subject::Template(name.clone()),
+    EventDraft::new(
+        now,
+        Subject::Template(name.clone()),
         kind,
-        from: None,
-        to: None,
-        reason: None,
-        detail: format!("template {name} was {done}"),
-        incarnation: None,
-        operation: None,
-        cause: Cause {
-            origin,
-            input: kind.as_str().to_owned(),
-            led_by: None,
-        },
-        previous: None,
-    }
+        format!("template {name} was {done}"),
+        Cause::new(origin, kind.as_str()),
+    )
 }

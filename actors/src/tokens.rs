@@ -101,21 +101,11 @@ fn event(name: &TokenName, kind: EventKind, origin: Origin, now: UnixMs) -> Even
     } else {
         "revoked"
     };
-    EventDraft {
-        at: now,
-        subject: Subject::Token(name.clone()),
+    EventDraft::new(
+        now,
+        Subject::Token(name.clone()),
         kind,
-        from: None,
-        to: None,
-        reason: None,
-        detail: format!("token {name} was {done}"),
-        incarnation: None,
-        operation: None,
-        cause: Cause {
-            origin,
-            input: kind.as_str().to_owned(),
-            led_by: None,
-        },
-        previous: None,
-    }
+        format!("token {name} was {done}"),
+        Cause::new(origin, kind.as_str()),
+    )
 }

@@ -4,7 +4,7 @@
 //! Must not: apply half of a wrong configuration.
 
 use crate::{
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, Setting},
     telemetry::LogControl,
 };
 
@@ -24,9 +24,10 @@ pub(super) fn reload(running: &mut Config, reread: &Reread, log: &LogControl) {
         }
     };
     let changed = differences(running, &wanted);
-    let (live, waiting): (Vec<_>, Vec<_>) =
-        changed.into_iter().partition(|name| LIVE.contains(name));
-    if live.contains(&"log_level") {
+    let (live, waiting): (Vec<_>, Vec<_>) = changed
+        .into_iter()
+        .partition(|name| LIVE.contains(&&**name));
+    if live.iter().any(|name| name == "log_level") {
         if let Err(error) = log.set_level(wanted.log.level) {
             tracing::error!(%error, "cannot change the log's level");
             return;
@@ -34,7 +35,7 @@ pub(super) fn reload(running: &mut Config, reread: &Reread, log: &LogControl) {
         running.log.level = wanted.log.level;
         for setting in &mut running.settings {
             let new = wanted.settings.iter().find(|new| new.name == setting.name);
-            if let Some(new) = new.filter(|new| LIVE.contains(&new.name)) {
+            if let Some(new) = new.filter(|new| LIVE.contains(&new.name.as_str())) {
                 setting.clone_from(new);
             }
         }
@@ -57,11 +58,18 @@ pub(super) fn reload(running: &mut Config, reread: &Reread, log: &LogControl) {
     }
 }
 
-/// The names of the settings whose values differ.
-fn differences(running: &Config, wanted: &Config) -> Vec<&'static str> {
-    let value = |name| running.settings.iter().find(|old| old.name == name);
-    let differs =
-        |new: &&crate::config::Setting| value(new.name).is_none_or(|old| old.value != new.value);
+/// The names of the settings whose values differ, and of those that only one of the two has.
+fn differences(running: &Config, wanted: &Config) -> Vec<String> {
+    fn value<'a>(config: &'a Config, name: &str) -> Option<&'a String> {
+        let found = config.settings.iter().find(|setting| setting.name == name);
+        found.map(|setting| &setting.value)
+    }
+    let differs = |new: &&Setting| value(running, &new.name) != Some(&new.value);
     let changed = wanted.settings.iter().filter(differs);
-    changed.map(|setting| setting.name).collect()
+    let gone = |old: &&Setting| value(wanted, &old.name).is_none();
+    let gone = running.settings.iter().filter(gone);
+    changed
+        .chain(gone)
+        .map(|setting| setting.name.clone())
+        .collect()
 }

@@ -29,6 +29,42 @@ const fn key(name: &'static str, default: &'static str, about: &'static str) -> 
     }
 }
 
+/// Every key of a network's table in a file, `[network.NAME]`; `--set network.NAME.KEY=VALUE`.
+pub const NETWORK_KEYS: &[Key] = &[
+    key(
+        "bridge",
+        "(must be said)",
+        "Name of its bridge, at most 15 letters; no other network's.",
+    ),
+    key(
+        "subnet",
+        "(must be said)",
+        "IPv4 network its VMs get their addresses from, /8 to /30; it overlaps with no other network's.",
+    ),
+    key(
+        "gateway",
+        "(the subnet's first address)",
+        "Address of the host on its bridge.",
+    ),
+    key(
+        "dns",
+        "(those of `VMAN_DNS`)",
+        "DNS servers told to its guests.",
+    ),
+    key("vlan_id", "(no VLAN)", "VLAN of its bridge, 1 to 4094."),
+    key(
+        "nat",
+        "1",
+        "`0` lets its guests begin no conversation with other networks.",
+    ),
+    key("isolated", "0", "`1` keeps its guests from each other."),
+    key(
+        "mtu",
+        "1500",
+        "Largest packet on its bridge in bytes, 576 to 9216.",
+    ),
+];
+
 /// Every key of the daemon, in the order in which `vman config show` lists them.
 pub const KEYS: &[Key] = &[
     key(
@@ -178,6 +214,16 @@ pub const KEYS: &[Key] = &[
         "`1` keeps guests on the bridge from each other.",
     ),
     key(
+        "network_nat",
+        "1",
+        "`0` lets guests begin no conversation with other networks; forwarded ports lead in all the same.",
+    ),
+    key(
+        "network_mtu",
+        "1500",
+        "Largest packet on the bridge in bytes, 576 to 9216.",
+    ),
+    key(
         "nft",
         "(nft on PATH)",
         "The nft that writes the firewall of the bridge.",
@@ -253,17 +299,40 @@ pub const FOREIGN_PREFIXES: &[&str] = &["VMAN_TEST_", "VMAN_GUEST_", "VMAN_DEMO_
 
 /// The key with this file name.
 pub fn find(name: &str) -> Option<&'static Key> {
+    if let Some((_, key)) = split_network(name) {
+        return NETWORK_KEYS.iter().find(|known| known.name == key);
+    }
     KEYS.iter().find(|key| key.name == name)
+}
+
+/// The network and the key that `network.lab.subnet` names. A network's name may have dots.
+pub fn split_network(name: &str) -> Option<(&str, &str)> {
+    name.strip_prefix("network.")?.rsplit_once('.')
+}
+
+/// What was probably meant by `name`, as it would be written in a file.
+pub fn hint(name: &str) -> Option<String> {
+    match split_network(name) {
+        Some((network, key)) => {
+            let key = closest(NETWORK_KEYS, key)?;
+            Some(format!("network.{network}.{}", key.name))
+        }
+        None => nearest(name).map(|key| key.name.to_owned()),
+    }
 }
 
 /// The known key closest to `name`, if one is close enough to be what was meant.
 pub fn nearest(name: &str) -> Option<&'static Key> {
+    closest(KEYS, name)
+}
+
+fn closest(keys: &'static [Key], name: &str) -> Option<&'static Key> {
     // A longer name would make the comparison expensive, and is no typing mistake.
     if name.len() > 64 {
         return None;
     }
     let name = name.to_ascii_lowercase();
-    KEYS.iter()
+    keys.iter()
         .map(|key| (distance(&name, key.name), key))
         .min_by_key(|(distance, _)| *distance)
         .filter(|(distance, key)| *distance <= key.name.len().div_ceil(3))

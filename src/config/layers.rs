@@ -19,6 +19,9 @@ use toml::{
 /// A configuration file larger than this is a mistake (a log, an image) and not read.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
+/// The table of the networks beside the default one.
+const NETWORKS: &str = "network";
+
 /// What the command line says about the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
@@ -38,7 +41,7 @@ pub(super) struct Raw {
 /// The raw values after all layers, by key.
 #[derive(Debug, Default)]
 pub(super) struct Layers {
-    pub(super) values: BTreeMap<&'static str, Raw>,
+    pub(super) values: BTreeMap<String, Raw>,
     pub(super) faults: Vec<Fault>,
 }
 
@@ -118,14 +121,42 @@ impl Layers {
             return;
         }
         for (name, value) in table.into_inner() {
-            let source = Source::File(path.to_owned(), Some(line_of(&text, name.span().start)));
-            match scalar(&value) {
-                Ok(text) => self.named(name.get_ref(), &text, source),
-                Err(what) => {
-                    let what = format!("{} {what}", name.get_ref());
-                    self.faults.push(Fault::new(source, what));
-                }
+            let at = |offset| Source::File(path.to_owned(), Some(line_of(&text, offset)));
+            match (name.get_ref().as_ref(), value.get_ref()) {
+                (NETWORKS, DeValue::Table(networks)) => self.networks(networks, &at),
+                (name_of, _) => self.entry(name_of, &value, at(name.span().start)),
             }
+        }
+    }
+
+    fn entry(&mut self, name: &str, value: &Spanned<DeValue<'_>>, source: Source) {
+        match scalar(value) {
+            Ok(text) => self.named(name, &text, source),
+            Err(what) => {
+                let what = format!("{name} {what}");
+                self.faults.push(Fault::new(source, what));
+            }
+        }
+    }
+
+    /// The tables `[network.NAME]`.
+    fn networks(&mut self, networks: &DeTable<'_>, at: &impl Fn(usize) -> Source) {
+        for (name, network) in networks {
+            let named = format!("{NETWORKS}.{}", name.get_ref());
+            let what = match network.get_ref() {
+                DeValue::Table(keys) if !keys.is_empty() => {
+                    for (key, value) in keys {
+                        let key_of = format!("{named}.{}", key.get_ref());
+                        self.entry(&key_of, value, at(key.span().start));
+                    }
+                    continue;
+                }
+                DeValue::Table(_) => "is empty: say at least its bridge and its subnet",
+                _ => "must be a table with the settings of the network of that name",
+            };
+            let source = at(name.span().start);
+            self.faults
+                .push(Fault::new(source, format!("{named} {what}")));
         }
     }
 
@@ -174,22 +205,21 @@ impl Layers {
     }
 
     fn named(&mut self, name: &str, value: &str, source: Source) {
-        if let Some(key) = keys::find(name) {
-            self.put(key.name, value, source);
+        if keys::find(name).is_some() {
+            self.put(name, value, source);
         } else {
             let plain = name.strip_prefix("VMAN_").unwrap_or(name);
-            let hint = keys::nearest(plain).map(|key| key.name.to_owned());
-            self.unknown(name, hint, source);
+            self.unknown(name, keys::hint(plain), source);
         }
     }
 
-    fn put(&mut self, name: &'static str, text: &str, source: Source) {
+    fn put(&mut self, name: &str, text: &str, source: Source) {
         if text.contains(char::REPLACEMENT_CHARACTER) {
             let what = format!("{name} is not valid UTF-8");
             return self.faults.push(Fault::new(source, what));
         }
         let text = text.trim().to_owned();
-        self.values.insert(name, Raw { text, source });
+        self.values.insert(name.to_owned(), Raw { text, source });
     }
 
     fn unknown(&mut self, name: &str, hint: Option<String>, source: Source) {
@@ -220,7 +250,7 @@ fn scalar(value: &Spanned<DeValue<'_>>) -> Result<String, &'static str> {
             Ok(items?.join(","))
         }
         DeValue::Datetime(_) => Err("must not be a date"),
-        DeValue::Table(_) => Err("must not be a table: the keys of VMAN are flat"),
+        DeValue::Table(_) => Err("must not be a table: only [network.NAME] is one"),
     }
 }
 

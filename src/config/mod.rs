@@ -4,12 +4,13 @@
 //! Owns: every key, its limits, and where each value came from. Must not: start anything, make directories, or
 //! read the environment itself (`Environment` is captured in `main`). All faults are told at once.
 //! Look next: `keys.rs` (the table), `parts.rs` (the types), `layers.rs` (where values come from), `read.rs` (what they mean),
-//! `subnet.rs`.
+//! `networks.rs`, `subnet.rs`.
 
 mod environment;
 mod fault;
 pub mod keys;
 mod layers;
+mod networks;
 mod parts;
 mod read;
 mod subnet;
@@ -25,7 +26,7 @@ pub use subnet::Subnet;
 use layers::Layers;
 use read::{Reader, quoted};
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -107,7 +108,7 @@ pub fn client_socket(overrides: &Overrides, environment: &Environment) -> PathBu
     layers.faults.clear();
     let named = ["socket", "runtime_path"]
         .iter()
-        .any(|key| layers.values.contains_key(key));
+        .any(|key| layers.values.contains_key(*key));
     let mut reader = Reader::new(layers);
     let storage = read_storage(&mut reader, environment);
     let own = read_http(&mut reader, &storage.runtime).socket;
@@ -357,70 +358,15 @@ fn read_network(reader: &mut Reader, environment: &Environment) -> NetworkConfig
         ("none", NetworkMode::None),
     ];
     let mode = reader.word("network_mode", NetworkMode::Auto, &words);
-    let vlan_id = reader.number("vlan_id", 100, 1, 4094);
-    let bridge_name = reader.value(
-        "bridge_name",
-        |_| "br-vman".to_owned(),
-        |text| {
-            let valid = (1..=15).contains(&text.len()) && is_name(text);
-            valid.then(|| text.to_owned()).ok_or_else(|| {
-                let given = quoted(text);
-                format!("must be an interface name of 1 to 15 letters, digits, `.`, `_`, `-`; it is {given}")
-            })
-        },
-        Clone::clone,
-    );
-    let before = reader.faults.len();
-    let subnet = reader.value(
-        "subnet",
-        |_| Subnet::default(),
-        Subnet::parse,
-        ToString::to_string,
-    );
-    let gateway = reader.address("gateway", subnet.first_host());
-    // A wrong subnet or gateway has been told already: what stands here then is the default.
-    if reader.faults.len() == before && !subnet.holds_host(gateway) {
-        let what = format!("must be a host address of {subnet}; it is {gateway}");
-        reader.fault("gateway", what);
-    }
-    let dns = reader.value(
-        "dns",
-        |_| vec![Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(8, 8, 4, 4)],
-        parse_dns,
-        |dns| {
-            let all: Vec<String> = dns.iter().map(ToString::to_string).collect();
-            all.join(",")
-        },
-    );
-    let words = [("0", false), ("1", true), ("false", false), ("true", true)];
-    let isolated = reader.word("network_isolated", false, &words);
+    let networks = networks::read(reader);
     let nft = read_program(reader, environment, "nft", "nft");
     let dnsmasq = read_program(reader, environment, "dnsmasq", "dnsmasq");
     NetworkConfig {
         mode,
-        vlan_id,
-        bridge_name,
-        subnet,
-        gateway,
-        dns,
-        isolated,
+        networks,
         nft,
         dnsmasq,
     }
-}
-
-fn parse_dns(text: &str) -> Result<Vec<Ipv4Addr>, String> {
-    // A DHCP answer has room for few, and resolvers use three.
-    const MOST: usize = 8;
-    let parts = text.split(',').map(str::trim);
-    let parsed: Result<Vec<Ipv4Addr>, _> = parts
-        .filter(|part| !part.is_empty())
-        .map(str::parse)
-        .collect();
-    parsed.ok().filter(|dns| dns.len() <= MOST).ok_or_else(|| {
-        let given = quoted(text);
-        format!("must be at most {MOST} IPv4 addresses separated by commas; it is {given}")
-    })
 }
 
 fn read_log(reader: &mut Reader) -> LogConfig {

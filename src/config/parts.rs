@@ -6,13 +6,13 @@ use std::{
     path::PathBuf,
     time::Duration,
 };
-use vman_model::Overcommit;
+use vman_model::{NetworkName, Overcommit};
 
 /// One effective value, for `vman config show`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// The key's name in a file.
-    pub name: &'static str,
+    /// The key's name in a file; `network.lab.subnet` in a table.
+    pub name: String,
     /// The value as it would be written.
     pub value: String,
     /// Where it came from.
@@ -154,13 +154,24 @@ pub enum JailMode {
     Off,
 }
 
-/// The VMs' network.
+/// The VMs' networks.
 #[derive(Clone, Debug)]
 pub struct NetworkConfig {
     /// The kind of network asked for.
     pub mode: NetworkMode,
-    /// 1 to 4094.
-    pub vlan_id: u16,
+    /// Every network; that of VMs that ask for no other is the first.
+    pub networks: Vec<NetworkSettings>,
+    /// An absolute path if it was given or found on `PATH`, else the bare name.
+    pub nft: PathBuf,
+    /// As `nft`, for dnsmasq.
+    pub dnsmasq: PathBuf,
+}
+
+/// One network. No two have the name, the bridge or an address in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkSettings {
+    /// Its name.
+    pub name: NetworkName,
     /// A valid interface name.
     pub bridge_name: String,
     /// Where addresses come from.
@@ -169,12 +180,14 @@ pub struct NetworkConfig {
     pub gateway: Ipv4Addr,
     /// Told to the guests; may be empty.
     pub dns: Vec<Ipv4Addr>,
+    /// 1 to 4094; none for a network without a VLAN.
+    pub vlan_id: Option<u16>,
+    /// Whether guests reach other networks, behind the host's address.
+    pub nat: bool,
     /// Whether guests on the bridge are kept from each other.
     pub isolated: bool,
-    /// An absolute path if it was given or found on `PATH`, else the bare name.
-    pub nft: PathBuf,
-    /// As `nft`, for dnsmasq.
-    pub dnsmasq: PathBuf,
+    /// The largest packet, 576 to 9216 bytes.
+    pub mtu: u16,
 }
 
 /// The kind of network asked for.

@@ -6,7 +6,9 @@ use super::{
     keys,
     layers::Layers,
 };
-use std::{fmt::Display, net::Ipv4Addr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeSet, fmt::Display, net::Ipv4Addr, path::PathBuf, str::FromStr, time::Duration,
+};
 
 /// Reads one key after the other; every wrong one becomes a fault and answers its default.
 #[derive(Debug)]
@@ -34,6 +36,18 @@ impl Reader {
             .map_or(Source::Default, |raw| raw.source.clone())
     }
 
+    /// Whether anybody said anything about `name`.
+    pub(super) fn said(&self, name: &str) -> bool {
+        self.layers.values.contains_key(name)
+    }
+
+    /// The networks beside the default one that somebody said anything about, by name.
+    pub(super) fn named_networks(&self) -> BTreeSet<String> {
+        let names = self.layers.values.keys();
+        let named = names.filter_map(|name| keys::split_network(name));
+        named.map(|(network, _)| network.to_owned()).collect()
+    }
+
     /// Records a fault about `name`, at the place that named it.
     pub(super) fn fault(&mut self, name: &str, what: impl Display) {
         let source = self.source(name);
@@ -44,7 +58,7 @@ impl Reader {
     /// The value of `name` read by `parse`, or `default` where nothing was said or what was said is wrong.
     pub(super) fn value<T>(
         &mut self,
-        name: &'static str,
+        name: &str,
         default: impl FnOnce(&mut Self) -> T,
         parse: impl FnOnce(&str) -> Result<T, String>,
         show: impl FnOnce(&T) -> String,
@@ -61,7 +75,7 @@ impl Reader {
         };
         let source = self.source(name);
         self.settings.push(Setting {
-            name,
+            name: name.to_owned(),
             value: show(&value),
             source,
         });
@@ -71,7 +85,7 @@ impl Reader {
     /// One of a set of words.
     pub(super) fn word<T: Copy + PartialEq>(
         &mut self,
-        name: &'static str,
+        name: &str,
         default: T,
         words: &[(&'static str, T)],
     ) -> T {
@@ -94,7 +108,7 @@ impl Reader {
     }
 
     /// A whole number within limits, both included.
-    pub(super) fn number<T>(&mut self, name: &'static str, default: T, least: T, most: T) -> T
+    pub(super) fn number<T>(&mut self, name: &str, default: T, least: T, most: T) -> T
     where
         T: FromStr + PartialOrd + Display + Copy,
     {
@@ -107,13 +121,7 @@ impl Reader {
     }
 
     /// Seconds within limits, both included, as a duration.
-    pub(super) fn seconds(
-        &mut self,
-        name: &'static str,
-        default: f64,
-        least: f64,
-        most: f64,
-    ) -> Duration {
+    pub(super) fn seconds(&mut self, name: &str, default: f64, least: f64, most: f64) -> Duration {
         self.value(
             name,
             |_| Duration::from_secs_f64(default),
@@ -123,13 +131,7 @@ impl Reader {
     }
 
     /// A number with a fraction within limits, both included.
-    pub(super) fn decimal(
-        &mut self,
-        name: &'static str,
-        default: f64,
-        least: f64,
-        most: f64,
-    ) -> f64 {
+    pub(super) fn decimal(&mut self, name: &str, default: f64, least: f64, most: f64) -> f64 {
         self.value(
             name,
             |_| default,
@@ -141,14 +143,14 @@ impl Reader {
     /// An absolute path.
     pub(super) fn path(
         &mut self,
-        name: &'static str,
+        name: &str,
         default: impl FnOnce(&mut Self) -> PathBuf,
     ) -> PathBuf {
         self.value(name, default, absolute, |path| path.display().to_string())
     }
 
     /// An absolute path, or none if nothing or nothing but blanks was said.
-    pub(super) fn optional_path(&mut self, name: &'static str) -> Option<PathBuf> {
+    pub(super) fn optional_path(&mut self, name: &str) -> Option<PathBuf> {
         self.value(
             name,
             |_| None,
@@ -164,7 +166,7 @@ impl Reader {
     }
 
     /// An IPv4 address.
-    pub(super) fn address(&mut self, name: &'static str, default: Ipv4Addr) -> Ipv4Addr {
+    pub(super) fn address(&mut self, name: &str, default: Ipv4Addr) -> Ipv4Addr {
         self.value(
             name,
             |_| default,
@@ -177,7 +179,11 @@ impl Reader {
     }
 }
 
-fn within<T: FromStr + PartialOrd + Display>(text: &str, least: T, most: T) -> Result<T, String> {
+pub(super) fn within<T: FromStr + PartialOrd + Display>(
+    text: &str,
+    least: T,
+    most: T,
+) -> Result<T, String> {
     text.parse()
         .ok()
         // This also refuses NaN, which is in no range.

@@ -59,6 +59,12 @@ impl Subnet {
         Ipv4Addr::from_bits(self.network + 1)
     }
 
+    /// Whether they have an address in common.
+    pub fn overlaps(self, other: Self) -> bool {
+        let shorter = mask(self.prefix.min(other.prefix));
+        (self.network ^ other.network) & shorter == 0
+    }
+
     /// Whether a host of this network can have `address`.
     pub fn holds_host(self, address: Ipv4Addr) -> bool {
         address > self.network() && address < self.broadcast()

@@ -2,6 +2,7 @@
 
 use super::{keys::KEYS, *};
 use std::fs;
+use std::net::Ipv4Addr;
 
 /// A host of its own: an empty `/etc/vman`, an empty working directory, an ordinary user with a home.
 struct Place {
@@ -78,7 +79,8 @@ fn from(config: &Config, name: &str) -> (String, String) {
 #[test]
 fn every_key_of_the_table_has_an_effective_value_and_no_other() {
     let config = place().load(&[]).unwrap();
-    let mut shown: Vec<&str> = config.settings.iter().map(|setting| setting.name).collect();
+    let settings = config.settings.iter();
+    let mut shown: Vec<&str> = settings.map(|setting| &*setting.name).collect();
     let mut known: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
     shown.sort_unstable();
     known.sort_unstable();
@@ -159,7 +161,10 @@ fn a_file_named_by_the_flag_replaces_the_systems_files() {
         values: Vec::new(),
     };
     let config = Config::load(&overrides, &place.environment).unwrap();
-    assert_eq!((config.limits.max_vms, config.network.vlan_id), (10_000, 7));
+    assert_eq!(
+        (config.limits.max_vms, config.network.networks[0].vlan_id),
+        (10_000, Some(7))
+    );
     let overrides = Overrides {
         file: Some(PathBuf::from("/nonexistent/vman.toml")),
         values: Vec::new(),
@@ -225,6 +230,8 @@ fn each_wrong_value_is_answered_with_one_message_that_names_it_and_its_source() 
         ),
         ("GATEWAY", "192.168.100.255", "must be a host address of"),
         ("DNS", "8.8.8.8;8.8.4.4", "separated by commas"),
+        ("NETWORK_NAT", "maybe", "must be one of 0, 1"),
+        ("NETWORK_MTU", "100", "from 576 to 9216"),
         ("LOG_LEVEL", "loud", "must be one of trace, debug"),
         ("LOG_FORMAT", "xml", "must be one of auto, journald"),
         ("LOG_FILE", "vman.log", "must be an absolute path"),
@@ -270,7 +277,7 @@ fn faults_in_files_name_the_line() {
         ),
         (
             "max_vms = 3\n[network]\nmode = 1\n",
-            ":2: network must not be a table",
+            ":3: network.mode must be a table",
         ),
         ("max_vms = 3\nvlan_id = \n", ":2: not valid TOML"),
         (
@@ -361,12 +368,128 @@ fn the_files_in_contrib_parse_to_the_defaults() {
         .dotenv(&dotenv)
         .load(&[])
         .unwrap();
+    for key in keys::NETWORK_KEYS {
+        assert!(
+            toml.contains(&format!("\n# {} =", key.name)),
+            "{}",
+            key.name
+        );
+        assert!(
+            page.contains(&format!("| `{}` |", key.name)),
+            "{}",
+            key.name
+        );
+        assert!(page.contains(key.about), "{}", key.about);
+    }
     for key in KEYS {
         assert!(toml.contains(&format!("\n#{} =", key.name)) || key.default.starts_with('('));
         assert!(
             page.contains(&format!("`{}`", key.variable())),
             "{}",
             key.name
+        );
+    }
+}
+
+#[test]
+fn further_networks_are_tables_and_each_value_knows_its_source() {
+    let lab = "max_vms = 5\n[network.lab]\nbridge = \"br-lab\"\nsubnet = \"10.9.0.0/24\"\nnat = false\nvlan_id = 7\n";
+    let dmz = "[network.\"dmz.1\"]\nbridge = \"br-dmz\"\nsubnet = \"10.8.0.0/16\"\ndns = [\"1.1.1.1\"]\n[network.lab]\nisolated = true\n";
+    let place = place().etc("vman.toml", lab).etc("conf.d/1.toml", dmz);
+    let config = place.load(&[("network.lab.mtu", "9000")]).unwrap();
+    let [default, dmz, lab] = &config.network.networks[..] else {
+        panic!("{:?}", config.network.networks)
+    };
+    assert_eq!(
+        (default.name.as_str(), default.vlan_id),
+        ("default", Some(100))
+    );
+    assert_eq!((dmz.name.as_str(), dmz.dns.len()), ("dmz.1", 1));
+    assert_eq!((dmz.nat, dmz.vlan_id, dmz.isolated), (true, None, false));
+    assert_eq!((lab.nat, lab.isolated, lab.mtu), (false, true, 9000));
+    assert_eq!((lab.vlan_id, &lab.dns), (Some(7), &default.dns));
+    assert_eq!(lab.gateway, Ipv4Addr::new(10, 9, 0, 1));
+    let etc = place.environment.configuration_directory.display();
+    for (key, value, source) in [
+        ("subnet", "10.9.0.0/24", format!("{etc}/vman.toml:4")),
+        ("isolated", "1", format!("{etc}/conf.d/1.toml:6")),
+        ("gateway", "10.9.0.1", "default".to_owned()),
+    ] {
+        let shown = from(&config, &format!("network.lab.{key}"));
+        assert_eq!(shown, (value.to_owned(), source));
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_network_is_told_at_its_line() {
+    let lab = |more: &str| format!("[network.lab]\nbridge = \"br-lab\"\n{more}\n");
+    let good = "subnet = \"10.9.0.0/24\"";
+    for (text, what) in [
+        (lab(""), ":2: network.lab.bridge needs network.lab.subnet"),
+        (
+            lab("subnet = \"10.9.0.1/24\""),
+            ":3: network.lab.subnet has host bits",
+        ),
+        (
+            lab("subnet = \"192.168.0.0/16\""),
+            "overlaps with 192.168.100.0/24 of the network default",
+        ),
+        (
+            lab(&format!("{good}\ngateway = \"10.8.0.1\"")),
+            ":4: network.lab.gateway must be a host address",
+        ),
+        (
+            lab(&format!("{good}\nmtu = 70000")),
+            "network.lab.mtu must be a number from 576",
+        ),
+        (
+            lab(&format!("{good}\nvlan_id = 4095")),
+            "network.lab.vlan_id must be a number from 1",
+        ),
+        (
+            lab(&format!("{good}\ncolour = \"red\"")),
+            ":4: network.lab.colour is not a known key",
+        ),
+        (
+            lab(&format!("{good}\nsubnett = \"red\"")),
+            "did you mean network.lab.subnet?",
+        ),
+        (
+            lab(&format!(
+                "{good}\n[network.other]\nbridge = \"br-lab\"\nsubnet = \"10.7.0.0/24\""
+            )),
+            "network.other.bridge is the bridge of the network lab",
+        ),
+        (
+            format!("[network.default]\nbridge = \"b\"\n{good}"),
+            "the network `default` has no table",
+        ),
+        (
+            format!("[network.-x]\nbridge = \"b\"\n{good}"),
+            "must start with a letter",
+        ),
+        ("[network.lab]\n".to_owned(), ":1: network.lab is empty"),
+    ] {
+        let message = place().etc("vman.toml", &text).fault();
+        assert!(message.contains(what), "{message} lacks {what}");
+    }
+}
+
+#[test]
+fn all_faults_of_all_networks_are_told_at_once() {
+    let text = "subnet = \"nonsense\"\n[network.a]\nbridge = \"br-vman\"\nsubnet = \"10.1.0.0/24\"\nmtu = 1\n[network.b]\nbridge = \"br-b\"\nsubnet = \"10.2.0.0/16\"\n[network.c]\nbridge = \"br-b\"\nsubnet = \"10.3.0.0/16\"\nnat = 7\n[network.d]\nbridge = \"br-d\"\nsubnet = \"10.2.3.0/24\"\n";
+    let error = place().etc("vman.toml", text).load(&[]).unwrap_err();
+    let told: Vec<_> = error.faults.iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 4, "{error}");
+    for what in [
+        "subnet must be",
+        "network.a.mtu",
+        "network.c.nat",
+        "network.d.subnet",
+    ] {
+        assert!(
+            told.iter().any(|fault| fault.contains(what)),
+            "{what}: {error}"
         );
     }
 }

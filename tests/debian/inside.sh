@@ -7,6 +7,7 @@ cd "$(dirname "$0")" || exit 1
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 stage=$(cat /var/lib/vman-test-stage 2>/dev/null || echo 1)
 vm=web
+failed=0
 
 note() { echo "@@ note $*"; }
 ok() { echo "@@ ok $*"; }
@@ -15,9 +16,25 @@ check() {
     local what=$1 said
     shift
     if said=$("$@" 2>&1); then ok "$what"; else
+        failed=$((failed + 1))
         echo "@@ FAIL $what"
         printf '%s\n' "$said" | tail -20 | sed 's/^/@@    /'
+        evidence "$what"
     fi
+}
+# evidence WHAT: what VM, QEMU and systemd were like when that failed. It goes to the console alone, which run.sh keeps.
+evidence() {
+    echo "=== evidence: $1"
+    timeout 30 vman vm explain "$vm"
+    timeout 30 vman vm info "$vm" -o json
+    timeout 30 curl -s --unix-socket /run/vman/vman.sock http://localhost/health
+    systemctl list-jobs --no-pager
+    systemctl status vman vman.slice dbus --no-pager -n 0
+    find /sys/fs/cgroup/vman.slice -name 'cgroup.events' -exec grep -H . {} +
+    tail -n 40 /var/lib/vman/vms/*/*.log
+    uptime
+    ps -eo pid,ppid,stat,etimes,pcpu,wchan:20,args --sort=-pcpu | head -40
+    echo "=== end of evidence"
 }
 # until SECONDS COMMAND...: waits for a condition.
 until_true() {
@@ -36,6 +53,10 @@ counts_beyond() { local now; now=$(counter); [ "${now:-0}" -gt "$1" ]; }
 lives_on() { [ "$(pid)" = "$qemu" ] && [ "$(cut -d' ' -f22 "/proc/$qemu/stat")" = "$started" ] && running; }
 end() {
     journalctl -u vman -b -p warning --no-pager -o cat | tail -15 | sed 's/^/@@ log /'
+    if [ "$failed" != 0 ]; then
+        echo "=== the whole journal of boot $stage"
+        journalctl -b --no-pager -o short-monotonic
+    fi
     echo "@@ end of boot $stage"
 }
 
@@ -103,8 +124,15 @@ second() {
     check "the daemon ended in order, after the guest" sh -c "journalctl -q -b -1 MESSAGE_ID=1399f287c6d24532a8391d76e3080ef3 -o cat | grep -q ."
     check "the boot starts again what was drained" until_true 300 running
     check "its guest's userland is up again" until_true 600 sh -c "[ \"\$(vman vm console $vm | grep -c 'VMAN-GUEST userland up')\" -ge 2 ]"
+    note "accelerator: $(curl -s --unix-socket /run/vman/vman.sock http://localhost/health | jq -r .host.accelerator)"
     note "now: $(field '"\(.state) \(.reason), incarnation \(.incarnation)"')"
+    # Less than it has already: the kernel ends it.
+    check "the memory it may have is taken from it" sh -c "echo 1M >/sys/fs/cgroup\$(cut -d: -f3 /proc/$(pid)/cgroup)/memory.max"
+    check "a QEMU that was ended for memory is told as that" until_true 60 sh -c "[ \"\$(vman vm info $vm -o json | jq -r '.state + \" \" + .reason')\" = 'error oom' ]"
+    note "told: $(vman vm explain "$vm" | head -1)"
+    check "it is started again" vman vm start "$vm" --wait 300
     check "it is stopped by force" vman vm stop "$vm" --force
+    check "nothing of it is left under vman.slice" until_true 30 sh -c "! ls -d /sys/fs/cgroup/vman.slice/*/ 2>/dev/null"
     check "the package is removed" dpkg -r vman
     check "nothing of the VM is lost by that" test -s /var/lib/vman/vman.redb
     end

@@ -205,6 +205,17 @@ pub struct Cause {
     pub led_by: Option<Revision>,
 }
 
+impl Cause {
+    /// Of this input; nothing earlier led to it.
+    pub fn new(origin: Origin, input: &str) -> Self {
+        Self {
+            origin,
+            input: input.to_owned(),
+            led_by: None,
+        }
+    }
+}
+
 /// An event that has not been committed yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventDraft {
@@ -231,6 +242,32 @@ pub struct EventDraft {
     /// The previous event about the same VM, so that a VM's history can be
     /// walked without an index.
     pub previous: Option<Revision>,
+}
+
+impl EventDraft {
+    /// That this happened to the subject, in a sentence. It is of no VM's life and moves none: who tells such a thing
+    /// says so beside this.
+    pub fn new(
+        at: UnixMs,
+        subject: Subject,
+        kind: EventKind,
+        detail: impl Into<String>,
+        cause: Cause,
+    ) -> Self {
+        Self {
+            at,
+            subject,
+            kind,
+            from: None,
+            to: None,
+            reason: None,
+            detail: detail.into(),
+            incarnation: None,
+            operation: None,
+            cause,
+            previous: None,
+        }
+    }
 }
 
 /// A committed event.

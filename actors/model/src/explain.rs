@@ -99,21 +99,15 @@ mod tests {
         Event {
             revision: Revision(1),
             what: EventDraft {
-                at: UnixMs(0),
-                subject: Subject::Vm(VmId::parse("vm").expect("letters are a valid id")),
-                kind: EventKind::VmPhaseChanged,
                 from: Some(from),
                 to: Some(to),
-                reason: None,
-                detail: detail.to_owned(),
-                incarnation: None,
-                operation: None,
-                cause: Cause {
-                    origin,
-                    input: input.to_owned(),
-                    led_by: None,
-                },
-                previous: None,
+                ..EventDraft::new(
+                    UnixMs(0),
+                    Subject::Vm(VmId::parse("vm").expect("letters are a valid id")),
+                    EventKind::VmPhaseChanged,
+                    detail,
+                    Cause::new(origin, input),
+                )
             },
         }
     }

@@ -32,7 +32,7 @@ pub use disk::{DiskCache, DiskFile, DiskFormat, DiskLimits, DiskOptions, DiskRec
 pub use event::{Cause, Event, EventDraft, EventKind, Origin, Subject};
 pub use ids::{
     BootId, DiskId, ForwardId, IdError, IdempotencyKey, ImageName, Incarnation, LeaseId,
-    OperationId, RequestId, Revision, TemplateName, TokenId, TokenName, VmId, VmUuid,
+    NetworkName, OperationId, RequestId, Revision, TemplateName, TokenId, TokenName, VmId, VmUuid,
 };
 pub use image::{ImageFormat, ImageKind, ImageRecord};
 pub use network::{ForwardRecord, LeaseRecord, NetworkPlan, Pool, Protocol, TapName};

@@ -90,23 +90,8 @@ pub(super) fn event(
     origin: Origin,
     at: UnixMs,
 ) -> EventDraft {
-    EventDraft {
-        at,
-        subject: Subject::Disk(id.clone()),
-        kind,
-        from: None,
-        to: None,
-        reason: None,
-        detail,
-        incarnation: None,
-        operation: None,
-        cause: Cause {
-            origin,
-            input: kind.as_str().to_owned(),
-            led_by: None,
-        },
-        previous: None,
-    }
+    let cause = Cause::new(origin, kind.as_str());
+    EventDraft::new(at, Subject::Disk(id.clone()), kind, detail, cause)
 }
 
 impl DisksHandle {

@@ -345,14 +345,11 @@ impl StartedUpload {
 }
 
 fn image_event(name: &ImageName, kind: EventKind, origin: Origin, now: UnixMs) -> EventDraft {
-    EventDraft {
-        at: now,
-        subject: Subject::Image(name.clone()),
+    EventDraft::new(
+        now,
+        Subject::Image(name.clone()),
         kind,
-        from: None,
-        to: None,
-        reason: None,
-        detail: format!(
+        format!(
             "image {name} {}",
             if kind == EventKind::ImageCreated {
                 "is ready"
@@ -360,13 +357,6 @@ fn image_event(name: &ImageName, kind: EventKind, origin: Origin, now: UnixMs) -
                 "was deleted"
             }
         ),
-        incarnation: None,
-        operation: None,
-        cause: Cause {
-            origin,
-            input: kind.as_str().to_owned(),
-            led_by: None,
-        },
-        previous: None,
-    }
+        Cause::new(origin, kind.as_str()),
+    )
 }

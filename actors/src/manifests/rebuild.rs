@@ -101,23 +101,13 @@ fn fill(
 }
 
 fn event(clock: &dyn Clock, revision: Revision, left_out: usize) -> EventDraft {
-    EventDraft {
-        at: clock.now(),
-        subject: Subject::Daemon,
-        kind: EventKind::StoreRebuilt,
-        from: None,
-        to: None,
-        reason: None,
-        detail: format!(
+    EventDraft::new(
+        clock.now(),
+        Subject::Daemon,
+        EventKind::StoreRebuilt,
+        format!(
             "the store was made again of manifests and living QEMUs; revisions go on after {revision}; {left_out} things could not be kept as they were"
         ),
-        incarnation: None,
-        operation: None,
-        cause: Cause {
-            origin: Origin::Daemon,
-            input: "rebuild".to_owned(),
-            led_by: None,
-        },
-        previous: None,
-    }
+        Cause::new(Origin::Daemon, "rebuild"),
+    )
 }

@@ -132,16 +132,7 @@ fn told(error: StoreError) -> ForwardError {
 }
 
 fn event(clock: &dyn Clock, kind: EventKind, detail: String, origin: Origin) -> EventDraft {
-    super::event(
-        clock,
-        kind,
-        detail,
-        Cause {
-            origin,
-            input: "forward".to_owned(),
-            led_by: None,
-        },
-    )
+    super::event(clock, kind, detail, Cause::new(origin, "forward"))
 }
 
 pub(super) fn subject() -> Subject {

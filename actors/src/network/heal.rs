@@ -49,11 +49,7 @@ pub(super) async fn told(arguments: &NetworkArguments, kind: EventKind, detail: 
         detail,
         "the network on the host was changed"
     );
-    let cause = Cause {
-        origin: Origin::Daemon,
-        input: "settle".to_owned(),
-        led_by: None,
-    };
+    let cause = Cause::new(Origin::Daemon, "settle");
     let event = event(arguments.clock.as_ref(), kind, detail, cause);
     let change = Change {
         event: Some(event),

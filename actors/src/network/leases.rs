@@ -86,22 +86,15 @@ pub(super) async fn give(
             choose(&inventory, pool, (vm, nic), None).map_err(|error| error.to_string())?;
         let lease = lease((vm, nic), (address, false), mac, clock.now());
         let previous = inventory.vms.get(vm).and_then(|vm| vm.value.last_event);
+        let cause = Cause {
+            led_by: previous,
+            ..Cause::new(Origin::Effect, "claim")
+        };
+        let told = format!("VM {vm} was given the address {address}");
+        let subject = Subject::Vm(vm.clone());
         let event = EventDraft {
-            at: clock.now(),
-            subject: Subject::Vm(vm.clone()),
-            kind: EventKind::LeaseGiven,
-            from: None,
-            to: None,
-            reason: None,
-            detail: format!("VM {vm} was given the address {address}"),
-            incarnation: None,
-            operation: None,
-            cause: Cause {
-                origin: Origin::Effect,
-                input: "claim".to_owned(),
-                led_by: previous,
-            },
             previous,
+            ..EventDraft::new(clock.now(), subject, EventKind::LeaseGiven, told, cause)
         };
         let change = Change {
             guards: vec![

@@ -381,17 +381,5 @@ fn disturb(flag: &AtomicBool, actor: &ActorRef<NetworkMsg>) -> bool {
 }
 
 fn event(clock: &dyn Clock, kind: EventKind, detail: String, cause: Cause) -> EventDraft {
-    EventDraft {
-        at: clock.now(),
-        subject: forwards::subject(),
-        kind,
-        from: None,
-        to: None,
-        reason: None,
-        detail,
-        incarnation: None,
-        operation: None,
-        cause,
-        previous: None,
-    }
+    EventDraft::new(clock.now(), forwards::subject(), kind, detail, cause)
 }

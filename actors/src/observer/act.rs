@@ -219,23 +219,16 @@ fn event(
         Subject::Vm(id) => inventory.vms.get(id).and_then(|vm| vm.value.last_event),
         _ => None,
     };
-    EventDraft {
-        at: arguments.clock.now(),
+    EventDraft::new(
+        arguments.clock.now(),
         subject,
         kind,
-        from: None,
-        to: None,
-        reason: None,
         detail,
-        incarnation: None,
-        operation: None,
-        cause: Cause {
-            origin: Origin::Observer,
-            input: input.to_owned(),
+        Cause {
             led_by,
+            ..Cause::new(Origin::Observer, input)
         },
-        previous: None,
-    }
+    )
 }
 
 /// Kept for the next check.

@@ -517,23 +517,13 @@ impl PowerState {
         detail: String,
         origin: Origin,
     ) -> EventDraft {
-        EventDraft {
-            at: self.arguments.clock.now(),
+        EventDraft::new(
+            self.arguments.clock.now(),
             subject,
             kind,
-            from: None,
-            to: None,
-            reason: None,
             detail,
-            incarnation: None,
-            operation: None,
-            cause: Cause {
-                origin,
-                input: kind.as_str().to_owned(),
-                led_by: None,
-            },
-            previous: None,
-        }
+            Cause::new(origin, kind.as_str()),
+        )
     }
 }
 

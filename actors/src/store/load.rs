@@ -243,23 +243,13 @@ fn quarantine(
         let mut value = why.clone().into_bytes();
         value.push(0);
         value.extend_from_slice(&bytes);
-        let event = EventDraft {
-            at: clock.now(),
-            subject: Subject::Daemon,
-            kind: EventKind::RecordQuarantined,
-            from: None,
-            to: None,
-            reason: None,
-            detail: format!("the record {name} cannot be read and was set aside: {why}"),
-            incarnation: None,
-            operation: None,
-            cause: Cause {
-                origin: Origin::Daemon,
-                input: "load".to_owned(),
-                led_by: None,
-            },
-            previous: None,
-        };
+        let event = EventDraft::new(
+            clock.now(),
+            Subject::Daemon,
+            EventKind::RecordQuarantined,
+            format!("the record {name} cannot be read and was set aside: {why}"),
+            Cause::new(Origin::Daemon, "load"),
+        );
         let change = vman_model::Change {
             event: Some(event),
             ..Default::default()

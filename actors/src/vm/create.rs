@@ -304,21 +304,15 @@ impl VmsHandle {
 
     fn event(&self, id: &VmId, origin: Origin) -> EventDraft {
         EventDraft {
-            at: self.clock.now(),
-            subject: Subject::Vm(id.clone()),
-            kind: EventKind::VmCreated,
-            from: None,
             to: Some(Phase::Stopped),
             reason: Some(Reason::Created),
-            detail: format!("VM {id} was made"),
-            incarnation: None,
-            operation: None,
-            cause: Cause {
-                origin,
-                input: "create".to_owned(),
-                led_by: None,
-            },
-            previous: None,
+            ..EventDraft::new(
+                self.clock.now(),
+                Subject::Vm(id.clone()),
+                EventKind::VmCreated,
+                format!("VM {id} was made"),
+                Cause::new(origin, "create"),
+            )
         }
     }
 }

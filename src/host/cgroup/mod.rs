@@ -3,8 +3,9 @@
 //!
 //! Owns: finding out by trial what this host lets be bounded, a group's making before the exec and
 //! its removal after the end. Must not: decide how much (`limits.rs` reckons), or end a process.
-//! Look next: `place.rs` (where groups go), `files.rs` (which file says what), `scope.rs` (where
-//! systemd has to make them), `host::jail` (what else confines a QEMU, and who asks for all this).
+//! Look next: `place.rs` (where groups go), `files.rs` (which file says what), `note.rs` (how they
+//! are found again and removed), `scope.rs` (where systemd has to make them), `host::jail` (what else
+//! confines a QEMU, and who asks for all this).
 //!
 //! A VM's groups are noted in a file beside its sockets before they are made, so that a daemon that
 //! did not make them (another one may be in other groups itself) removes them and reads them. Note
@@ -13,24 +14,23 @@
 
 mod files;
 mod limits;
+mod note;
 mod place;
 mod scope;
 #[cfg(test)]
 mod tests;
 
 pub use limits::Limits;
+pub use note::{oom_kills, remove};
 
+use note::{leave, note_down, noted, swept};
 use place::{Controller, Hierarchies, Place, Version};
 use scope::Scopes;
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{MetadataExt, OpenOptionsExt},
-    },
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
-    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use vman_model::vm::Measure;
@@ -39,10 +39,6 @@ use vman_model::vm::Measure;
 const FOLDER: &str = "vman";
 /// A group that a launch has just made holds no process yet: what is older is nobody's.
 const SETTLED: Duration = Duration::from_mins(1);
-/// A process that has just been reaped may still be counted: how often, and how long apart, an
-/// emptied group is asked to go before that is a failure.
-const TRIES: u32 = 40;
-const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 /// For trials: more than a trial needs.
 const TRIAL: Limits = Limits {
     memory_max: 1 << 30,
@@ -147,8 +143,13 @@ impl Cgroups {
         if bounded.is_empty() {
             return Ok(());
         }
-        let group = scopes.put(pid, name, limits, &bounded)?;
-        note_down(note, &[group])
+        let mut groups = noted(note)?;
+        // Before it is there, as the others: where it really is is known when it is.
+        groups.push(scopes.group(name));
+        note_down(note, &groups)?;
+        groups.pop();
+        groups.push(scopes.put(pid, name, limits, &bounded)?);
+        note_down(note, &groups)
     }
 
     fn try_out(hierarchies: &Hierarchies, under_systemd: bool) -> Self {
@@ -213,20 +214,17 @@ impl Cgroups {
 
     /// Removes groups that hold nothing and have been there for longer than `settled`.
     fn sweep(&self, settled: Duration) {
-        for usable in &self.usable {
-            let Ok(entries) = fs::read_dir(&usable.folder) else {
-                continue;
-            };
-            for entry in entries.flatten() {
-                let old = entry.metadata().is_ok_and(|found| age(&found) > settled);
-                let is_group = entry.file_type().is_ok_and(|kind| kind.is_dir());
-                if is_group && old && fs::remove_dir(entry.path()).is_ok() {
-                    let group = entry.path().display().to_string();
-                    tracing::info!(
-                        group,
-                        "an empty control group of an earlier daemon is removed"
-                    );
-                }
+        let own = self.usable.iter().map(|usable| usable.folder.clone());
+        let scopes = self.scopes.iter().map(|(scopes, _)| scopes.folder());
+        for entry in own.chain(scopes).flat_map(fs::read_dir).flatten().flatten() {
+            let old = entry.metadata().is_ok_and(|found| age(&found) > settled);
+            let is_group = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if is_group && old && swept(&entry.path()) {
+                let group = entry.path().display().to_string();
+                tracing::info!(
+                    group,
+                    "an empty control group of an earlier daemon is removed"
+                );
             }
         }
     }
@@ -248,75 +246,11 @@ pub fn own_memory_limit() -> Option<u64> {
     one.into_iter().chain(two).min()
 }
 
-/// Notes which groups a VM's QEMU is in: whoever puts it into others (a scope of systemd's) notes
-/// those.
-pub fn note_down(note: &Path, groups: &[PathBuf]) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.create(true).write(true).truncate(true).mode(0o600);
-    let mut file = options.open(note).map_err(about(note))?;
-    for group in groups {
-        writeln!(file, "{}", group.display()).map_err(about(note))?;
-    }
-    Ok(())
-}
-
-fn noted(note: &Path) -> io::Result<Vec<PathBuf>> {
-    match fs::read_to_string(note) {
-        Ok(text) => Ok(text.lines().map(PathBuf::from).collect()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(about(note)(error)),
-    }
-}
-
-/// How many processes of the noted groups the kernel has ended for memory; none where that is not
-/// counted.
-pub fn oom_kills(note: &Path) -> io::Result<Option<u64>> {
-    for group in noted(note)? {
-        for file in ["memory.events", "memory.oom_control"] {
-            match fs::read_to_string(group.join(file)) {
-                // Since Linux 4.13 in both versions.
-                Ok(text) => return Ok(value_in(&text, "oom_kill")),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(about(&group)(error)),
-            }
-        }
-    }
-    Ok(None)
-}
-
 /// `NAME N`, a line.
 fn value_in(text: &str, name: &str) -> Option<u64> {
     let values = text.lines().filter_map(|line| line.split_once(' '));
     let (_, value) = values.into_iter().find(|(known, _)| *known == name)?;
     value.trim().parse().ok()
-}
-
-/// Removes the noted groups and the note; no process is in them. Repeatable. Blocks, where the
-/// kernel still counts one that has ended, for up to a fifth of a second.
-pub fn remove(note: &Path) -> io::Result<()> {
-    for group in noted(note)? {
-        leave(&group)?;
-    }
-    match fs::remove_file(note) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(about(note)(error)),
-        _ => Ok(()),
-    }
-}
-
-fn leave(group: &Path) -> io::Result<()> {
-    for tried in 1.. {
-        match fs::remove_dir(group) {
-            Ok(()) => break,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-            Err(error) if busy(&error) && tried < TRIES => thread::sleep(BETWEEN_TRIES),
-            Err(error) => return Err(about(group)(error)),
-        }
-    }
-    Ok(())
-}
-
-fn busy(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::ResourceBusy
 }
 
 /// Whether groups with this controller can be had at this place, by making one.

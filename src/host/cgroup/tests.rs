@@ -238,3 +238,22 @@ fn only_what_the_claim_says_is_made() {
     assert!(doors.unwrap().is_empty());
     assert_eq!(noted(&bench.note()).unwrap(), Vec::<PathBuf>::new());
 }
+
+#[test]
+fn what_systemd_has_taken_away_holds_up_no_release_where_its_groups_are_read_only() {
+    let Some(disk) = crate::host::testing::SmallDisk::mount("1m") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let note = folder.path().join("cgroups");
+    let scope = disk.path().join("vman.slice/vman.web.scope");
+    fs::create_dir_all(&scope).unwrap();
+    note_down(&note, std::slice::from_ref(&scope)).unwrap();
+    disk.remount("ro");
+    assert!(remove(&note).is_err(), "it is there");
+    disk.remount("rw");
+    fs::remove_dir(&scope).unwrap();
+    disk.remount("ro");
+    remove(&note).unwrap();
+    assert!(!note.exists());
+}

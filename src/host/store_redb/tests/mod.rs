@@ -2,6 +2,7 @@ mod damage;
 mod keep;
 mod keep_killed;
 mod kill;
+mod killed;
 mod measure;
 mod power;
 mod upgrade;

@@ -1,11 +1,16 @@
 //! SIGKILL at each step of a backup and the commit after it, by strace(1): what an upgrade does to the file.
 
-use super::*;
-use std::process::{Command, Stdio};
+use super::{killed::Work, *};
 
-const PLACE: &str = "VMAN_TEST_STORE_IN";
-/// Whatever it does to files.
-const STEPS: &str = "openat,pwrite64,write,ftruncate,fallocate,fsync,fdatasync,rename,unlink,copy_file_range,sendfile,close";
+const UPGRADE: Work = Work {
+    test: "upgrade::backs_a_store_up_and_writes_it_anew",
+    files: &[
+        "",
+        "vman.redb",
+        "vman.redb.before-upgrade",
+        "vman.redb.before-upgrade.new",
+    ],
+};
 const SUFFIX: &str = ".before-upgrade";
 const ROWS: usize = 50;
 
@@ -18,33 +23,10 @@ fn all(value: &str) -> Vec<Row> {
 #[test]
 #[ignore = "run by another test"]
 fn backs_a_store_up_and_writes_it_anew() {
-    let place = std::env::var_os(PLACE).expect("another test runs this one");
-    let storage = RedbStorage::new(Path::new(&place).join("vman.redb"));
+    let storage = RedbStorage::new(killed::place().join("vman.redb"));
     storage.open().unwrap();
     storage.backup(SUFFIX).unwrap();
     storage.commit(&all("new")).unwrap();
-}
-
-fn killed_at(step: u32, place: &Path) -> Option<bool> {
-    let names = [
-        "vman.redb",
-        "vman.redb.before-upgrade",
-        "vman.redb.before-upgrade.new",
-    ];
-    let status = Command::new("strace")
-        .args(["-f", "-qq", "-o", "/dev/null"])
-        .arg(format!("--trace-path={}", place.display()))
-        .args(names.map(|name| format!("--trace-path={}", place.join(name).display())))
-        .arg(format!("--inject={STEPS}:signal=KILL:when={step}"))
-        .arg(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "--nocapture"])
-        .arg("host::store_redb::tests::upgrade::backs_a_store_up_and_writes_it_anew")
-        .env(PLACE, place)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .ok()?;
-    Some(!status.success())
 }
 
 /// What all rows say; panics if they do not say the same.
@@ -55,41 +37,38 @@ fn said(storage: &RedbStorage) -> String {
     String::from_utf8(rows[0].1.clone()).unwrap()
 }
 
+fn store_of(place: &Path) -> RedbStorage {
+    let storage = RedbStorage::new(place.join("vman.redb"));
+    storage.open().unwrap();
+    storage
+}
+
 #[test]
 fn an_upgrade_killed_at_any_step_leaves_a_store_that_is_wholly_old_or_wholly_new() {
-    let mut seen = Vec::new();
-    for step in 1..1000 {
-        let dir = tempfile::tempdir().unwrap();
-        let storage = opened_in(&dir);
-        storage.commit(&all("old")).unwrap();
-        drop(storage);
-        let Some(killed) = killed_at(step, dir.path()) else {
-            crate::host::testing::skip("strace is not installed");
-            return;
-        };
-        let storage = opened_in(&dir);
+    let (mut old, mut new) = (0, 0);
+    let given = |place: &Path| store_of(place).commit(&all("old")).unwrap();
+    let kills = UPGRADE.killed_at_each_call(given, |run| {
+        let storage = store_of(run.place);
         let now = said(&storage);
-        let backup = dir.path().join(format!("vman.redb{SUFFIX}"));
+        let backup = run.place.join(format!("vman.redb{SUFFIX}"));
         if now == "new" {
-            assert!(backup.exists(), "step {step}: nothing new without a backup");
+            assert!(backup.exists(), "{}: nothing new without a backup", run.at);
         }
         if backup.exists() {
             let restored = RedbStorage::new(&backup);
             restored.open().unwrap();
-            assert_eq!(said(&restored), "old", "step {step}");
+            assert_eq!(said(&restored), "old", "{}", run.at);
         }
         // Whatever was left lying about is in nobody's way.
         storage.backup(SUFFIX).unwrap();
         storage.commit(&all("newer")).unwrap();
-        seen.push(now);
-        if !killed {
-            assert!(step > 20, "only {step} steps were seen");
-            assert!(seen.contains(&"old".to_owned()) && seen.contains(&"new".to_owned()));
-            eprintln!("killed at each of {} steps", step - 1);
-            return;
-        }
+        assert!(run.killed || now == "new", "{}", run.at);
+        *(if now == "new" { &mut new } else { &mut old }) += 1;
+    });
+    if let Some(kills) = kills {
+        assert!(kills > 40, "only {kills} calls were seen");
+        assert!(old > 20 && new > 1, "{old} old, {new} new");
     }
-    panic!("it never came to its end");
 }
 
 #[test]
