@@ -77,6 +77,10 @@ fn main() {
         // `cargo bench -- disks`: these rows alone.
         return disks::measure();
     }
+    if std::env::args().any(|arg| arg == "starts") {
+        // `cargo bench -- starts`: these rows alone.
+        return starts_and_stops();
+    }
     if std::env::args().any(|arg| arg == "network") {
         // `cargo bench -- network`: these rows alone.
         return net::bridge();

@@ -214,3 +214,47 @@ fn a_qemu_that_takes_more_memory_than_it_may_is_told_as_that_also_when_nobody_lo
     daemon.serve();
     assert_eq!(daemon.wait_state("b", "error")["reason"], "oom");
 }
+
+/// The daemon's own group in a hierarchy, of which the QEMU's is below or beside.
+fn put_out(pid: u32) -> bool {
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let mut groups = 0;
+    for line in own.lines().filter(|line| line.contains("/vman/")) {
+        let words: Vec<_> = line.splitn(3, ':').collect();
+        let root = PathBuf::from("/sys/fs/cgroup").join(words[1]);
+        let outside = words[2].split("/vman/").next().unwrap_or_default();
+        let door = root
+            .join(outside.trim_start_matches('/'))
+            .join("cgroup.procs");
+        if door.exists() {
+            fs::write(&door, pid.to_string()).unwrap();
+            groups += 1;
+        }
+    }
+    groups > 0
+}
+
+/// A daemon that dies between a QEMU's spawn and its moving into its groups leaves it outside.
+#[test]
+fn a_qemu_that_had_not_come_into_its_control_groups_is_put_there_when_it_is_found() {
+    let name = "a_qemu_that_had_not_come_into_its_control_groups_is_put_there_when_it_is_found";
+    if !can_run(name) {
+        return;
+    }
+    let mut daemon = reachable(&[]);
+    daemon.guest_template("");
+    let pid = start(&daemon, "a");
+    let groups = || {
+        let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        own.matches("/vman/a.").count()
+    };
+    let all = groups();
+    daemon.kill();
+    if !put_out(pid) {
+        return skip(name, "no control group bounds anything here");
+    }
+    assert_eq!(groups(), 0);
+    daemon.serve();
+    daemon.wait_state("a", "running");
+    assert_eq!((daemon.pid_of("a"), groups()), (pid, all));
+}

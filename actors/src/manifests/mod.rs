@@ -32,7 +32,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 use vman_model::Revision;
 
-/// Between two passes: what changes quickly is written once.
+/// Between a change and its pass: what changes quickly is written once.
 const PAUSE: Duration = Duration::from_millis(50);
 /// After a pass that failed.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -160,9 +160,15 @@ async fn write(arguments: ManifestArguments) {
             _ => {}
         }
         arguments.slot.status.store(Arc::new(told));
-        tokio::time::sleep(if failed { AGAIN } else { PAUSE }).await;
-        if !failed && changes.changed().await.is_err() {
+        if failed {
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        }
+        if changes.changed().await.is_err() {
             return;
         }
+        // Not at once: a commit is often the first of two around an effect that waits for the disk,
+        // and what is synced here would make it wait longer.
+        tokio::time::sleep(PAUSE).await;
     }
 }

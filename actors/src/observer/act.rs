@@ -49,6 +49,7 @@ async fn end(
         uuid: process.uuid,
         incarnation: process.incarnation,
         process: Some(process.identity.clone()),
+        bounds: None,
     };
     // What it says is nobody's news: its life is over in the records.
     let news = NewsSink::new(|_| {});

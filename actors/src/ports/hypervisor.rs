@@ -8,8 +8,8 @@ use vman_model::{
     DiskFormat, DiskId, DiskLimits, DiskOptions, Incarnation, Protocol, TapName, VmId, VmUuid,
     network::{LinkState, nic::nic_slot},
     vm::{
-        Confinement, ExitStatus, Firmware, NetworkKind, ProcessIdentity, Resources, RunState,
-        SeenDisk,
+        Confinement, ExitStatus, Firmware, Measure, NetworkKind, ProcessIdentity, Resources,
+        RunState, SeenDisk,
     },
 };
 
@@ -179,6 +179,19 @@ pub struct LaunchPlan {
     pub confinement: Confinement,
 }
 
+/// What a VM's QEMU is held to on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Virtual CPUs.
+    pub cpu_count: u32,
+    /// Memory in MiB.
+    pub ram_mib: u64,
+    /// How much of the host it has beside that.
+    pub resources: Resources,
+    /// By what, as its claim says.
+    pub measures: Vec<Measure>,
+}
+
 /// Whom to look for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdoptPlan {
@@ -191,6 +204,9 @@ pub struct AdoptPlan {
     /// Who it was, if that was recorded; otherwise it is looked for by UUID and
     /// incarnation among all processes.
     pub process: Option<ProcessIdentity>,
+    /// What it is held to: a launch that was cut off may not have come to that.
+    /// None for one that is to end.
+    pub bounds: Option<Bounds>,
 }
 
 /// What a machine tells by itself. Told in order; kinds may be coalesced.

@@ -20,9 +20,10 @@ pub use files::{DiskFiles, FileError, ImageFiles, NewDiskFile, SeenFile, StagedI
 pub use folders::Folders;
 pub use futures_util::future::BoxFuture;
 pub use hypervisor::{
-    AdoptPlan, Adoption, BootFiles, ConsoleTail, DiskAction, DiskError, DiskPlan, FoundProcess,
-    HostError, HostProbe, Hypervisor, LaunchError, LaunchPlan, Machine, MachineAction,
-    MachineError, MachineNews, NewsSink, NicAction, NicPlan, PortForward, device_name, node_name,
+    AdoptPlan, Adoption, BootFiles, Bounds, ConsoleTail, DiskAction, DiskError, DiskPlan,
+    FoundProcess, HostError, HostProbe, Hypervisor, LaunchError, LaunchPlan, Machine,
+    MachineAction, MachineError, MachineNews, NewsSink, NicAction, NicPlan, PortForward,
+    device_name, node_name,
 };
 pub use manifests::{FoundManifest, ManifestChange, ManifestFiles, ManifestName};
 pub use network::{

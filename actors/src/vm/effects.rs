@@ -10,7 +10,7 @@ use super::msg::Pace;
 use super::{
     VmMsg, VmState,
     handle::HostGate,
-    job::{Job, LaunchPermit, Recall, WISH_KILL, WISH_NONE, WISH_TERMINATE},
+    job::{self, Job, LaunchPermit, Recall, WISH_KILL, WISH_NONE, WISH_TERMINATE},
 };
 use crate::{
     mailbox::ActorRef,
@@ -47,6 +47,13 @@ impl Lane {
             recall: Arc::default(),
             permit: LaunchPermit::default(),
         }
+    }
+}
+
+impl Lane {
+    /// Another VM may launch.
+    pub(super) fn give_permit_back(&self) {
+        drop(job::take(&self.permit));
     }
 }
 

@@ -8,7 +8,9 @@
 use super::{VmDeps, VmMsg, disks, handle::HostGate, msg::Mailbag, nics};
 use crate::{
     mailbox::ActorRef,
-    ports::{AdoptPlan, Adoption, BootFiles, LaunchPlan, Machine, NewsSink, NicPlan, NicRequest},
+    ports::{
+        AdoptPlan, Adoption, BootFiles, Bounds, LaunchPlan, Machine, NewsSink, NicPlan, NicRequest,
+    },
 };
 use std::{
     sync::{
@@ -48,10 +50,11 @@ impl Recall {
     }
 }
 
-/// The permit to launch, from the claim that waited for it to the launch.
+/// The permit to launch, from the claim that waited for it until the record says that QEMU is up or
+/// was not to be: no more VMs are told to be launching than may.
 pub(super) type LaunchPermit = Arc<std::sync::Mutex<Option<OwnedSemaphorePermit>>>;
 
-fn take(permit: &LaunchPermit) -> Option<OwnedSemaphorePermit> {
+pub(super) fn take(permit: &LaunchPermit) -> Option<OwnedSemaphorePermit> {
     permit.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
@@ -206,7 +209,6 @@ impl Job {
             Ok(plan) => plan,
             Err(detail) => return self.tell(Fact::LaunchFailed { detail }),
         };
-        let permit = take(&self.permit);
         if self.recall.wished() != WISH_NONE {
             let status = ExitStatus::NeverSpawned;
             return self.tell(Fact::Exited {
@@ -214,8 +216,7 @@ impl Job {
                 stderr: String::new(),
             });
         }
-        // The permit is given back when QMP answers, or QEMU ends.
-        let (news, bag) = self.sink(permit);
+        let (news, bag) = self.sink();
         match self.deps.hypervisor.launch(plan, news).await {
             Ok(machine) => self.found(machine, &bag, Fact::Spawned),
             Err(error) => self.tell(Fact::LaunchFailed {
@@ -281,15 +282,28 @@ impl Job {
         })
     }
 
+    fn bounds(&self) -> Bounds {
+        let size = &self.record.spec.size;
+        let claim = self.record.claim.as_ref();
+        let measures = claim.map(|claim| claim.confinement.measures.clone());
+        Bounds {
+            cpu_count: size.cpu_count,
+            ram_mib: size.ram_mib,
+            resources: self.record.spec.resources,
+            measures: measures.unwrap_or_default(),
+        }
+    }
+
     async fn adopt(&self) {
         let plan = AdoptPlan {
             vm: self.record.id.clone(),
             uuid: self.record.uuid,
             incarnation: self.record.incarnation,
             process: self.record.process.clone(),
+            bounds: Some(self.bounds()),
         };
         loop {
-            let (news, bag) = self.sink(None);
+            let (news, bag) = self.sink();
             match self.deps.hypervisor.adopt(plan.clone(), news).await {
                 Ok(Adoption::Found(machine)) => return self.found(machine, &bag, Fact::Found),
                 Ok(Adoption::Gone) => {
@@ -323,16 +337,12 @@ impl Job {
     }
 
     /// Where a machine's news go: into a bag that is held until the machine is
-    /// handed over. `permit` is held until it is up or has ended.
-    fn sink(&self, permit: Option<OwnedSemaphorePermit>) -> (NewsSink, Arc<Mailbag>) {
+    /// handed over.
+    fn sink(&self) -> (NewsSink, Arc<Mailbag>) {
         let (vm, incarnation) = (self.vm.clone(), self.record.incarnation);
         let held = Arc::new(Mailbag::held());
         let bag = held.clone();
-        let permit = std::sync::Mutex::new(permit);
         let sink = NewsSink::new(move |news| {
-            if let Ok(mut permit) = permit.lock() {
-                permit.take();
-            }
             if bag.put(news) {
                 let _ = vm.cast(VmMsg::News(incarnation, bag.clone()));
             }

@@ -7,7 +7,7 @@ use crate::{mailbox::ActorRef, store::StoreError};
 use ractor::ActorProcessingErr;
 use vman_model::{
     Change, Guard, OperationRecord, Promise, Revision, Write,
-    vm::{self as model, Decision, DiskChange, Input, Moment, Reply, VmRecord},
+    vm::{self as model, Decision, DiskChange, Input, Moment, Phase, Reply, VmRecord},
 };
 
 /// What a turn came to.
@@ -161,6 +161,9 @@ impl VmState {
                 .is_some_and(|(of, _)| *of != record.incarnation);
         if machine_is_old {
             self.machine = None;
+        }
+        if !matches!(record.phase, Phase::Claiming | Phase::Launching) {
+            self.lane.give_permit_back();
         }
         self.record = Some((revision, record));
     }

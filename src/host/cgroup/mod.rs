@@ -1,8 +1,9 @@
 //! A control group for each life of a VM's QEMU, version 1 or 2: how much of the host it may use,
 //! and whether the kernel ended it for memory.
 //!
-//! Owns: finding out by trial what this host lets be bounded, a group's making before the exec and
-//! its removal after the end. Must not: decide how much (`limits.rs` reckons), or end a process.
+//! Owns: finding out by trial what this host lets be bounded, a group's making before the exec, that
+//! the process is in it before its guest runs, and its removal after the end. Must not: decide how
+//! much (`limits.rs` reckons), or end a process.
 //! Look next: `place.rs` (where groups go), `files.rs` (which file says what), `note.rs` (how they
 //! are found again and removed), `scope.rs` (where systemd has to make them), `host::jail` (what else
 //! confines a QEMU, and who asks for all this).
@@ -21,15 +22,15 @@ mod scope;
 mod tests;
 
 pub use limits::Limits;
-pub use note::{oom_kills, remove};
+pub use note::{is_within, oom_kills, remove};
 
-use note::{leave, note_down, noted, swept};
+use note::{enter, leave, note_down, noted, swept};
 use place::{Controller, Hierarchies, Place, Version};
 use scope::Scopes;
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -125,8 +126,11 @@ impl Cgroups {
         self.scopes = Some((scopes, bounded));
     }
 
-    /// Puts a QEMU that was spawned, and whose CPUs stand, where only systemd may put it; nothing is done where
-    /// [`Cgroups::make`] has done it. Blocks for some milliseconds, within a tokio runtime.
+    /// Puts a QEMU that was spawned, and whose CPUs stand, into the groups that [`Cgroups::make`] has noted, and where
+    /// only systemd may put it. Repeatable after that. Blocks for some milliseconds, within a tokio runtime.
+    ///
+    /// From outside, while it starts: a move takes the kernel some 14 ms (it waits for all CPUs), which a child that
+    /// moves itself before its exec adds to every start. What it allocates until then is counted where the daemon is.
     pub fn take_in(
         &self,
         pid: u32,
@@ -135,6 +139,10 @@ impl Cgroups {
         measures: &[Measure],
         note: &Path,
     ) -> io::Result<()> {
+        let mut groups = noted(note)?;
+        for group in &groups {
+            enter(group, pid)?;
+        }
         let Some((scopes, bounded)) = &self.scopes else {
             return Ok(());
         };
@@ -143,7 +151,6 @@ impl Cgroups {
         if bounded.is_empty() {
             return Ok(());
         }
-        let mut groups = noted(note)?;
         // Before it is there, as the others: where it really is is known when it is.
         groups.push(scopes.group(name));
         note_down(note, &groups)?;
@@ -177,15 +184,15 @@ impl Cgroups {
         own.chain(scoped.copied()).map(measure)
     }
 
-    /// Makes the group `name` for what is among `measures`, notes it, and answers what a process
-    /// has to write `0` into to be in it. Repeatable; blocks for a few system calls.
+    /// Makes the group `name` for what is among `measures` and notes it. Repeatable; blocks for a
+    /// few system calls.
     pub fn make(
         &self,
         name: &str,
         limits: &Limits,
         measures: &[Measure],
         note: &Path,
-    ) -> io::Result<Vec<OwnedFd>> {
+    ) -> io::Result<()> {
         let wanted = |usable: &&Usable| measures.contains(&measure(usable.controller));
         let usable: Vec<_> = self.usable.iter().filter(wanted).collect();
         let mut groups: Vec<PathBuf> = Vec::new();
@@ -203,13 +210,7 @@ impl Cgroups {
         for usable in usable {
             bound(usable, name, limits)?;
         }
-        let mut doors = Vec::new();
-        for group in groups {
-            let door = group.join("cgroup.procs");
-            let opened = OpenOptions::new().write(true).open(&door);
-            doors.push(OwnedFd::from(opened.map_err(about(&door))?));
-        }
-        Ok(doors)
+        Ok(())
     }
 
     /// Removes groups that hold nothing and have been there for longer than `settled`.

@@ -3,6 +3,8 @@
 //! Owns: the note and the end of the groups in it. Must not: remove a group that holds a process, or make a VM wait for
 //! a bus that is gone. Look next: `mod.rs` (who makes them), `scope.rs` (what systemd has to take away).
 
+use rustix::io::Errno;
+
 use super::{about, scope::Systemd, value_in};
 use std::{
     fs::{self, OpenOptions},
@@ -13,6 +15,8 @@ use std::{
     time::Duration,
 };
 
+/// The kernel's file that says which processes are in a group, and takes one more.
+const PROCESSES: &str = "cgroup.procs";
 /// A process that has just been reaped may still be counted: how often, and how long apart, an
 /// emptied group is asked to go before that is a failure.
 const TRIES: u32 = 40;
@@ -34,6 +38,56 @@ pub(super) fn noted(note: &Path) -> io::Result<Vec<PathBuf>> {
         Ok(text) => Ok(text.lines().map(PathBuf::from).collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(about(note)(error)),
+    }
+}
+
+/// Whether a process is in every group that is noted for it, of which there is one.
+pub fn is_within(pid: u32, note: &Path) -> io::Result<bool> {
+    let groups = noted(note)?;
+    for group in &groups {
+        if !holds(group, pid)? {
+            return Ok(false);
+        }
+    }
+    Ok(!groups.is_empty())
+}
+
+/// Whether a process is in a group, or in a scope of one that is a slice.
+fn holds(group: &Path, pid: u32) -> io::Result<bool> {
+    let mut within = vec![group.to_owned()];
+    if slice_of(group).is_some() {
+        let scopes = fs::read_dir(group).into_iter().flatten().flatten();
+        within.extend(scopes.map(|scope| scope.path()));
+    }
+    for group in within {
+        match fs::read_to_string(group.join(PROCESSES)) {
+            Ok(text) if text.lines().any(|line| line.parse() == Ok(pid)) => return Ok(true),
+            Err(error) if !is_gone(&error) => return Err(about(&group)(error)),
+            _ => {}
+        }
+    }
+    Ok(false)
+}
+
+/// A file of a group that is not there, or that went while it was read.
+fn is_gone(error: &io::Error) -> bool {
+    let gone = [Errno::NOENT, Errno::NODEV, Errno::NOTDIR].map(|gone| Some(gone.raw_os_error()));
+    gone.contains(&error.raw_os_error())
+}
+
+/// Moves a process into a group of our own; one that has ended meanwhile is told by whoever watches it.
+pub(super) fn enter(group: &Path, pid: u32) -> io::Result<()> {
+    if slice_of(group).is_some() {
+        return Ok(());
+    }
+    let door = group.join(PROCESSES);
+    let opened = OpenOptions::new().write(true).open(&door);
+    let moved = opened.and_then(|mut opened| opened.write_all(pid.to_string().as_bytes()));
+    match moved {
+        Err(error) if error.raw_os_error() != Some(Errno::SRCH.raw_os_error()) => {
+            Err(about(&door)(error))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -92,6 +92,9 @@ impl Scopes {
         bounded: &[Controller],
     ) -> io::Result<PathBuf> {
         let unit = format!("vman.{name}.scope");
+        if let Some(group) = self.group_of(pid, &unit)? {
+            return Ok(group);
+        }
         let properties = properties(pid, &slice(name), limits, bounded);
         let put = async {
             self.systemd.start(&unit, properties).await?;
@@ -100,16 +103,20 @@ impl Scopes {
         wait_for(put).map_err(|error| io::Error::other(format!("{unit}: {error}")))
     }
 
+    /// The group of the slice around the unit, if the process is in it.
+    fn group_of(&self, pid: u32, unit: &str) -> io::Result<Option<PathBuf>> {
+        let told = fs::read_to_string(self.proc.join(pid.to_string()).join("cgroup"))?;
+        let own = told.lines().find_map(|line| line.strip_prefix("0::/"));
+        let slice = own.and_then(|own| own.strip_suffix(unit)?.strip_suffix('/'));
+        Ok(slice.map(|slice| self.mounted.join(slice)))
+    }
+
     /// Waits until the job is done, which is when the kernel says so.
     async fn moved(&self, pid: u32, unit: &str) -> zbus::Result<PathBuf> {
-        let groups = self.proc.join(pid.to_string()).join("cgroup");
         let until = Instant::now() + DEADLINE;
         loop {
-            let told = fs::read_to_string(&groups)?;
-            let own = told.lines().find_map(|line| line.strip_prefix("0::/"));
-            let slice = own.and_then(|own| own.strip_suffix(unit)?.strip_suffix('/'));
-            if let Some(slice) = slice {
-                return Ok(self.mounted.join(slice));
+            if let Some(group) = self.group_of(pid, unit)? {
+                return Ok(group);
             }
             if Instant::now() > until {
                 let why = format!("the process was not moved within {DEADLINE:?}");

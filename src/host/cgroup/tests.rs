@@ -1,7 +1,6 @@
 //! On this host's control groups where it has them, and on folders that look like version 2's.
 
 use super::*;
-use crate::host::jail::Cage;
 use crate::host::qemu::process::{Exit, Inherited, Process, Spawn};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -45,33 +44,52 @@ impl Bench {
         self.folder.path().join("cgroups")
     }
 
-    fn make(&self, limits: &Limits) -> Vec<OwnedFd> {
-        let made = self
-            .cgroups
-            .make(&name(), limits, &self.measures, &self.note());
-        made.unwrap()
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
     }
 
-    /// What a program in a group with these limits says, and how it ends.
-    async fn run(&self, limits: &Limits, program: &str, arguments: &[&str]) -> (String, Exit) {
-        let log = self.folder.path().join("log");
+    /// A program that begins when it is in a group with these limits.
+    fn start(&self, limits: &Limits, words: &[&str]) -> Process {
+        let (name, note) = (name(), self.note());
+        self.cgroups
+            .make(&name, limits, &self.measures, &note)
+            .unwrap();
+        let last = noted(&note).unwrap().pop().unwrap();
+        let wait = format!(
+            "until grep -qx $$ {}/cgroup.procs; do :; done; exec \"$@\"",
+            last.display()
+        );
+        let shell = ["-c", &wait, "sh"];
+        let words = shell.iter().chain(words);
         let process = Process::spawn(Spawn {
-            program: Path::new(program),
-            arguments: arguments.iter().map(Into::into).collect(),
+            program: Path::new("/bin/sh"),
+            arguments: words.map(Into::into).collect(),
             inherited: Inherited::default(),
-            cage: Some(Cage::of_groups(self.make(limits))),
-            log: &log,
+            cage: None,
+            log: &self.log(),
             banner: "",
         });
         let process = process.unwrap();
+        let pid = process.identity().pid;
+        assert!(!is_within(pid, &note).unwrap(), "not before it is taken in");
+        self.cgroups
+            .take_in(pid, &name, limits, &self.measures, &note)
+            .unwrap();
+        assert!(is_within(pid, &note).unwrap());
+        process
+    }
+
+    /// What a program in a group with these limits says, and how it ends.
+    async fn run(&self, limits: &Limits, words: &[&str]) -> (String, Exit) {
+        let process = self.start(limits, words);
         let ended = tokio::time::timeout(Duration::from_secs(30), process.exited());
         let exit = ended.await.expect("it ends");
-        (fs::read_to_string(&log).unwrap(), exit)
+        (fs::read_to_string(self.log()).unwrap(), exit)
     }
 }
 
 #[tokio::test]
-async fn a_child_is_in_its_group_before_it_runs_and_the_group_says_its_limits() {
+async fn a_process_is_put_into_its_group_and_the_group_says_its_limits() {
     let Some(cgroups) = host(Measure::CgroupPids) else {
         return;
     };
@@ -80,7 +98,7 @@ async fn a_child_is_in_its_group_before_it_runs_and_the_group_says_its_limits() 
         tasks_max: 77,
         ..TRIAL
     };
-    let (said, exit) = bench.run(&limits, "/bin/cat", &["/proc/self/cgroup"]).await;
+    let (said, exit) = bench.run(&limits, &["/bin/cat", "/proc/self/cgroup"]).await;
     assert_eq!(exit, Exit::Code(0));
     let groups = noted(&bench.note()).unwrap();
     let name = groups[0].file_name().unwrap().to_str().unwrap();
@@ -105,13 +123,25 @@ async fn a_program_that_takes_more_memory_than_it_may_is_ended_and_counted() {
         memory_max: 16 << 20,
         ..TRIAL
     };
-    let modest = ["if=/dev/zero", "of=/dev/null", "bs=1M", "count=1"];
-    let (said, exit) = bench.run(&limits, "/bin/dd", &modest).await;
+    let modest = [
+        "/bin/dd",
+        "if=/dev/zero",
+        "of=/dev/null",
+        "bs=1M",
+        "count=1",
+    ];
+    let (said, exit) = bench.run(&limits, &modest).await;
     assert_eq!(exit, Exit::Code(0), "{said}");
     assert_eq!(oom_kills(&bench.note()).unwrap(), Some(0));
     remove(&bench.note()).unwrap();
-    let greedy = ["if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"];
-    let (said, exit) = bench.run(&limits, "/bin/dd", &greedy).await;
+    let greedy = [
+        "/bin/dd",
+        "if=/dev/zero",
+        "of=/dev/null",
+        "bs=200M",
+        "count=1",
+    ];
+    let (said, exit) = bench.run(&limits, &greedy).await;
     assert_eq!(exit, Exit::Signal(9), "{said}");
     assert_eq!(oom_kills(&bench.note()).unwrap(), Some(1));
     remove(&bench.note()).unwrap();
@@ -124,16 +154,7 @@ async fn a_group_in_which_somebody_lives_is_neither_removed_nor_swept() {
         return;
     };
     let bench = Bench::new(cgroups);
-    let doors = bench.make(&TRIAL);
-    let child = Process::spawn(Spawn {
-        program: Path::new("/bin/sleep"),
-        arguments: vec!["1000".into()],
-        inherited: Inherited::default(),
-        cage: Some(Cage::of_groups(doors)),
-        log: &bench.folder.path().join("log"),
-        banner: "",
-    })
-    .unwrap();
+    let child = bench.start(&TRIAL, &["/bin/sleep", "1000"]);
     let groups = noted(&bench.note()).unwrap();
     assert!(remove(&bench.note()).is_err());
     // Other tests' groups may be empty for a moment.
@@ -199,10 +220,10 @@ fn in_version_2_the_controllers_are_handed_down_and_one_group_has_them_all() {
         usable: all.to_vec(),
         lacking: Vec::new(),
     });
-    let doors = bench
+    bench
         .cgroups
-        .make("vm", &TRIAL, &bench.measures, &bench.note());
-    assert_eq!(doors.unwrap().len(), 1);
+        .make("vm", &TRIAL, &bench.measures, &bench.note())
+        .unwrap();
     let group = root.path().join("vman/vm");
     assert_eq!(noted(&bench.note()).unwrap(), std::slice::from_ref(&group));
     let read = |file: &str| fs::read_to_string(group.join(file)).unwrap();
@@ -234,9 +255,28 @@ fn what_a_host_has_not_is_said_with_the_reason() {
 #[test]
 fn only_what_the_claim_says_is_made() {
     let bench = Bench::new(Cgroups::find_out());
-    let doors = bench.cgroups.make(&name(), &TRIAL, &[], &bench.note());
-    assert!(doors.unwrap().is_empty());
+    bench
+        .cgroups
+        .make(&name(), &TRIAL, &[], &bench.note())
+        .unwrap();
     assert_eq!(noted(&bench.note()).unwrap(), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn a_process_that_has_ended_meanwhile_is_no_failure_and_is_in_no_group() {
+    let Some(cgroups) = host(Measure::CgroupPids) else {
+        return;
+    };
+    let bench = Bench::new(cgroups);
+    let child = bench.start(&TRIAL, &["/bin/true"]);
+    child.exited().await;
+    let pid = child.identity().pid;
+    let again = bench
+        .cgroups
+        .take_in(pid, "gone", &TRIAL, &bench.measures, &bench.note());
+    again.unwrap();
+    assert!(!is_within(pid, &bench.note()).unwrap());
+    remove(&bench.note()).unwrap();
 }
 
 #[test]

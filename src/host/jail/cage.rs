@@ -42,29 +42,14 @@ pub struct Cage {
     pub(super) root: Option<Root>,
     /// No socket can be made.
     pub(super) offline: bool,
-    /// The doors of its control groups (`cgroup.procs`), open for writing.
-    pub(super) cgroups: Vec<OwnedFd>,
     /// Whether the bounding set can be emptied, which root may.
     pub(super) bounding: bool,
 }
 
 impl Cage {
-    /// One that bounds and confines in nothing else.
-    #[cfg(test)]
-    pub(crate) fn of_groups(cgroups: Vec<OwnedFd>) -> Self {
-        Self {
-            cgroups,
-            bounding: rustix::process::geteuid().is_root(),
-            ..Self::default()
-        }
-    }
-
     /// Confines the calling process for good, in the order in which each step is still permitted.
     pub(crate) fn enter(&self) -> io::Result<()> {
-        // While it is still the daemon's user. `0` is who writes.
-        for door in &self.cgroups {
-            rustix::io::write(door, b"0")?;
-        }
+        // While it is still the daemon's user.
         let files = OFlags::WRONLY | OFlags::CLOEXEC;
         let score = open(c"/proc/self/oom_score_adj", files, Mode::empty())?;
         rustix::io::write(&score, OOM_SCORE)?;

@@ -35,19 +35,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, Permissions},
     io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{MetadataExt, PermissionsExt},
-    },
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 use tokio::sync::OnceCell;
-use vman_actors::ports::{HostError, LaunchPlan};
+use vman_actors::ports::{AdoptPlan, HostError, LaunchPlan};
 use vman_model::{
-    VmId,
-    vm::{Confinement, Measure},
+    Incarnation, VmId, VmUuid,
+    vm::{Confinement, Measure, Resources},
 };
 
 /// A folder changed this recently may change again within the same tick of its clock.
@@ -159,7 +156,7 @@ impl Jail {
     }
 
     /// Prepares what the child of this plan needs; none where nothing is confined. Blocks.
-    pub fn cage(&self, plan: &LaunchPlan, accel: Accel) -> io::Result<Option<Cage>> {
+    pub fn cage(&self, plan: &LaunchPlan) -> io::Result<Option<Cage>> {
         let has = |measure| plan.confinement.measures.contains(&measure);
         if !has(Measure::NoNewPrivileges) {
             return Ok(None);
@@ -177,30 +174,48 @@ impl Jail {
             // QEMU's own filter, and the user-mode network, which makes sockets.
             offline: false,
             bounding: is_root(),
-            cgroups: self.cgroups(plan, accel)?,
         }))
     }
 
-    /// The life's control groups, with its limits.
-    fn cgroups(&self, plan: &LaunchPlan, accel: Accel) -> io::Result<Vec<OwnedFd>> {
-        let Some(found) = self.abilities.get() else {
-            return Ok(Vec::new());
-        };
-        let (name, limits) = bounds(plan, accel);
-        let measures = &plan.confinement.measures;
-        let note = self.layout.cgroups(&plan.vm);
-        found.cgroups.make(&name, &limits, measures, &note)
-    }
-
-    /// Finishes what could not be done before there was a process: its CPUs still stand. Blocks.
-    pub fn close_behind(&self, plan: &LaunchPlan, accel: Accel, pid: u32) -> io::Result<()> {
-        let Some(found) = self.abilities.get() else {
+    /// Makes the life's control groups, with its limits. Blocks.
+    pub fn make_groups(&self, life: &Life, accel: Accel) -> io::Result<()> {
+        let Some(found) = self.abilities.get().filter(|_| life.is_bounded()) else {
             return Ok(());
         };
-        let (name, limits) = bounds(plan, accel);
-        let measures = &plan.confinement.measures;
-        let note = self.layout.cgroups(&plan.vm);
-        found.cgroups.take_in(pid, &name, &limits, measures, &note)
+        let (name, limits) = life.bounds(accel);
+        let note = self.layout.cgroups(&life.vm);
+        found.cgroups.make(&name, &limits, &life.measures, &note)
+    }
+
+    /// Puts a process into its life's control groups: its CPUs still stand. Blocks.
+    pub fn close_behind(&self, life: &Life, accel: Accel, pid: u32) -> io::Result<()> {
+        let Some(found) = self.abilities.get().filter(|_| life.is_bounded()) else {
+            return Ok(());
+        };
+        let (name, limits) = life.bounds(accel);
+        let note = self.layout.cgroups(&life.vm);
+        let groups = &found.cgroups;
+        groups.take_in(pid, &name, &limits, &life.measures, &note)
+    }
+
+    /// Whether a process is in its life's control groups. Blocks for a read of each.
+    pub fn is_closed_behind(&self, life: &Life, pid: u32) -> io::Result<bool> {
+        Ok(!life.is_bounded() || cgroup::is_within(pid, &self.layout.cgroups(&life.vm))?)
+    }
+
+    /// Puts the process of a launch that was cut off into the groups it had not come to.
+    pub async fn close_again(
+        self: Arc<Self>,
+        life: Life,
+        accel: Accel,
+        pid: u32,
+    ) -> io::Result<()> {
+        self.abilities(accel).await;
+        let closed = tokio::task::spawn_blocking(move || {
+            self.make_groups(&life, accel)?;
+            self.close_behind(&life, accel, pid)
+        });
+        closed.await?
     }
 
     /// How many of the VM's processes the kernel has ended for memory in its present life; none
@@ -314,12 +329,63 @@ pub fn take_disk(disk: &Path) -> io::Result<()> {
     give(disk, Some(own), None)
 }
 
-/// The name of a life's control groups, and what they bound.
-fn bounds(plan: &LaunchPlan, accel: Accel) -> (String, Limits) {
-    let limits = Limits::of(plan.cpu_count, plan.ram_mib, accel, plan.resources);
-    // The first part is for people, the second is no other daemon's.
-    let name = format!("{}.{}.{}", plan.vm, plan.uuid, plan.incarnation);
-    (name, limits)
+/// One life of a VM's QEMU, and what it is held to.
+#[derive(Clone, Debug)]
+pub struct Life {
+    vm: VmId,
+    uuid: VmUuid,
+    incarnation: Incarnation,
+    cpu_count: u32,
+    ram_mib: u64,
+    resources: Resources,
+    measures: Vec<Measure>,
+}
+
+impl Life {
+    /// The one that begins.
+    pub fn of(plan: &LaunchPlan) -> Self {
+        Self {
+            vm: plan.vm.clone(),
+            uuid: plan.uuid,
+            incarnation: plan.incarnation,
+            cpu_count: plan.cpu_count,
+            ram_mib: plan.ram_mib,
+            resources: plan.resources,
+            measures: plan.confinement.measures.clone(),
+        }
+    }
+
+    /// The one that is looked for; none of one that is to end.
+    pub fn looked_for(plan: &AdoptPlan) -> Option<Self> {
+        let bounds = plan.bounds.as_ref()?;
+        Some(Self {
+            vm: plan.vm.clone(),
+            uuid: plan.uuid,
+            incarnation: plan.incarnation,
+            cpu_count: bounds.cpu_count,
+            ram_mib: bounds.ram_mib,
+            resources: bounds.resources,
+            measures: bounds.measures.clone(),
+        })
+    }
+
+    fn is_bounded(&self) -> bool {
+        let groups = [
+            Measure::CgroupMemory,
+            Measure::CgroupCpu,
+            Measure::CgroupPids,
+            Measure::CgroupIo,
+        ];
+        self.measures.iter().any(|measure| groups.contains(measure))
+    }
+
+    /// The name of its control groups, and what they bound.
+    fn bounds(&self, accel: Accel) -> (String, Limits) {
+        let limits = Limits::of(self.cpu_count, self.ram_mib, accel, self.resources);
+        // The first part is for people, the second is no other daemon's.
+        let name = format!("{}.{}.{}", self.vm, self.uuid, self.incarnation);
+        (name, limits)
+    }
 }
 
 /// Where a program is, if it is not where the system's are.

@@ -92,7 +92,7 @@ impl Bench {
             program: Path::new("/bin/sh"),
             arguments: vec!["-c".into(), script.into()],
             inherited: Inherited::default(),
-            cage: self.jail.cage(plan, Accel::Tcg).unwrap(),
+            cage: self.jail.cage(plan).unwrap(),
             log: &log,
             banner: "",
         })
@@ -293,7 +293,7 @@ async fn a_disk_changes_hands_while_its_qemu_runs() {
         program: Path::new("/bin/sleep"),
         arguments: vec!["1000".into()],
         inherited: Inherited::default(),
-        cage: bench.jail.cage(&plan, Accel::Tcg).unwrap(),
+        cage: bench.jail.cage(&plan).unwrap(),
         log: &bench.folder.path().join("log"),
         banner: "",
     })
@@ -328,13 +328,7 @@ async fn what_lacks_is_told_and_with_require_nothing_starts() {
         (off.uid, off.measures.as_slice()),
         (None, &[Measure::Seccomp][..])
     );
-    assert!(
-        bench
-            .jail
-            .cage(&bench.plan("a", off), Accel::Tcg)
-            .unwrap()
-            .is_none()
-    );
+    assert!(bench.jail.cage(&bench.plan("a", off)).unwrap().is_none());
 }
 
 #[tokio::test]

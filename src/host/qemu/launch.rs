@@ -19,7 +19,7 @@ use super::cmdline::{Accel, Descriptors, Flash, Machinery, TapNumbers, arguments
 use super::layout::Layout;
 use super::process::{Inherited, Process, Spawn, SpawnError};
 use super::sockets::listen;
-use crate::host::jail::Jail;
+use crate::host::jail::{Jail, Life};
 use crate::host::net::tap::Taps;
 
 /// Where distributions put OVMF: the firmware and the variables it starts with. Debian and Ubuntu,
@@ -73,7 +73,9 @@ pub(super) fn start(
         error: error.to_string(),
     };
     jail.hand_over(plan, &own).map_err(unconfined)?;
-    let cage = jail.cage(plan, accel).map_err(unconfined)?;
+    let cage = jail.cage(plan).map_err(unconfined)?;
+    let life = Life::of(plan);
+    jail.make_groups(&life, accel).map_err(unconfined)?;
     let arguments =
         arguments(plan, &Machinery { accel, flash }, &descriptors).map_err(|error| {
             LaunchError::Preparation {
@@ -103,7 +105,8 @@ pub(super) fn start(
         }
         SpawnError::Watch(source) => LaunchError::Spawn(format!("cannot be watched: {source}")),
     })?;
-    let bounded = jail.close_behind(plan, accel, process.identity().pid);
+    // While QEMU starts, which takes longer.
+    let bounded = jail.close_behind(&life, accel, process.identity().pid);
     if let Err(error) = bounded {
         // Its CPUs stand: no guest is lost. That it ends is seen by whoever reaps it.
         let _ = process.kill();

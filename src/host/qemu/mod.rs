@@ -65,7 +65,7 @@ use self::process::Process;
 use super::net::tap::Taps;
 use super::qmp::{CommandTimes, Deadlines, Request};
 use crate::config::{AccelChoice, JailConfig};
-use crate::host::jail::{Jail, ToolJail};
+use crate::host::jail::{Jail, Life, ToolJail};
 
 /// All that is to be known about QEMU on this host.
 #[derive(Debug, Clone)]
@@ -194,6 +194,32 @@ impl QemuHost {
                 "whether the QEMU of VM {} lives is unclear: {error}",
                 plan.vm
             ))),
+        }
+    }
+
+    /// The life of a QEMU that is not in its control groups: its launch was cut off before that.
+    fn loose(&self, plan: &AdoptPlan, process: &Process) -> Option<Life> {
+        let life = Life::looked_for(plan)?;
+        match self.jail.is_closed_behind(&life, process.identity().pid) {
+            Ok(true) => None,
+            Ok(false) => Some(life),
+            Err(error) => {
+                tracing::warn!(vm_id = %plan.vm, %error, "in which control groups a QEMU is, is unknown");
+                None
+            }
+        }
+    }
+
+    /// Puts a QEMU into its control groups. One that cannot be put there is taken over all the same:
+    /// no guest is ended for that.
+    async fn hold(&self, life: Life, pid: u32) {
+        let (accel, _) = *self.accelerator().await;
+        match Arc::clone(&self.jail).close_again(life, accel, pid).await {
+            Ok(()) => tracing::info!(
+                pid,
+                "a QEMU that was outside of its control groups is in them"
+            ),
+            Err(error) => tracing::warn!(pid, %error, "a QEMU runs outside of its control groups"),
         }
     }
 
@@ -332,10 +358,17 @@ impl Hypervisor for QemuHost {
                 first: Vec::new(),
             };
             let (looking, vm) = (host.clone(), plan.vm.clone());
-            Ok(match blocking(move || looking.look_for(&plan)).await? {
-                Some(process) => Adoption::Found(host.begin(&vm, process, opening, news)),
-                None => Adoption::Gone,
-            })
+            let found = blocking(move || {
+                let found = looking.look_for(&plan)?;
+                Ok(found.map(|process| (looking.loose(&plan, &process), process)))
+            });
+            let Some((loose, process)) = found.await? else {
+                return Ok(Adoption::Gone);
+            };
+            if let Some(life) = loose {
+                host.hold(life, process.identity().pid).await;
+            }
+            Ok(Adoption::Found(host.begin(&vm, process, opening, news)))
         })
     }
 

@@ -31,6 +31,7 @@ pub(super) fn adoption_of(plan: &LaunchPlan, process: Option<ProcessIdentity>) -
         uuid: plan.uuid,
         incarnation: plan.incarnation,
         process,
+        bounds: None,
     }
 }
 

@@ -118,6 +118,7 @@ async fn no_more_qemus_are_starting_at_once_than_allowed() {
     daemon.host.script(|script| {
         script.greet_takes = std::time::Duration::from_millis(50);
     });
+    let most_told = most_launching(&daemon);
     let mut operations = Vec::new();
     for n in 0..20 {
         let id = daemon.create(&format!("vm-{n}")).await;
@@ -128,7 +129,33 @@ async fn no_more_qemus_are_starting_at_once_than_allowed() {
         assert_eq!(ended.status, OperationStatus::Succeeded);
     }
     assert_eq!(daemon.host.most_starting(), daemon.settings.max_launches);
+    assert_eq!(*most_told.borrow(), daemon.settings.max_launches);
     daemon.oracle().await;
+}
+
+/// How many VMs were told to be launching at once, at most, from now on.
+fn most_launching(daemon: &Daemon) -> tokio::sync::watch::Receiver<usize> {
+    let store = daemon.on().store.clone();
+    let (told, most) = tokio::sync::watch::channel(0);
+    tokio::spawn(async move {
+        let mut changes = store.watch();
+        while changes.changed().await.is_ok() {
+            let inventory = store.inventory();
+            let launching = |vm: &&std::sync::Arc<_>| phase_of(vm) == Phase::Launching;
+            let now = inventory.vms.values().filter(launching).count();
+            told.send_if_modified(|most| {
+                now > *most && {
+                    *most = now;
+                    true
+                }
+            });
+        }
+    });
+    most
+}
+
+fn phase_of(vm: &crate::store::Versioned<vman_model::vm::VmRecord>) -> Phase {
+    vm.value.phase
 }
 
 #[tokio::test]
