@@ -14,4 +14,6 @@ mod limits;
 mod nics;
 mod traffic;
 mod user;
+mod vhost;
+mod vlan;
 mod world;

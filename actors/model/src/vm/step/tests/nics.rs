@@ -112,6 +112,29 @@ fn what_is_under_way_with_a_card_is_done_again_after_a_restart_of_the_daemon() {
 }
 
 #[test]
+fn a_card_that_is_being_taken_out_is_asked_for_again_and_out_at_the_end_of_the_life() {
+    let attached = ask(&vm_in(Phase::Stopped), attach(1)).record;
+    let mut running = vm_in(Phase::Running);
+    running.nics = attached.nics;
+    let asked = ask(&running, Command::DetachNic(1)).record;
+    let lost = step(&asked, Input::Recover, &moment(10, 1)).record;
+    let found = tell(&lost, Fact::Ready(RunState::Running));
+    assert_eq!(works(&found), [(1, NicWork::Unplug)]);
+    let mut over = asked;
+    over.phase = Phase::Releasing;
+    let over = tell(&over, Fact::Released { erased: false });
+    assert_eq!(status(&over), OperationStatus::Succeeded);
+    assert_eq!(over.nics, [NicChange::Return(1)]);
+    assert!(over.record.nics.is_empty());
+    // What was being plugged in is there at the next start.
+    let mut plugging = ask(&vm_in(Phase::Running), attach(1)).record;
+    plugging.phase = Phase::Releasing;
+    let over = tell(&plugging, Fact::Released { erased: false });
+    assert_eq!(over.record.nics[0].state, NicState::Attached);
+    assert!(over.nics.is_empty());
+}
+
+#[test]
 fn the_first_card_stays_a_fourth_is_refused_and_one_thing_at_a_time_is_done_to_a_card() {
     let running = vm_in(Phase::Running);
     let refused = |record: &VmRecord, command| match ask(record, command).reply {
