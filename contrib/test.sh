@@ -67,6 +67,7 @@ step doc cargo test --doc --workspace
 # Only with the long tests: they take minutes, two release builds, and tools that may not be there.
 if [[ " $* " == *" --run-ignored all "* ]]; then
     step debian tests/debian/run.sh
+    step debian-net tests/debian/net.sh
     if contrib/schemathesis/install.sh >/dev/null; then
         step schemathesis contrib/schemathesis/run.sh
     else

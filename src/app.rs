@@ -363,6 +363,9 @@ async fn network(config: &Config, taps: Arc<Taps>) -> Result<Arc<dyn Network>, A
             if let Some(why) = facts.vlan_missing {
                 tracing::warn!(vlan_id = facts.vlan_id, "{why}");
             }
+            if let Some(why) = facts.vhost_missing {
+                tracing::info!("{why}");
+            }
             Ok(Arc::new(bridge))
         }
         Err(why) if mode == NetworkMode::Auto => {
@@ -382,7 +385,8 @@ fn bridge_settings(config: &Config) -> BridgeSettings {
         pool: Pool::new(subnet.network(), subnet.prefix(), network.gateway)
             .expect("the configuration has checked subnet and gateway"),
         dns: network.dns.clone(),
-        vlan_id: network.vlan_id.unwrap_or_default(),
+        vlan_id: network.vlan_id,
+        uplink: network.uplink.clone(),
         isolated: network.isolated,
         folder: config.storage.runtime.join("network"),
         nft: found(&config.network.nft),

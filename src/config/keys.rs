@@ -53,6 +53,11 @@ pub const NETWORK_KEYS: &[Key] = &[
     ),
     key("vlan_id", "(no VLAN)", "VLAN of its bridge, 1 to 4094."),
     key(
+        "uplink",
+        "(none)",
+        "Interface that carries its VLAN tagged to other hosts; no other network's.",
+    ),
+    key(
         "nat",
         "1",
         "`0` lets its guests begin no conversation with other networks.",
@@ -188,6 +193,11 @@ pub const KEYS: &[Key] = &[
         "`auto` (bridge where permitted, else user), `bridge`, `user` or `none`.",
     ),
     key("vlan_id", "100", "VLAN of the bridge, 1 to 4094."),
+    key(
+        "uplink",
+        "",
+        "Interface that carries the VLAN tagged to other hosts: it becomes a port of the bridge.",
+    ),
     key(
         "bridge_name",
         "br-vman",

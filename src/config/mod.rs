@@ -16,6 +16,7 @@ mod read;
 mod subnet;
 #[cfg(test)]
 mod tests;
+mod uplink;
 
 pub use environment::Environment;
 pub use fault::{ConfigError, Fault, Source};

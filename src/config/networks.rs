@@ -8,6 +8,7 @@ use super::{
     keys::NETWORK_KEYS,
     read::{Reader, quoted, within},
     subnet::Subnet,
+    uplink,
 };
 use std::net::Ipv4Addr;
 use vman_model::NetworkName;
@@ -63,6 +64,7 @@ fn read_default(reader: &mut Reader) -> NetworkSettings {
     let public = || vec![Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(8, 8, 4, 4)];
     NetworkSettings {
         name: NetworkName::default(),
+        uplink: uplink::read(reader, "uplink", &bridge_name),
         bridge_name,
         subnet,
         gateway,
@@ -104,13 +106,20 @@ fn read_further(reader: &mut Reader, name: &str, dns: &[Ipv4Addr]) -> Option<Net
     let same = |_: &mut Reader| dns.to_vec();
     let parse_vlan = |text: &str| within(text, 1, 4094).map(Some);
     let show_vlan = |vlan: &Option<u16>| vlan.map_or_else(String::new, |vlan| vlan.to_string());
+    let vlan_id = reader.value(&key("vlan_id"), |_| None, parse_vlan, show_vlan);
+    let uplink = uplink::read(reader, &key("uplink"), &bridge_name);
+    if uplink.is_some() && vlan_id.is_none() {
+        let what = "carries the network's VLAN tagged: say its vlan_id as well";
+        reader.fault(&key("uplink"), what);
+    }
     Some(NetworkSettings {
         name: name_of,
         bridge_name,
+        uplink,
         subnet,
         gateway,
         dns: reader.value(&key("dns"), same, parse_dns, |dns| show_dns(dns)),
-        vlan_id: reader.value(&key("vlan_id"), |_| None, parse_vlan, show_vlan),
+        vlan_id,
         nat: reader.word(&key("nat"), true, &FLAGS),
         isolated: reader.word(&key("isolated"), false, &FLAGS),
         mtu: reader.number(&key("mtu"), DEFAULT_MTU, LEAST_MTU, MOST_MTU),
@@ -133,6 +142,10 @@ fn clash(network: &NetworkSettings, other: &NetworkSettings) -> Option<(&'static
     if network.bridge_name == other.bridge_name {
         let what = format!("is the bridge of the network {name}: each has its own");
         return Some(("bridge", what));
+    }
+    if network.uplink.is_some() && network.uplink == other.uplink {
+        let what = format!("is the uplink of the network {name}: each has its own");
+        return Some(("uplink", what));
     }
     network.subnet.overlaps(other.subnet).then(|| {
         let (ours, theirs) = (network.subnet, other.subnet);

@@ -174,6 +174,8 @@ pub struct NetworkSettings {
     pub name: NetworkName,
     /// A valid interface name.
     pub bridge_name: String,
+    /// The interface that carries the VLAN tagged to other hosts.
+    pub uplink: Option<String>,
     /// Where addresses come from.
     pub subnet: Subnet,
     /// A host address of the subnet.

@@ -216,6 +216,8 @@ fn each_wrong_value_is_answered_with_one_message_that_names_it_and_its_source() 
         ),
         ("VLAN_ID", "4095", "from 1 to 4094"),
         ("BRIDGE_NAME", "a-name-that-is-too-long", "1 to 15"),
+        ("UPLINK", "eth0,eth1", "the name of an interface"),
+        ("UPLINK", "br-vman", "another interface than the bridge"),
         (
             "SUBNET",
             "192.168.100.7/24",
@@ -426,6 +428,17 @@ fn what_is_wrong_with_a_network_is_told_at_its_line() {
     let good = "subnet = \"10.9.0.0/24\"";
     for (text, what) in [
         (lab(""), ":2: network.lab.bridge needs network.lab.subnet"),
+        (
+            lab("subnet = \"10.9.0.0/24\"\nuplink = \"eth1\""),
+            "network.lab.uplink carries the network's VLAN tagged: say its vlan_id",
+        ),
+        (
+            format!(
+                "uplink = \"eth1\"\n{}",
+                lab("subnet = \"10.9.0.0/24\"\nvlan_id = 7\nuplink = \"eth1\"")
+            ),
+            "network.lab.uplink is the uplink of the network default",
+        ),
         (
             lab("subnet = \"10.9.0.1/24\""),
             ":3: network.lab.subnet has host bits",

@@ -1,6 +1,9 @@
 //! A shell in a guest, over its serial console.
 
-use crate::support::daemon::{Daemon, PATIENCE};
+use crate::support::{
+    daemon::{Daemon, PATIENCE},
+    slowness,
+};
 use std::{
     io::{ErrorKind, Read, Write},
     os::unix::net::UnixStream,
@@ -41,7 +44,7 @@ impl Shell {
             std::thread::park_timeout(Duration::from_millis(4));
         }
         let (begin, end) = (format!("BEGIN{number}"), format!("END{number} "));
-        let deadline = Instant::now() + PATIENCE * 2;
+        let deadline = Instant::now() + PATIENCE * 2 * slowness();
         let mut said = String::new();
         loop {
             let mut piece = [0; 4096];
@@ -72,7 +75,7 @@ impl Shell {
 
     /// Runs a command until it succeeds.
     pub fn soon(&mut self, command: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE * slowness();
         loop {
             let (code, out) = self.run(command);
             if code == 0 {

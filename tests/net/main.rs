@@ -7,10 +7,13 @@ mod support;
 
 mod console;
 mod damage;
+mod drift;
 mod forgery;
 mod leases;
 mod limits;
 mod nics;
 mod traffic;
 mod user;
+mod vhost;
+mod vlan;
 mod world;

@@ -19,8 +19,16 @@ pub fn accel() -> String {
     std::env::var("VMAN_ACCEL").unwrap_or_else(|_| "tcg".to_owned())
 }
 
+/// How many times as slow as a common one this host is (`VMAN_TEST_SLOWNESS`): an emulated machine
+/// whose guests are emulated once more needs its time, and to be asked less often.
+pub fn slowness() -> u32 {
+    let said = std::env::var("VMAN_TEST_SLOWNESS").ok();
+    said.and_then(|said| said.parse().ok()).unwrap_or(1)
+}
+
 /// Waits for a condition; panics with `what` when `limit` has passed.
 pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let limit = limit * slowness();
     let deadline = Instant::now() + limit;
     loop {
         if let Some(found) = look() {
@@ -31,7 +39,7 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option
             "waited {limit:?} in vain for {what}"
         );
         // The interval of a poll with a deadline, not a wait for something to happen.
-        std::thread::park_timeout(Duration::from_millis(5));
+        std::thread::park_timeout(Duration::from_millis(5) * slowness());
     }
 }
 

@@ -47,6 +47,10 @@ pub struct NetworkFacts {
     pub vlan_id: u16,
     /// Why its tag is not used, in a sentence.
     pub vlan_missing: Option<String>,
+    /// The interface that carries the VLAN to other hosts.
+    pub uplink: Option<String>,
+    /// Why the kernel does not carry guests' packets itself, in a sentence.
+    pub vhost_missing: Option<String>,
     /// Which limits of cards cannot be held.
     pub unlimited: Unlimited,
 }
@@ -92,6 +96,8 @@ impl NetworkFacts {
             bridge: None,
             vlan_id: 0,
             vlan_missing: None,
+            uplink: None,
+            vhost_missing: None,
             unlimited: Unlimited::wholly(NO_LIMITS),
         }
     }

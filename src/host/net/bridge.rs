@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex as Plain, PoisonError};
+use std::sync::{Arc, Mutex as Plain, OnceLock, PoisonError};
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -45,7 +45,9 @@ pub struct BridgeSettings {
     /// The name servers that are asked for the guests.
     pub dns: Vec<Ipv4Addr>,
     /// The VLAN that was configured.
-    pub vlan_id: u16,
+    pub vlan_id: Option<u16>,
+    /// The interface that carries the VLAN to other hosts.
+    pub uplink: Option<String>,
     /// Whether guests are kept from each other.
     pub isolated: bool,
     /// Where the files of `dnsmasq` are.
@@ -73,7 +75,9 @@ pub(super) struct Inner {
     /// Somebody may have changed the firewall since it was looked at.
     pub(super) rules_touched: AtomicBool,
     pub(super) disturbed: Notify,
-    pub(super) vlan_missing: String,
+    /// Why the VLAN's tag is not used; known as soon as there is a bridge.
+    pub(super) vlan_missing: OnceLock<Option<String>>,
+    pub(super) vhost_missing: Option<String>,
     pub(super) unlimited: Unlimited,
 }
 
@@ -86,6 +90,10 @@ pub(super) struct Made {
     pub(super) rules: Option<(String, String)>,
     pub(super) names: Dnsmasq,
     pub(super) shapes: Shapes,
+    /// The ports have been in the VLAN as they shall.
+    pub(super) in_vlan: bool,
+    /// The uplink that was attached, by index.
+    pub(super) uplink: Option<u32>,
 }
 
 impl BridgeNetwork {
@@ -125,30 +133,21 @@ impl BridgeNetwork {
                 rules: None,
                 names: Dnsmasq::new(served, notices),
                 shapes: None,
+                in_vlan: false,
+                uplink: None,
             }),
             index: AtomicU32::new(0),
             trouble: Plain::default(),
             rules_touched: AtomicBool::new(true),
             disturbed: Notify::new(),
-            vlan_missing: vlan_missing(settings.vlan_id),
+            vlan_missing: OnceLock::new(),
+            vhost_missing: tap::vhost_missing(),
             settings,
         });
         inner.bridge(&mut Vec::new()).await?;
         tokio::spawn(pass_on(told, Arc::downgrade(&inner)));
         Ok(Self(inner))
     }
-}
-
-/// Tags need a VLAN-aware bridge, which needs 802.1Q in the kernel.
-fn vlan_missing(vlan: u16) -> String {
-    let there = std::path::Path::new("/proc/net/vlan").exists()
-        || std::path::Path::new("/sys/module/8021q").exists();
-    let why = if there {
-        "this version does not tag"
-    } else {
-        "this kernel has no 802.1Q"
-    };
-    format!("the bridge is untagged although VLAN {vlan} is configured: {why}")
 }
 
 async fn pass_on(mut told: mpsc::Receiver<Notice>, to: std::sync::Weak<Inner>) {
@@ -221,8 +220,10 @@ impl Network for BridgeNetwork {
                 dns: settings.dns.clone(),
                 isolated: settings.isolated,
             }),
-            vlan_id: settings.vlan_id,
-            vlan_missing: Some(self.0.vlan_missing.clone()),
+            vlan_id: settings.vlan_id.unwrap_or_default(),
+            vlan_missing: self.0.vlan_missing.get().cloned().flatten(),
+            uplink: settings.uplink.clone(),
+            vhost_missing: self.0.vhost_missing.clone(),
             unlimited: self.0.unlimited.clone(),
         }
     }
@@ -289,7 +290,12 @@ impl Network for BridgeNetwork {
             let links = inner.links.all().await;
             let links = links.map_err(|error| NetworkError(error.to_string()))?;
             let settings = &inner.settings;
-            Ok(survey(&links, &settings.bridge, &inner.alias()))
+            Ok(survey(
+                &links,
+                &settings.bridge,
+                settings.uplink.as_deref(),
+                &inner.alias(),
+            ))
         })
     }
 

@@ -10,12 +10,16 @@ use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec};
 use rustix::io::Errno;
 use tokio::net::UdpSocket;
 use vman_actors::ports::Traffic;
+
+use super::vlan::BridgeVlan;
 
 /// Nobody listens there; RFC 863.
 const DISCARD_PORT: u16 = 9;
@@ -30,6 +34,8 @@ pub(super) struct Link {
     pub(super) is_tap: bool,
     pub(super) up: bool,
     pub(super) master: Option<u32>,
+    /// What a bridge says of VLANs.
+    pub(super) vlan: Option<BridgeVlan>,
     /// As the guest behind a TAP sees it.
     pub(super) traffic: Traffic,
 }
@@ -115,6 +121,12 @@ impl Links {
         self.0.link().set(marked).execute().await.map_err(what())
     }
 
+    /// Changes what `message` says of a link.
+    pub(super) async fn set(&self, message: LinkMessage, what: String) -> Result<(), LinkError> {
+        let set = self.0.link().set(message).execute().await;
+        set.map_err(LinkError::of(what))
+    }
+
     pub(super) async fn up(&self, link: &Link) -> Result<(), LinkError> {
         let up = LinkUnspec::new_with_index(link.index).up().build();
         let set = self.0.link().set(up).execute().await;
@@ -188,6 +200,19 @@ impl Links {
     }
 }
 
+/// A kernel without VLANs on bridges does not tell the VLAN of new ports.
+fn bridge_vlan(told: &[InfoBridge]) -> Option<BridgeVlan> {
+    let filtering = told.contains(&InfoBridge::VlanFiltering(true));
+    let port_vlan = told.iter().find_map(|one| match one {
+        InfoBridge::VlanDefaultPvid(vlan) => Some(*vlan),
+        _ => None,
+    })?;
+    Some(BridgeVlan {
+        filtering,
+        port_vlan,
+    })
+}
+
 fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
     match error {
         rtnetlink::Error::NetlinkError(message) => message
@@ -206,6 +231,7 @@ fn link(message: LinkMessage) -> Link {
         is_tap: false,
         up: message.header.flags.contains(LinkFlags::Up),
         master: None,
+        vlan: None,
         traffic: Traffic::default(),
     };
     for attribute in message.attributes {
@@ -227,6 +253,7 @@ fn link(message: LinkMessage) -> Link {
                     match info {
                         LinkInfo::Kind(InfoKind::Bridge) => link.is_bridge = true,
                         LinkInfo::Kind(InfoKind::Tun) => link.is_tap = true,
+                        LinkInfo::Data(InfoData::Bridge(told)) => link.vlan = bridge_vlan(&told),
                         _ => {}
                     }
                 }

@@ -13,6 +13,7 @@
 //! | `links.rs`, `tap.rs` | the bridge and its ports; TAPs |
 //! | `ruleset.rs`, `firewall.rs` | rules as text; running `nft` |
 //! | `shaping.rs` | what guests receive, held to their limits |
+//! | `vlan.rs` | the bridge's VLAN, and the uplink that carries it |
 //! | `dnsmasq.rs` | DHCP and names |
 //! | `watch.rs` | hearing of changes |
 
@@ -26,6 +27,7 @@ mod shaping;
 mod survey;
 pub mod tap;
 mod user;
+mod vlan;
 mod watch;
 
 pub use bridge::{BridgeNetwork, BridgeSettings};

@@ -14,7 +14,7 @@ use vman_model::{NetworkPlan, TapName};
 use super::bridge::Inner;
 use super::links::{Link, LinkError};
 use super::ruleset::{self, Surroundings};
-use super::shaping;
+use super::{shaping, vlan};
 
 impl Inner {
     pub(super) fn alias(&self) -> String {
@@ -55,11 +55,88 @@ impl Inner {
                 repairs.push(format!("the bridge {name} was set down: it is up again"));
             }
         }
+        self.keep_vlan(&link, made.bridge == Some(link.index), repairs)
+            .await;
         made.bridge = Some(link.index);
         self.index.store(link.index, Ordering::SeqCst);
         // Guests have no IPv6 here: the host says none either. A kernel without it has no such file.
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
         Ok(link)
+    }
+
+    /// The bridge tells VLANs apart where the kernel can; that is known from its first making on.
+    async fn keep_vlan(&self, bridge: &Link, known: bool, repairs: &mut Vec<String>) {
+        let (name, vlan) = (&bridge.name, self.settings.vlan_id);
+        if vlan.is_some() && self.vlan_missing.get().is_some_and(Option::is_some) {
+            return;
+        }
+        let missing = match vlan::keep(&self.links, bridge, vlan).await {
+            Ok(strayed) => {
+                if strayed && known {
+                    let kept = vlan.map_or("no VLAN".to_owned(), |vlan| format!("VLAN {vlan}"));
+                    repairs.push(format!(
+                        "the bridge {name} did not keep to {kept} any more: it does again"
+                    ));
+                }
+                vlan::missing(bridge, vlan)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the bridge does not keep to its VLAN");
+                Some(vlan::untagged(vlan, &error.to_string()))
+            }
+        };
+        // What failed later than at first is tried again by the next settling.
+        let _ = self.vlan_missing.set(missing);
+    }
+
+    /// The uplink is attached and carries the VLAN tagged, and all our ports are in it. Answers why
+    /// the uplink does not.
+    async fn vlan(
+        &self,
+        bridge: &Link,
+        plan: &NetworkPlan,
+        repairs: &mut Vec<String>,
+    ) -> Result<Option<String>, String> {
+        let told = |error: LinkError| error.to_string();
+        let name = &bridge.name;
+        let uplink = self.settings.uplink.as_deref();
+        if let Some(why) = self.vlan_missing.get().and_then(Option::as_ref) {
+            return Ok(uplink.map(|uplink| format!("the uplink {uplink} is not attached: {why}")));
+        }
+        let Some(vlan) = self.settings.vlan_id else {
+            return Ok(None);
+        };
+        let links = self.links.all().await.map_err(told)?;
+        let uplink = uplink.map(|name| usable_uplink(&links, bridge, name));
+        let (uplink, trouble) = match uplink.transpose() {
+            Ok(uplink) => (uplink, None),
+            Err(why) => (None, Some(why)),
+        };
+        let mut made = self.made.lock().await;
+        if let Some(uplink) = uplink.filter(|uplink| uplink.master.is_none() || !uplink.up) {
+            let attached = vlan::attach_uplink(&self.links, bridge, uplink, vlan).await;
+            attached.map_err(told)?;
+            if made.uplink == Some(uplink.index) {
+                repairs.push(format!(
+                    "the uplink {} had been detached or set down: it is attached to the bridge {name} again",
+                    uplink.name
+                ));
+            }
+        }
+        made.uplink = uplink.map(|uplink| uplink.index);
+        let ours: BTreeSet<_> = plan.ports.iter().map(|port| port.tap.as_str()).collect();
+        let taps = links
+            .iter()
+            .filter(|link| link.master == Some(bridge.index) && ours.contains(link.name.as_str()));
+        let taps: Vec<_> = taps.map(|link| link.index).collect();
+        let strayed = vlan::members(&self.links, bridge, &taps, made.uplink, vlan).await;
+        let strayed = strayed.map_err(told)?;
+        if std::mem::replace(&mut made.in_vlan, true) && strayed > 0 {
+            repairs.push(format!(
+                "{strayed} ports of the bridge {name} had left VLAN {vlan} or were in another: they are in it again"
+            ));
+        }
+        Ok(trouble)
     }
 
     async fn address(&self, bridge: &Link, repairs: &mut Vec<String>) -> Result<(), String> {
@@ -194,8 +271,11 @@ impl Inner {
         rules.map_err(NetworkError)?;
         let lost = self.ports(&bridge, plan, running, &mut repairs).await;
         let lost = lost.map_err(NetworkError)?;
+        let uplink = self.vlan(&bridge, plan, &mut repairs).await;
+        let uplink = uplink.map_err(NetworkError)?;
         let limits = self.limits(plan, &mut repairs).await;
         let mut trouble = limits.map_err(NetworkError)?;
+        trouble.extend(uplink);
         trouble.extend(route_packets().err());
         {
             let mut made = self.made.lock().await;
@@ -220,6 +300,22 @@ impl Inner {
 
     fn note(&self, change: impl FnOnce(&mut Vec<String>)) {
         change(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// The uplink, if it is there and nobody else's port.
+fn usable_uplink<'a>(links: &'a [Link], bridge: &Link, name: &str) -> Result<&'a Link, String> {
+    let found = links.iter().find(|link| link.name == name);
+    let link = found.ok_or_else(|| {
+        format!("the uplink {name} is not there: the VLAN does not leave this host")
+    })?;
+    let held = link.master.filter(|master| *master != bridge.index);
+    match held.and_then(|master| links.iter().find(|link| link.index == master)) {
+        Some(holder) => Err(format!(
+            "the uplink {name} is a port of {} and is left there: the VLAN does not leave this host",
+            holder.name
+        )),
+        None => Ok(link),
     }
 }
 

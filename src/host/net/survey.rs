@@ -8,7 +8,12 @@ use vman_model::TapName;
 use super::links::Link;
 
 /// What `links` say of the bridge of this name and mark.
-pub(super) fn survey(links: &[Link], bridge: &str, mark: &str) -> NetworkSurvey {
+pub(super) fn survey(
+    links: &[Link],
+    bridge: &str,
+    uplink: Option<&str>,
+    mark: &str,
+) -> NetworkSurvey {
     let found = links.iter().find(|link| link.name == bridge);
     let index = found.map(|link| link.index);
     let (mut taps, mut foreign) = (Vec::new(), Vec::new());
@@ -19,7 +24,7 @@ pub(super) fn survey(links: &[Link], bridge: &str, mark: &str) -> NetworkSurvey 
                 name: link.name.clone(),
                 attached: on_it && link.up,
             });
-        } else if on_it {
+        } else if on_it && uplink != Some(&link.name) {
             foreign.push(link.name.clone());
         }
     }
@@ -49,6 +54,7 @@ mod tests {
             is_tap: false,
             up: true,
             master: None,
+            vlan: None,
             traffic: Traffic::default(),
         }
     }
@@ -77,12 +83,14 @@ mod tests {
                 ..link(6, "v0other-abcdefg")
             },
         ];
-        let seen = survey(&links, "br-x", "mark");
+        let seen = survey(&links, "br-x", None, "mark");
         assert!(seen.bridge.unwrap().ours);
         assert_eq!(seen.foreign, ["veth9"]);
         let taps: Vec<_> = seen.taps.iter().map(|t| (&*t.name, t.attached)).collect();
         assert_eq!(taps, [(tap.as_str(), true), ("v0other-abcdefg", false)]);
-        assert!(!survey(&links, "br-x", "another").bridge.unwrap().ours);
-        assert_eq!(survey(&links, "br-y", "mark").bridge, None);
+        assert!(!survey(&links, "br-x", None, "another").bridge.unwrap().ours);
+        assert_eq!(survey(&links, "br-y", None, "mark").bridge, None);
+        let seen = survey(&links, "br-x", Some("veth9"), "mark");
+        assert!(seen.foreign.is_empty(), "the uplink is where it belongs");
     }
 }

@@ -18,6 +18,8 @@ use rustix::ioctl::{Setter, ioctl};
 /// `_IOW('T', 202, int)`, although it takes a `struct ifreq`.
 const TUNSETIFF: u32 = 0x4004_54ca;
 
+const VHOST: &str = "/dev/vhost-net";
+
 const IFF_TAP: i16 = 0x0002;
 const IFF_MULTI_QUEUE: i16 = 0x0100;
 const IFF_NO_PI: i16 = 0x1000;
@@ -73,7 +75,7 @@ pub fn open(name: &str, queues: u32) -> Result<TapDescriptors, TapError> {
     })?;
     let vhost: io::Result<Vec<OwnedFd>> = queues
         .iter()
-        .map(|_| device("/dev/vhost-net").map(OwnedFd::from))
+        .map(|_| device(VHOST).map(OwnedFd::from))
         .collect();
     Ok(TapDescriptors {
         queues,
@@ -84,6 +86,14 @@ pub fn open(name: &str, queues: u32) -> Result<TapDescriptors, TapError> {
 /// Whether TAPs can be made at all.
 pub fn probe() -> io::Result<()> {
     device("/dev/net/tun").map(drop)
+}
+
+/// Why the kernel does not carry packets between a TAP and its guest itself.
+pub fn vhost_missing() -> Option<String> {
+    let error = device(VHOST).err()?;
+    Some(format!(
+        "QEMU carries guests' packets itself: {VHOST} cannot be opened (module vhost_net): {error}"
+    ))
 }
 
 fn device(path: &str) -> io::Result<File> {

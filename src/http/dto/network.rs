@@ -24,12 +24,21 @@ pub(crate) struct NetworkConfigBody {
     /// The VLAN that is configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     vlan_id: Option<u16>,
-    /// Whether frames carry its tag.
+    /// Whether the bridge keeps to it, and frames carry its tag on the uplink.
     #[serde(skip_serializing_if = "Option::is_none")]
     vlan_tagged: Option<bool>,
     /// Why they do not.
     #[serde(skip_serializing_if = "Option::is_none")]
     vlan_reason: Option<String>,
+    /// The interface that carries the VLAN to other hosts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uplink: Option<String>,
+    /// Whether the kernel carries guests' packets itself, past QEMU, for cards that are made now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vhost: Option<bool>,
+    /// Why it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vhost_reason: Option<String>,
     /// The bridge.
     #[serde(skip_serializing_if = "Option::is_none")]
     bridge_name: Option<String>,
@@ -65,6 +74,9 @@ impl NetworkConfigBody {
             vlan_id: bridge.map(|_| facts.vlan_id),
             vlan_tagged: bridge.map(|_| facts.vlan_missing.is_none()),
             vlan_reason: facts.vlan_missing.clone(),
+            uplink: facts.uplink.clone(),
+            vhost: bridge.map(|_| facts.vhost_missing.is_none()),
+            vhost_reason: facts.vhost_missing.clone(),
             bridge_name: bridge.map(|bridge| bridge.name.clone()),
             subnet: bridge.map(|bridge| {
                 let pool = bridge.pool;
