@@ -28,6 +28,10 @@ fn main() -> ExitCode {
                 Err(error) => fail(&error, WRONG_CONFIGURATION),
             };
         }
+        Command::Store(StoreCommand::Check {
+            offline: true,
+            config,
+        }) => return store_check(config, &args.global, &environment),
         Command::Upgrade(UpgradeCommand::Check(flags)) => {
             return upgrade_check(flags, &args.global, &environment);
         }
@@ -82,6 +86,22 @@ fn offline(work: impl Future<Output = Result<Vec<String>, OfflineError>>) -> Exi
             }
             ExitCode::SUCCESS
         }
+        Err(error) => fail(&error, error.exit_code()),
+    }
+}
+
+/// Checks the store while no daemon runs.
+fn store_check(flags: &ConfigFlags, global: &Global, environment: &Environment) -> ExitCode {
+    let config = match Config::load(&flags.overrides(global), environment) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, WRONG_CONFIGURATION),
+    };
+    let checked = match app::offline::check(&config) {
+        Ok(checked) => checked,
+        Err(error) => return fail(&error, error.exit_code()),
+    };
+    match cli::tell_store_check(&checked, global.output, &mut Terminal::of_process()) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, error.exit_code()),
     }
 }

@@ -101,6 +101,8 @@ pub struct Handles {
     pub power: PowerHandle,
     /// How far the manifests are.
     pub manifests: Arc<ManifestSlot>,
+    /// Their files, for who compares them.
+    pub manifest_files: Arc<dyn ManifestFiles>,
     /// Time and randomness.
     pub clock: Arc<dyn Clock>,
     /// QEMU, for probes.
@@ -209,6 +211,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
     let observer_slot = Arc::new(ObserverSlot::default());
     let observer = ObserverHandle::new(observer_slot.clone(), settings.observer_interval);
     let manifests = Arc::new(ManifestSlot::default());
+    let manifest_files = ports.manifests.clone();
     let directory = Arc::new(VmDirectory::default());
     let (clock, hypervisor) = (ports.clock.clone(), ports.hypervisor.clone());
     let vms = VmsHandle::new(
@@ -287,6 +290,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         power,
         observer,
         manifests,
+        manifest_files,
         clock,
         hypervisor,
     };

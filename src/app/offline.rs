@@ -1,9 +1,9 @@
-//! Work on the durable files while no daemon runs: `vman store rebuild`.
+//! Work on the durable files while no daemon runs: `vman store rebuild`, `vman store check --offline`.
 //!
 //! Takes the storage path's lock, as a daemon does, so that neither meets the
 //! other. Must not: decide what a record becomes (the model's `manifest` does).
 
-use super::start_error;
+use super::{start_error, upgrade::Copy};
 use crate::{
     config::Config,
     host::{
@@ -12,13 +12,14 @@ use crate::{
         folders::HostFolders,
         manifests::HostManifests,
         qemu::adopt,
-        store_redb::{RedbStorage, Replacement},
+        store_redb::{RedbStorage, Replacement, copy_of_running},
     },
 };
 use std::{io, path::Path};
 use vman_actors::{
     manifests::rebuild::{RebuildError, RebuildReport, rebuild_store},
     ports::{Folders, HostError, Storage},
+    store::check,
 };
 use vman_model::drift::SeenProcess;
 
@@ -36,6 +37,14 @@ pub enum OfflineError {
         "the store {0} can be read: start the daemon; --force puts it aside and makes another of the manifests"
     )]
     Readable(String),
+    /// The store's file is none.
+    #[error("the store {store}: {error}")]
+    Unreadable {
+        /// The file.
+        store: String,
+        /// What was found in a copy of it.
+        error: String,
+    },
     /// Something could not be looked at or written.
     #[error(transparent)]
     App(#[from] super::AppError),
@@ -104,6 +113,27 @@ pub async fn rebuild(config: &Config, force: bool) -> Result<Vec<String>, Offlin
         .put_in_place(&stamp)
         .map_err(failed("put the new store in its place"))?;
     Ok(told(&report, kept.as_deref()))
+}
+
+/// Looks at a copy of the store, and at the manifests; answers what was found, as the daemon does.
+/// Opening the copy has redb verify all of the file's checksums.
+pub fn check(config: &Config) -> Result<serde_json::Value, OfflineError> {
+    let lock = locked(&config.storage.path)?;
+    let dirs = lock.dirs();
+    let failed = |what| move |error: io::Error| OfflineError::from(start_error(what)(error));
+    let copy = Copy::beside(&dirs.store_file());
+    copy_of_running(&dirs.store_file(), &copy.path).map_err(failed("copy the store"))?;
+    let storage = RedbStorage::new(&copy.path);
+    let manifests = HostManifests::new(dirs);
+    let files = manifests.read_all().map_err(failed("read the manifests"))?;
+    let checked = storage
+        .open()
+        .and_then(|()| check::at_rest(&storage, &files));
+    let checked = checked.map_err(|error| OfflineError::Unreadable {
+        store: dirs.store_file().display().to_string(),
+        error: error.to_string(),
+    })?;
+    Ok(crate::http::store_check(&checked))
 }
 
 /// The QEMUs of this storage path.

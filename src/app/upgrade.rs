@@ -186,12 +186,12 @@ fn free_bytes(path: &Path) -> Option<u64> {
 }
 
 /// A copy that goes when it has been looked at.
-struct Copy {
-    path: PathBuf,
+pub(super) struct Copy {
+    pub(super) path: PathBuf,
 }
 
 impl Copy {
-    fn beside(store: &Path) -> Self {
+    pub(super) fn beside(store: &Path) -> Self {
         Self {
             path: store.with_extension("redb.check"),
         }

@@ -20,6 +20,7 @@ pub mod view;
 mod wait;
 
 pub use args::{Args, Command, ConfigFlags, Global};
+pub use commands::store::tell_check as tell_store_check;
 pub use error::CliError;
 pub use terminal::Terminal;
 

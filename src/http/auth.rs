@@ -101,11 +101,11 @@ impl Admitted {
     }
 }
 
-/// What a token of scope `read` may do: look at everything but the tokens.
+/// What a token of scope `read` may do: look at everything but the tokens, and the whole store.
 fn reads(call: &Call<'_>) -> bool {
     let path = call.uri.path();
-    let of_tokens = path == "/tokens" || path.starts_with("/tokens/");
-    matches!(*call.method, Method::GET | Method::HEAD | Method::OPTIONS) && !of_tokens
+    let of_admins = path == "/tokens" || path.starts_with("/tokens/") || path == "/store/export";
+    matches!(*call.method, Method::GET | Method::HEAD | Method::OPTIONS) && !of_admins
 }
 
 /// What anybody may read.

@@ -31,6 +31,7 @@ mod state;
 mod waiting;
 
 pub use auth::{Access, LocalCallers, Peer};
+pub use dto::store::store_check;
 pub use error::{ApiError, Code, ERROR_CODES, FieldError};
 pub use metrics::{
     DiskUsage, GuestUsage, Kind, LinkUsage, METRICS, Metric, MetricsSources, ProcessUsage,

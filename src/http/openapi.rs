@@ -87,6 +87,8 @@ fn documented() -> OpenApiRouter<HttpState> {
         .routes(routes!(observer::get_observer))
         .routes(routes!(observer::check_now))
         .routes(routes!(store::backup_store))
+        .routes(routes!(store::check_store))
+        .routes(routes!(store::export_store))
         .routes(routes!(tokens::list_tokens, tokens::create_token))
         .routes(routes!(tokens::revoke_token))
         .routes(routes!(health::health))

@@ -132,7 +132,7 @@ fn endpoints() -> Vec<(&'static str, String, String)> {
             let class = match (method.as_str(), path.as_str()) {
                 (_, "/live" | "/ready" | "/health") => "open",
                 ("POST" | "PATCH", _) => "post",
-                (_, path) if path.starts_with("/tokens") => "tokens",
+                (_, path) if path.starts_with("/tokens") || path == "/store/export" => "tokens",
                 ("GET", _) => "look",
                 _ => "change",
             };

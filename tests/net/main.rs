@@ -7,6 +7,7 @@ mod support;
 
 mod console;
 mod damage;
+mod drift;
 mod forgery;
 mod leases;
 mod limits;

@@ -3,7 +3,9 @@
 use crate::support::{
     can_run,
     daemon::{Daemon, PATIENCE},
-    host, wait_for,
+    host,
+    qmp::Monitor,
+    wait_for,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -167,4 +169,43 @@ fn a_qemu_of_another_daemon_is_none_of_ours() {
     let status = daemon.post("/observer/check", &Value::Null).expect(200);
     assert_eq!(status["last_issues"], json!([]));
     assert!(host::lives(other.pid_of("a")));
+}
+
+#[test]
+fn a_disk_that_a_guest_let_go_of_by_itself_is_told_until_it_is_detached() {
+    let name = "a_disk_that_a_guest_let_go_of_by_itself_is_told_until_it_is_detached";
+    if !can_run(name) {
+        return;
+    }
+    let daemon = Daemon::start();
+    daemon.guest_template("vman.counter_ms=1000");
+    let vm = json!({"template_name": "guest", "name": "a"});
+    daemon.post("/vms", &vm).expect(201);
+    daemon.act("a", "start");
+    daemon.wait_console("a", "VMAN-GUEST userland up");
+    let disk = json!({"name": "data", "size_mib": 16});
+    daemon.post("/disks", &disk).expect(201);
+    let to = json!({"vm_id": "a"});
+    daemon.post("/disks/data/attach", &to).expect(200);
+    daemon.wait_console("a", "disk vda added");
+    assert_eq!(found(&daemon, "disk_let_go"), Vec::<Value>::new());
+
+    // An operator takes it out by hand, at the monitor that is kept for people.
+    let mut monitor = Monitor::open(&daemon.folder().join("run/vms/a/rescue.sock"));
+    let devices = monitor.run("qom-list", &json!({"path": "/machine/peripheral"}));
+    let devices = devices.as_array().unwrap().iter();
+    let mut names = devices.filter_map(|device| device["name"].as_str());
+    let device = names.find(|name| name.contains("data")).unwrap().to_owned();
+    monitor.run("device_del", &json!({"id": device}));
+    daemon.wait_console("a", "disk vda removed");
+    wait_for("it to be told", PATIENCE, || {
+        (!found(&daemon, "disk_let_go").is_empty()).then_some(())
+    });
+    let told = only(&daemon, "disk_let_go");
+    assert_eq!(
+        (&told["resource_id"], &told["action"]),
+        (&json!("data"), &json!("reported"))
+    );
+    daemon.post("/disks/data/detach", &json!({})).expect(200);
+    assert_eq!(found(&daemon, "disk_let_go"), Vec::<Value>::new());
 }

@@ -130,6 +130,15 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         r#"{"size_mib":32}"#,
     ),
     delete("delete-disk", disk, "/disks/d"),
+    post("attach-nic", running, "/vms/a/nics", "{}"),
+    delete("detach-nic", guest_with_nic, "/vms/a/nics/nic1"),
+    Operation {
+        name: "pull-cable",
+        given: running,
+        method: "PATCH",
+        target: "/vms/a/nics/nic0",
+        body: r#"{"link":"down"}"#,
+    },
     Operation {
         name: "put-image",
         given: nothing,
@@ -276,6 +285,11 @@ fn guest_with_disk(daemon: &Daemon) {
     daemon.wait_console("a", "disk vda added");
 }
 
+fn guest_with_nic(daemon: &Daemon) {
+    guest(daemon);
+    daemon.post("/vms/a/nics", &json!({})).expect(201);
+}
+
 fn template(daemon: &Daemon) {
     let body = json!({"name": "other", "cpu_count": 1, "ram_mib": 32});
     daemon.post("/templates", &body).expect(201);
@@ -297,6 +311,9 @@ pub(crate) fn summary(daemon: &Daemon) -> BTreeSet<String> {
         }
     };
     note("vm", "/vms", &["id", "state", "disks"]);
+    if daemon.call("GET", "/vms/a", &Value::Null).status == 200 {
+        note("nic", "/vms/a/nics", &["id", "link"]);
+    }
     note("disk", "/disks", &["id", "size_mib", "vm_id", "state"]);
     note("image", "/images", &["name"]);
     note("template", "/templates", &["name"]);

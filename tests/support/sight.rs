@@ -4,7 +4,7 @@ use super::{
     daemon::{Daemon, PATIENCE},
     host, wait_for,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{collections::BTreeSet, fs, path::Path};
 use vman_actors::oracle::{DiskSeen, Life, ProcessSeen, Promised, Seen, VmSeen, verdict};
 
@@ -84,6 +84,13 @@ fn leftovers(daemon: &Daemon, vms: &[VmSeen]) -> Vec<String> {
     all
 }
 
+/// What the daemon's own check of its store and of the manifests tells.
+fn store_faults(daemon: &Daemon) -> Vec<String> {
+    let checked = daemon.post("/store/check", &json!({})).expect(200);
+    let faults = checked["faults"].as_array().cloned().unwrap_or_default();
+    faults.iter().map(ToString::to_string).collect()
+}
+
 /// Everything there is, now.
 pub fn seen(daemon: &Daemon) -> Seen {
     let disks = list(daemon, "/disks");
@@ -119,9 +126,14 @@ pub fn seen(daemon: &Daemon) -> Seen {
         processes: processes.collect(),
         disk_files: names(&folder, true),
         image_files: names(&daemon.storage().join("images"), false),
+        leases: list(daemon, "/network/leases")
+            .iter()
+            .map(|lease| (text(&lease["ip"]), text(&lease["vm_id"])))
+            .collect(),
         leftovers: leftovers(daemon, &vms),
+        violations: store_faults(daemon),
+        networks: None,
         vms,
-        ..Seen::default()
     }
 }
 

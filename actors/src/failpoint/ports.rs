@@ -149,6 +149,10 @@ impl Storage for Watched<dyn Storage> {
         self.inner.range(table, from, limit)
     }
 
+    fn moment(&self, tables: &[Table]) -> Result<Vec<(Table, KeyValue)>, LoadError> {
+        self.inner.moment(tables)
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, LoadError> {
         self.inner.get(table, key)
     }

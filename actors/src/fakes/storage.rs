@@ -159,6 +159,15 @@ impl Storage for MemoryStorage {
             .collect())
     }
 
+    fn moment(&self, tables: &[Table]) -> Result<Vec<(Table, KeyValue)>, LoadError> {
+        let inner = self.readable()?;
+        let rows = inner.rows.iter();
+        let wanted = rows.filter(|((table, _), _)| tables.contains(table));
+        Ok(wanted
+            .map(|((table, key), value)| (*table, (key.clone(), value.clone())))
+            .collect())
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, LoadError> {
         let inner = self.readable()?;
         Ok(inner.rows.get(&(table, key.to_vec())).cloned())

@@ -174,7 +174,7 @@ fn rows<K: Ord + Clone, V: Clone>(
     }
 }
 
-fn name_of(kept: &Kept) -> ManifestName {
+pub(super) fn name_of(kept: &Kept) -> ManifestName {
     ManifestName {
         kind: kept.kind(),
         key: kept.key().to_owned(),

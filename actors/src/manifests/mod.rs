@@ -6,15 +6,18 @@
 //! came meanwhile, there is nothing that queues.
 //! Must not: decide what lasts (the model's `manifest` does), or delay anybody: a
 //! storage that takes no manifest is told, and tried again.
-//! Look next: `keep.rs` (one pass), `codec.rs` (how a manifest looks),
+//! Look next: `keep.rs` (one pass), `compare.rs` (for a check), `codec.rs` (how a manifest looks),
 //! `rebuild.rs` (the way back), docs/recovery.md.
 
 pub mod codec;
+mod compare;
 mod keep;
 pub mod rebuild;
 
 #[cfg(test)]
 mod tests;
+
+pub(crate) use compare::differing;
 
 use crate::{
     mailbox::{Actor, ActorRef},

@@ -164,6 +164,9 @@ pub trait Storage: Send + Sync + 'static {
     /// The rows of a table from `from` on, at most `limit`, in key order. Reads
     /// a consistent snapshot and never waits for a commit.
     fn range(&self, table: Table, from: &[u8], limit: usize) -> Result<Vec<KeyValue>, LoadError>;
+    /// All rows of these tables as of one moment between two commits, table by
+    /// table in key order. Never waits for a commit.
+    fn moment(&self, tables: &[Table]) -> Result<Vec<(Table, KeyValue)>, LoadError>;
     /// One row.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, LoadError>;
     /// Makes the batch durable.

@@ -5,6 +5,7 @@ use super::{
     codec::{self, DecodeError, Kind},
     inventory::{HOST_KEY, Inventory, Quarantined, RECENT_EVENTS, Versioned, event_key},
     migrate::{self, BACKUP_SUFFIX, Schemas},
+    row::{row_name, set_aside_for},
 };
 use crate::ports::{Clock, CommitError, LoadError, Row, RowBatch, Storage, Table};
 use imbl::OrdMap;
@@ -227,15 +228,6 @@ impl Reader<'_> {
     }
 }
 
-fn row_name(table: Table, key: &[u8]) -> String {
-    format!(
-        "{}/{}",
-        table.as_str(),
-        // Two keys never have the same name: one row would hide another.
-        key.escape_ascii()
-    )
-}
-
 /// Moves unreadable rows into their own table, with the event that tells it.
 /// Where there is no room for that they stay where they are until the next
 /// start, and are reported all the same: the others can be used.
@@ -289,12 +281,9 @@ fn quarantine(
         }
     }
     let rows = storage.load(Table::Quarantine)?;
-    let listed = rows.into_iter().map(|(key, value)| {
-        let why = value.split(|b| *b == 0).next().unwrap_or_default();
-        Quarantined {
-            row: String::from_utf8_lossy(&key).into_owned(),
-            error: String::from_utf8_lossy(why).into_owned(),
-        }
+    let listed = rows.into_iter().map(|(key, value)| Quarantined {
+        row: String::from_utf8_lossy(&key).into_owned(),
+        error: set_aside_for(&value),
     });
     inventory.quarantined = listed.chain(left).collect();
     Ok(())

@@ -8,15 +8,19 @@
 //! Dies when the outcome of a commit is unknown: its successor opens the file
 //! again and reads what is true.
 //! Look next: `inventory.rs` (state and guards), `writer.rs`, `codec.rs`, `backup.rs`,
+//! `check`, `export.rs`,
 //! `migrate.rs` (how rows of an older VMAN are brought up).
 
 mod backup;
+pub mod check;
 pub mod codec;
+mod export;
 mod handle;
 mod inventory;
 mod load;
 mod memo;
 pub mod migrate;
+mod row;
 mod tell;
 mod writer;
 
@@ -24,6 +28,7 @@ mod writer;
 mod tests;
 
 pub use backup::{Backup, BackupError};
+pub use export::{EXPORT_VERSION, Export};
 pub use handle::{EventLog, StoreError, StoreHandle, StoreSlot};
 pub use inventory::{Committed, Inventory, Quarantined, Versioned};
 pub use load::StoreLoadError;

@@ -422,6 +422,17 @@ pub enum TokenCommand {
 pub enum StoreCommand {
     /// Let the daemon make a backup of its store now
     Backup,
+    /// Check that every record can be read, that they hold together, and their manifests
+    Check {
+        /// Look at the files themselves, while no daemon runs
+        #[arg(long)]
+        offline: bool,
+        /// The daemon's configuration, for --offline
+        #[command(flatten)]
+        config: ConfigFlags,
+    },
+    /// Write out all records as JSON, a line each
+    Export,
     /// Make a lost or corrupt store again of manifests and running QEMUs, while no daemon runs
     Rebuild {
         /// Also where the store can be read: it is put aside

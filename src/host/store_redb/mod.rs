@@ -343,6 +343,22 @@ impl Storage for RedbStorage {
         })
     }
 
+    fn moment(&self, tables: &[Table]) -> Result<Vec<(Table, KeyValue)>, LoadError> {
+        self.read(|database| {
+            let (transaction, mut all) = (database.begin_read()?, Vec::new());
+            for table in tables {
+                let Some(rows) = existing(transaction.open_table(definition(*table)))? else {
+                    continue;
+                };
+                for row in rows.range::<&[u8]>(..)? {
+                    let (key, value) = row?;
+                    all.push((*table, (key.value().to_vec(), value.value().to_vec())));
+                }
+            }
+            Ok(all)
+        })
+    }
+
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, LoadError> {
         self.read(|database| {
             let Some(rows) = rows_of(database, table)? else {

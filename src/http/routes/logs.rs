@@ -24,8 +24,6 @@ use vman_model::VmId;
 
 /// Records that are told when nobody says how many.
 const LINES: u64 = 200;
-/// One JSON object a line (ndjson.org).
-const NDJSON: &str = "application/x-ndjson";
 
 /// What the log holds about a VM
 ///
@@ -72,7 +70,12 @@ pub(crate) async fn get_logs(
     if follow {
         let records = state.settings.log.follow(wanted);
         let records = records.map_err(|error| ApiError::from(error).vm(&id))?;
-        return stream::of_vm(&state, &id, NDJSON, records.map(|record| line(&record)));
+        return stream::of_vm(
+            &state,
+            &id,
+            stream::NDJSON,
+            records.map(|record| line(&record)),
+        );
     }
     let records = state.settings.log.read(&wanted).await;
     let records = records.map_err(|error| ApiError::from(error).vm(&id))?;

@@ -94,7 +94,7 @@ pub(super) async fn until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-pub(super) fn template(name: &str) -> TemplateRecord {
+pub(in crate::store) fn template(name: &str) -> TemplateRecord {
     TemplateRecord {
         name: TemplateName::parse(name).unwrap(),
         size: size(),
@@ -129,7 +129,7 @@ fn size() -> VmSize {
     }
 }
 
-pub(super) fn vm() -> VmRecord {
+pub(in crate::store) fn vm() -> VmRecord {
     let identity = ProcessIdentity {
         pid: 4_711,
         start_time: 123_456,
@@ -229,7 +229,7 @@ pub(super) fn vm() -> VmRecord {
     }
 }
 
-pub(super) fn disk() -> DiskRecord {
+pub(in crate::store) fn disk() -> DiskRecord {
     DiskRecord {
         id: DiskId::parse("web-1-root").unwrap(),
         size_mib: 10_240,
@@ -255,7 +255,7 @@ pub(super) fn disk() -> DiskRecord {
     }
 }
 
-pub(super) fn image() -> ImageRecord {
+pub(in crate::store) fn image() -> ImageRecord {
     ImageRecord {
         name: ImageName::parse("debian-13").unwrap(),
         kind: ImageKind::Disk,
@@ -267,7 +267,7 @@ pub(super) fn image() -> ImageRecord {
     }
 }
 
-pub(super) fn operation(id: &str) -> OperationRecord {
+pub(in crate::store) fn operation(id: &str) -> OperationRecord {
     OperationRecord {
         id: OperationId::parse(id).unwrap(),
         kind: OperationKind::VmStart,
@@ -284,7 +284,7 @@ pub(super) fn operation(id: &str) -> OperationRecord {
     }
 }
 
-pub(super) fn lease() -> LeaseRecord {
+pub(in crate::store) fn lease() -> LeaseRecord {
     LeaseRecord {
         id: LeaseId::parse("10.0.0.7").unwrap(),
         vm_id: VmId::parse("web-1").unwrap(),
@@ -300,7 +300,7 @@ pub(super) fn lease() -> LeaseRecord {
     }
 }
 
-pub(super) fn forward() -> ForwardRecord {
+pub(in crate::store) fn forward() -> ForwardRecord {
     ForwardRecord {
         id: ForwardRecord::id_of(Protocol::Udp, 8080),
         vm_id: VmId::parse("web-1").unwrap(),
@@ -311,7 +311,7 @@ pub(super) fn forward() -> ForwardRecord {
     }
 }
 
-pub(super) fn event() -> Event {
+pub(in crate::store) fn event() -> Event {
     Event {
         revision: Revision(42),
         what: EventDraft {
@@ -347,7 +347,7 @@ pub(super) fn key(name: &str, created_at: UnixMs) -> IdempotencyRecord {
     }
 }
 
-pub(super) fn token() -> TokenRecord {
+pub(in crate::store) fn token() -> TokenRecord {
     TokenRecord {
         id: TokenId::parse("0a1b2c3d4e5f6071").unwrap(),
         name: TokenName::parse("ci").unwrap(),

@@ -5,7 +5,7 @@
 
 mod codec;
 mod commits;
-mod given;
+pub(super) mod given;
 mod loading;
 mod log;
 mod migrating;

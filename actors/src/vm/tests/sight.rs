@@ -1,7 +1,10 @@
 //! What the oracle sees of a simulated host.
 
 use super::daemon::Daemon;
-use crate::oracle::{DiskSeen, Life, ProcessSeen, Seen, VmSeen};
+use crate::{
+    oracle::{DiskSeen, Life, ProcessSeen, Seen, VmSeen},
+    store::check,
+};
 use vman_model::{
     DiskFile,
     vm::{Phase, VmRecord},
@@ -61,8 +64,16 @@ pub(super) fn seen(daemon: &Daemon) -> Seen {
         image_files: strings(host.image_files()),
         networks: Some(strings(host.networks_held())),
         leftovers: Vec::new(),
-        violations: host.violations(),
+        violations: [host.violations(), store_faults(daemon)].concat(),
     }
+}
+
+/// What a check of the store tells, which must be nothing at any moment.
+pub(super) fn store_faults(daemon: &Daemon) -> Vec<String> {
+    let checked = check::records(daemon.host.storage());
+    let faults = checked.map(|checked| checked.faults);
+    let told = |fault: check::Fault| format!("the store: {}: {}", fault.row, fault.detail);
+    faults.unwrap_or_default().into_iter().map(told).collect()
 }
 
 fn strings<T: ToString, C: FromIterator<String>>(of: impl IntoIterator<Item = T>) -> C {

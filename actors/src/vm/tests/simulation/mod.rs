@@ -13,7 +13,7 @@ mod deeds;
 use super::{
     daemon::{Daemon, alone, on_threads, vm},
     operations::bridged,
-    sight::seen,
+    sight::{seen, store_faults},
     trial::{Dice, Trial},
 };
 use crate::{
@@ -33,6 +33,8 @@ use std::{
 };
 use vman_model::vm::{Desired, Phase};
 
+/// After so many deeds the store is checked in the middle of it all.
+const CHECKED: u64 = 10;
 /// Deeds in a life.
 const STEPS: u64 = 60;
 /// One step of a daemon in so many is its last.
@@ -196,11 +198,18 @@ impl Life {
 async fn live_through(seed: u64, way: Way) -> u64 {
     let mut life = Life::begin(seed, way).await;
     life.reborn().await;
-    for _ in 0..STEPS {
+    for step in 0..STEPS {
         if life.is_over() {
             life.reborn().await;
         }
         life.step().await;
+        if step.is_multiple_of(CHECKED) {
+            let faults = store_faults(&life.daemon);
+            assert!(
+                faults.is_empty(),
+                "work in progress is no fault: {faults:#?}"
+            );
+        }
     }
     life.settle().await;
     life.digest()
