@@ -91,6 +91,18 @@ fn store_faults(daemon: &Daemon) -> Vec<String> {
     faults.iter().map(ToString::to_string).collect()
 }
 
+/// Images whose files are not as long as their records say.
+fn image_faults(daemon: &Daemon, images: &[Value]) -> Vec<String> {
+    let folder = daemon.storage().join("images");
+    let wrong = images.iter().filter(|image| {
+        let file = fs::metadata(folder.join(text(&image["name"])));
+        file.is_ok_and(|file| image["size_bytes"] != file.len())
+    });
+    wrong
+        .map(|image| format!("the file of an image has another length: {image}"))
+        .collect()
+}
+
 /// Everything there is, now.
 pub fn seen(daemon: &Daemon) -> Seen {
     let disks = list(daemon, "/disks");
@@ -131,7 +143,7 @@ pub fn seen(daemon: &Daemon) -> Seen {
             .map(|lease| (text(&lease["ip"]), text(&lease["vm_id"])))
             .collect(),
         leftovers: leftovers(daemon, &vms),
-        violations: store_faults(daemon),
+        violations: [store_faults(daemon), image_faults(daemon, &images)].concat(),
         networks: None,
         vms,
     }
