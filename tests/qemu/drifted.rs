@@ -39,6 +39,9 @@ fn forge(daemon: &mut Daemon, vm: &str, change: impl FnOnce(&mut VmRecord)) {
     daemon.serve();
 }
 
+/// A class, and what is done to the record for it.
+type Forged = (&'static str, fn(&mut VmRecord));
+
 fn at_rest(record: &mut VmRecord) {
     (record.phase, record.desired) = (Phase::Stopped, Desired::Stopped);
     (record.process, record.claim) = (None, None);
@@ -50,7 +53,7 @@ fn a_qemu_of_a_vm_that_is_recorded_stopped_and_one_of_an_earlier_life_are_ended(
     if !can_run(name) {
         return;
     }
-    let classes: [(&str, fn(&mut VmRecord)); 2] = [
+    let classes: [Forged; 2] = [
         ("qemu_of_stopped_vm", at_rest),
         ("qemu_of_another_life", |record| {
             at_rest(record);
