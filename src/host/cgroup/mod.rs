@@ -86,9 +86,9 @@ impl Hierarchies {
 }
 
 impl Cgroups {
-    /// Tries everything out on this host, and sweeps away what is nobody's. Blocks for some
-    /// milliseconds.
-    pub fn find_out() -> Self {
+    /// Tries everything out on this host, and sweeps away what is nobody's: no VM notes it in
+    /// `notes`. Blocks for some milliseconds.
+    pub fn find_out(notes: &[PathBuf]) -> Self {
         let hierarchies = Hierarchies::of_this_process();
         let under_systemd = Path::new("/run/systemd/system").exists();
         let mut found = Self::try_out(&hierarchies, under_systemd);
@@ -99,7 +99,15 @@ impl Cgroups {
         ) {
             found.take_scopes(mounted);
         }
-        found.sweep(SETTLED);
+        // What a VM's QEMU was ended for while no daemon looked is still to be read there.
+        match notes
+            .iter()
+            .map(|note| noted(note))
+            .collect::<io::Result<Vec<_>>>()
+        {
+            Ok(kept) => found.sweep(SETTLED, &kept.concat()),
+            Err(error) => tracing::warn!(%error, "no control group is swept away"),
+        }
         found
     }
 
@@ -213,15 +221,16 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Removes groups that hold nothing and have been there for longer than `settled`.
-    fn sweep(&self, settled: Duration) {
+    /// Removes groups that hold nothing and have been there for longer than `settled`, but for `kept`.
+    fn sweep(&self, settled: Duration, kept: &[PathBuf]) {
         let own = self.usable.iter().map(|usable| usable.folder.clone());
         let scopes = self.scopes.iter().map(|(scopes, _)| scopes.folder());
         for entry in own.chain(scopes).flat_map(fs::read_dir).flatten().flatten() {
             let old = entry.metadata().is_ok_and(|found| age(&found) > settled);
             let is_group = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            if is_group && old && swept(&entry.path()) {
-                let group = entry.path().display().to_string();
+            let group = entry.path();
+            if is_group && old && !kept.contains(&group) && swept(&group) {
+                let group = group.display().to_string();
                 tracing::info!(
                     group,
                     "an empty control group of an earlier daemon is removed"

@@ -13,7 +13,7 @@ fn name() -> String {
 
 /// This host's, or none and a word aloud.
 fn host(of: Measure) -> Option<Cgroups> {
-    let found = Cgroups::find_out();
+    let found = Cgroups::find_out(&[]);
     let has = found.measures().any(|measure| measure == of);
     if !has {
         eprintln!(
@@ -158,13 +158,41 @@ async fn a_group_in_which_somebody_lives_is_neither_removed_nor_swept() {
     let groups = noted(&bench.note()).unwrap();
     assert!(remove(&bench.note()).is_err());
     // Other tests' groups may be empty for a moment.
-    bench.cgroups.sweep(Duration::from_secs(30));
+    bench.cgroups.sweep(Duration::from_secs(30), &[]);
     assert!(groups.iter().all(|group| group.exists()));
     assert!(bench.note().exists(), "what is left is still known");
     child.kill().unwrap();
     child.exited().await;
     remove(&bench.note()).unwrap();
     assert!(groups.iter().all(|group| !group.exists()));
+}
+
+#[test]
+fn an_empty_group_is_swept_away_unless_a_vm_notes_it_whose_end_is_still_to_be_read() {
+    let (root, hierarchies) = version_2("pids", "gone");
+    let place = hierarchies.two(false).unwrap().unwrap();
+    let folder = place.above.join(FOLDER);
+    let (gone, noted) = (folder.join("gone"), folder.join("noted"));
+    fs::remove_dir_all(&gone).unwrap();
+    for group in [&gone, &noted] {
+        fs::create_dir(group).unwrap();
+    }
+    let cgroups = Cgroups {
+        usable: vec![Usable {
+            controller: Controller::Pids,
+            version: Version::Two,
+            folder,
+        }],
+        ..Cgroups::default()
+    };
+    // Its clock's tick may be the present one.
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while gone.exists() && std::time::Instant::now() < until {
+        cgroups.sweep(Duration::ZERO, std::slice::from_ref(&noted));
+        std::thread::yield_now();
+    }
+    assert!(!gone.exists() && noted.exists());
+    drop(root);
 }
 
 /// A folder that looks like a version 2 hierarchy. What the kernel makes with a group is made here
@@ -254,7 +282,7 @@ fn what_a_host_has_not_is_said_with_the_reason() {
 
 #[test]
 fn only_what_the_claim_says_is_made() {
-    let bench = Bench::new(Cgroups::find_out());
+    let bench = Bench::new(Cgroups::find_out(&[]));
     bench
         .cgroups
         .make(&name(), &TRIAL, &[], &bench.note())

@@ -98,7 +98,10 @@ impl Jail {
             let root = Some(root);
             self.try_out(Cage { root, ..bare() }).await
         };
-        let cgroups = tokio::task::spawn_blocking(Cgroups::find_out);
+        let cgroups = tokio::task::spawn_blocking({
+            let layout = self.layout.clone();
+            move || Cgroups::find_out(&layout.all_cgroups())
+        });
         let (ipc, network, landlock, mount, user, cgroups) = tokio::join!(
             self.try_out(ipc),
             self.try_out(network),

@@ -48,6 +48,15 @@ impl Layout {
         self.sockets(vm).join(CGROUPS_NOTE)
     }
 
+    /// The same of all VMs that have a folder of sockets.
+    pub fn all_cgroups(&self) -> Vec<PathBuf> {
+        let folders = std::fs::read_dir(self.runtime.join("vms"));
+        let folders = folders.into_iter().flatten().flatten();
+        folders
+            .map(|folder| folder.path().join(CGROUPS_NOTE))
+            .collect()
+    }
+
     /// An empty folder, over which a QEMU's own root is mounted where only it sees that.
     pub fn empty(&self) -> PathBuf {
         self.runtime.join("empty")
