@@ -14,7 +14,7 @@ pub mod upgrade;
 pub use reload::Reread;
 
 use crate::{
-    config::{Config, NetworkMode, ObserverPolicy},
+    config::{Config, NetworkMode, NetworkSettings, ObserverPolicy},
     host::{
         capacity,
         clock::SystemClock,
@@ -26,7 +26,7 @@ use crate::{
         images::HostImages,
         jail::ToolJail,
         manifests::HostManifests,
-        net::{BridgeNetwork, BridgeSettings, UserNetwork, tap::Taps},
+        net::{BridgeNetworks, BridgeSettings, UserNetwork, tap::Taps},
         qemu::{QemuHost, QemuSettings, layout::Layout, samples::Samples},
         qmp::{CommandTimes, Deadlines},
         store_redb::RedbStorage,
@@ -49,8 +49,8 @@ use vman_actors::observer::DriftSettings;
 use vman_actors::ports::{Clock, Network};
 use vman_actors::{Handles, Ports, StartError, Tree, TreeSettings};
 use vman_model::{
-    Allowance, Capacity, Cause, Change, EventDraft, EventKind, ImageName, Origin, Pool, Subject,
-    vm::NetworkKind,
+    Allowance, Capacity, Cause, Change, EventDraft, EventKind, ImageName, NetworkName, Origin,
+    Pool, Subject, vm::NetworkKind,
 };
 
 /// How long the tree may take to stop after the last request was answered.
@@ -357,16 +357,17 @@ async fn network(config: &Config, taps: Arc<Taps>) -> Result<Arc<dyn Network>, A
         NetworkMode::User => return user(NetworkKind::User, None),
         NetworkMode::Auto | NetworkMode::Bridge => {}
     }
-    match BridgeNetwork::open(bridge_settings(config), taps).await {
-        Ok(bridge) => {
-            let facts = bridge.facts();
-            if let Some(why) = facts.vlan_missing {
-                tracing::warn!(vlan_id = facts.vlan_id, "{why}");
+    match BridgeNetworks::open(bridge_settings(config), taps).await {
+        Ok(networks) => {
+            for bridge in networks.facts().bridges {
+                if let Some(why) = bridge.vlan_missing {
+                    tracing::warn!(vlan_id = bridge.vlan_id, "{why}");
+                }
             }
-            if let Some(why) = facts.vhost_missing {
+            if let Some(why) = networks.facts().vhost_missing {
                 tracing::info!("{why}");
             }
-            Ok(Arc::new(bridge))
+            Ok(Arc::new(networks))
         }
         Err(why) if mode == NetworkMode::Auto => {
             tracing::warn!(reason = why, "no bridge: VMs get QEMU's user-mode network");
@@ -376,22 +377,36 @@ async fn network(config: &Config, taps: Arc<Taps>) -> Result<Arc<dyn Network>, A
     }
 }
 
-fn bridge_settings(config: &Config) -> BridgeSettings {
+/// Every network, the default one first.
+fn bridge_settings(config: &Config) -> Vec<BridgeSettings> {
     let found = |program: &PathBuf| program.is_file().then(|| program.clone());
-    let network = &config.network.networks[0];
-    let subnet = network.subnet;
-    BridgeSettings {
+    let folder = |name: &NetworkName| {
+        if *name == NetworkName::default() {
+            "network".to_owned()
+        } else {
+            format!("network-{name}")
+        }
+    };
+    let settings = |network: &NetworkSettings| BridgeSettings {
+        network: network.name.clone(),
         bridge: network.bridge_name.clone(),
-        pool: Pool::new(subnet.network(), subnet.prefix(), network.gateway)
-            .expect("the configuration has checked subnet and gateway"),
+        pool: Pool::new(
+            network.subnet.network(),
+            network.subnet.prefix(),
+            network.gateway,
+        )
+        .expect("the configuration has checked subnet and gateway"),
         dns: network.dns.clone(),
         vlan_id: network.vlan_id,
         uplink: network.uplink.clone(),
         isolated: network.isolated,
-        folder: config.storage.runtime.join("network"),
+        nat: network.nat,
+        mtu: network.mtu,
+        folder: config.storage.runtime.join(folder(&network.name)),
         nft: found(&config.network.nft),
         dnsmasq: found(&config.network.dnsmasq),
-    }
+    };
+    config.network.networks.iter().map(settings).collect()
 }
 
 fn default_boot_disk(config: &Config) -> Option<ImageName> {

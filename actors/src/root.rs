@@ -219,7 +219,7 @@ fn seats(ports: Ports, settings: &TreeSettings) -> (Seats, Handles, RecoveryProg
         store.clone(),
         clock.clone(),
         hypervisor.clone(),
-        ports.network.facts().pool(),
+        ports.network.facts(),
         settings.max_vms,
     );
     let turns = Arc::new(StartTurns::default());

@@ -109,6 +109,23 @@ pub const LEASE: View = View {
     none: "no addresses are given",
 };
 
+/// Networks.
+pub const NETWORK: View = View {
+    id: &["name"],
+    columns: &[
+        ("NETWORK", &["name"], Plain),
+        ("MODE", &["mode"], Plain),
+        ("BRIDGE", &["bridge_name"], Plain),
+        ("SUBNET", &["subnet"], Plain),
+        ("GATEWAY", &["gateway"], Plain),
+        ("NAT", &["nat"], Plain),
+        ("ISOLATED", &["isolated"], Plain),
+        ("HELD", &["allocated_ips"], Plain),
+        ("FREE", &["available_ips"], Plain),
+    ],
+    none: "no networks: VMs are not connected to a bridge",
+};
+
 /// Network cards of a VM.
 pub const NIC: View = View {
     id: &["id"],

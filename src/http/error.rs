@@ -49,6 +49,7 @@ codes! {
     MalformedHeader "malformed_header" 400 "A header has a value that cannot be read",
     BadCursor "bad_cursor" 400 "The cursor or event id is not one of this daemon's",
     UnknownTemplate "unknown_template" 400 "The template named by the request is not there",
+    UnknownNetwork "unknown_network" 400 "The network named by the request is not configured",
     Unauthorized "unauthorized" 401 "The caller is not known",
     InsufficientScope "insufficient_scope" 403 "The token's scope does not allow this",
     Forbidden "forbidden" 403 "The caller may not do this",

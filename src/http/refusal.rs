@@ -234,19 +234,10 @@ impl From<CreateError> for ApiError {
                 format!("there are {limit} VMs, the configured limit: delete one, or raise VMAN_MAX_VMS"),
             ),
             CreateError::Address(error) => error.into(),
-            CreateError::NoAddresses => no_addresses(),
-            CreateError::NoLimits => no_limits(),
             CreateError::KeyInUse => key_in_flight(),
             CreateError::Store(error) => error.into(),
         }
     }
-}
-
-fn no_addresses() -> ApiError {
-    ApiError::field(
-        "address",
-        "VMs are not connected to a bridge here, so this host gives no addresses: leave it out",
-    )
 }
 
 fn no_limits() -> ApiError {
@@ -266,8 +257,6 @@ impl From<NicError> for ApiError {
     fn from(error: NicError) -> Self {
         match error {
             NicError::Address(error) => error.into(),
-            NicError::NoAddresses => no_addresses(),
-            NicError::NoLimits => no_limits(),
             NicError::Command(error) => error.into(),
         }
     }
@@ -286,6 +275,15 @@ impl From<LeaseError> for ApiError {
                 "address",
                 format!("{address} is not an address that guests of this network can have"),
             ),
+            LeaseError::NoLimits => no_limits(),
+            LeaseError::NotOurs => ApiError::field(
+                "address",
+                "VMs are not connected to a bridge here, so this host gives no addresses: leave it out",
+            ),
+            LeaseError::NoNetwork(name, known) => {
+                let detail = format!("there is no network named {name}: there is {known}");
+                ApiError::new(Code::UnknownNetwork, detail).of_field("network")
+            }
             LeaseError::Taken(address, vm) => ApiError::new(
                 Code::AddressInUse,
                 format!("{address} is held by VM {vm}: choose another, or leave it out"),

@@ -5,7 +5,7 @@ use axum::body::Body;
 use core::net::Ipv4Addr;
 use serde_json::{Value, json};
 use vman_actors::{fakes::FakeHost, ports::BridgeFacts};
-use vman_model::{Pool, VmId, network::LinkState};
+use vman_model::{NetworkName, Pool, VmId, network::LinkState};
 
 /// VMs on a bridge of a network with so many bits for hosts.
 async fn bridged(prefix: u8) -> Api {
@@ -16,6 +16,12 @@ async fn bridged(prefix: u8) -> Api {
         pool: Pool::new(at(0), prefix, at(1)).unwrap(),
         dns: vec![],
         isolated: false,
+        network: NetworkName::default(),
+        nat: true,
+        vlan_id: None,
+        mtu: 1500,
+        vlan_missing: None,
+        uplink: None,
     });
     let api = Api::on(host, Setup::default()).await;
     api.small_template().await;
@@ -330,4 +336,32 @@ async fn a_limit_that_the_kernel_cannot_hold_is_kept_and_says_so() {
     let sent = json!({"limits": {"outbound": {"average": 1000}}});
     let card = patch(&api, "nic0", sent).await.expect(200);
     assert_eq!(card["limits_reason"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_card_says_its_network_and_one_that_is_not_there_is_refused_with_those_that_are() {
+    let api = bridged(24).await;
+    let card = attach(&api, &json!({"network": "default"})).await;
+    assert_eq!(card["network"], "default");
+    assert_eq!(api.get("/vms/a").await.expect(200)["network"], "default");
+    let lease = &api.get("/network/leases").await.expect(200)[0];
+    assert_eq!(lease["network"], "default");
+    let vm = json!({"template_name": "small", "name": "b", "network": "lab"});
+    for (target, body) in [("/vms", vm), ("/vms/a/nics", json!({"network": "lab"}))] {
+        let refused = api.post(target, &body).await.expect(400);
+        assert_eq!(refused["code"], "unknown_network");
+        let detail = refused["detail"].as_str().unwrap();
+        assert!(detail.contains("there is default"), "{detail}");
+    }
+    let config = api.get("/network/config").await.expect(200);
+    let networks = config["networks"].as_array().unwrap();
+    assert_eq!(
+        (networks.len(), &networks[0]["name"]),
+        (1, &json!("default"))
+    );
+    assert_eq!(networks[0]["bridge_name"], config["bridge_name"]);
+    assert_eq!(
+        (&config["nat"], &config["mtu"]),
+        (&json!(true), &json!(1500))
+    );
 }

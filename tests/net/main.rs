@@ -11,6 +11,7 @@ mod drift;
 mod forgery;
 mod leases;
 mod limits;
+mod networks;
 mod nics;
 mod traffic;
 mod user;

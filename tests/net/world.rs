@@ -125,9 +125,17 @@ impl World {
         links
     }
 
-    /// The links that are attached to the bridge.
+    /// The links that are attached to the default network's bridge.
     pub fn attached(&self) -> Vec<String> {
-        let list = run(&format!("ip -n {} -json link show master br-t", self.host));
+        self.on("br-t")
+    }
+
+    /// The links that are attached to a bridge.
+    pub fn on(&self, bridge: &str) -> Vec<String> {
+        let list = run(&format!(
+            "ip -n {} -json link show master {bridge}",
+            self.host
+        ));
         let list: Value = serde_json::from_str(&list).unwrap_or_default();
         let names = list.as_array().into_iter().flatten();
         names

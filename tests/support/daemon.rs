@@ -121,6 +121,11 @@ impl Daemon {
         self.child = Some(shell.spawn().unwrap());
     }
 
+    /// Writes the daemon's configuration file, which is read instead of the host's.
+    pub fn configure(&self, text: &str) {
+        fs::write(self.folder.path().join("vman.toml"), text).unwrap();
+    }
+
     /// The command that starts this daemon.
     pub fn command(&self) -> Command {
         let vman = env!("CARGO_BIN_EXE_vman");
@@ -170,6 +175,10 @@ impl Daemon {
         }
         for name in &self.unset {
             command.env_remove(name);
+        }
+        let file = self.folder.path().join("vman.toml");
+        if file.exists() {
+            command.arg("--config").arg(file);
         }
         command
     }

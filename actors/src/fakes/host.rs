@@ -13,12 +13,14 @@ use super::{
     world::{LiveQemu, Signalled, World},
 };
 use crate::{
-    ports::{BridgeFacts, FoundProcess, Hypervisor, MachineNews, NetworkSurvey, Storage},
+    ports::{
+        BridgeFacts, FoundProcess, Hypervisor, MachineNews, NetworkError, NetworkSurvey, Storage,
+    },
     root::Ports,
 };
 use std::sync::{Arc, atomic::Ordering};
 use vman_model::{
-    DiskId, ImageName, NetworkPlan, TapName, VmId,
+    DiskId, ImageName, NetworkName, NetworkPlan, TapName, VmId,
     drift::{Room, SeenFile},
     network::LinkState,
     vm::{ExitStatus, RunState},
@@ -153,7 +155,12 @@ impl FakeHost {
 
     /// From the next start of the daemon on, VMs are connected to a bridge.
     pub fn bridge(&self, facts: BridgeFacts) {
-        self.bridge.things().facts = Some(facts);
+        self.networks(vec![facts]);
+    }
+
+    /// From the next start of the daemon on, there are these networks.
+    pub fn networks(&self, facts: Vec<BridgeFacts>) {
+        self.bridge.things().facts = facts;
     }
 
     /// The kernel cannot hold what guests receive to a limit.
@@ -180,6 +187,17 @@ impl FakeHost {
     /// So many settlings of the bridge fail.
     pub fn fail_settlings(&self, times: u32) {
         self.bridge.things().errors = times;
+        self.bridge.disturb();
+    }
+
+    /// Settlings of one network fail for this reason, until it is none.
+    pub fn fail_network(&self, network: NetworkName, why: Option<&str>) {
+        let mut things = self.bridge.things();
+        match why {
+            Some(why) => drop(things.failing.insert(network, NetworkError(why.to_owned()))),
+            None => drop(things.failing.remove(&network)),
+        }
+        drop(things);
         self.bridge.disturb();
     }
 

@@ -8,11 +8,11 @@ use crate::ports::{
 };
 use core::net::Ipv4Addr;
 use futures_util::{StreamExt, stream::BoxStream};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use vman_model::{
-    NetworkPlan, TapName, VmId,
+    NetworkName, NetworkPlan, TapName, VmId,
     vm::{NetworkKind, NicClaim},
 };
 
@@ -26,10 +26,11 @@ pub(super) struct Bridge {
 /// What there is, and what goes wrong.
 #[derive(Default)]
 pub(super) struct BridgeThings {
-    pub(super) facts: Option<BridgeFacts>,
+    pub(super) facts: Vec<BridgeFacts>,
     pub(super) plan: Arc<NetworkPlan>,
     pub(super) settlings: u64,
     pub(super) errors: u32,
+    pub(super) failing: BTreeMap<NetworkName, NetworkError>,
     pub(super) repairs: Vec<String>,
     pub(super) lost: Vec<TapName>,
     /// Addresses whose guests do not answer.
@@ -69,17 +70,18 @@ impl FakeNetwork {
 
 impl Network for FakeNetwork {
     fn facts(&self) -> NetworkFacts {
-        let bridge = self.bridge.things().facts.clone();
-        let kind = match bridge {
-            Some(_) => NetworkKind::Bridge,
-            None => NetworkKind::User,
+        let bridges = self.bridge.things().facts.clone();
+        let kind = if bridges.is_empty() {
+            NetworkKind::User
+        } else {
+            NetworkKind::Bridge
         };
         let facts = NetworkFacts::without_bridge(kind, None);
-        if bridge.is_none() {
+        if bridges.is_empty() {
             return facts;
         }
         NetworkFacts {
-            bridge,
+            bridges,
             unlimited: self.bridge.things().unlimited.clone(),
             ..facts
         }
@@ -103,6 +105,7 @@ impl Network for FakeNetwork {
             Ok(Settled {
                 repairs: std::mem::take(&mut things.repairs),
                 lost: std::mem::take(&mut things.lost),
+                failed: things.failing.clone(),
             })
         })
     }
@@ -168,17 +171,19 @@ impl Network for FakeNetwork {
 
     fn survey(&self) -> BoxFuture<'static, Result<NetworkSurvey, NetworkError>> {
         let things = self.bridge.things();
-        let survey = things.seen.clone().unwrap_or_else(|| match &things.facts {
-            None => NetworkSurvey::default(),
-            Some(facts) => NetworkSurvey {
-                bridge: Some(SeenBridge {
-                    name: facts.name.clone(),
-                    ours: true,
-                    up: true,
-                }),
-                taps: self.taps(),
-                foreign: Vec::new(),
+        let bridge = |facts: &BridgeFacts| SeenBridge {
+            name: facts.name.clone(),
+            ours: true,
+            up: true,
+        };
+        let survey = things.seen.clone().unwrap_or_else(|| NetworkSurvey {
+            bridges: things.facts.iter().map(bridge).collect(),
+            taps: if things.facts.is_empty() {
+                Vec::new()
+            } else {
+                self.taps()
             },
+            foreign: Vec::new(),
         });
         Box::pin(async { Ok(survey) })
     }

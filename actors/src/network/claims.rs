@@ -3,13 +3,16 @@
 //!
 //! Must not: let a TAP be made for an address that the rules do not know yet.
 
-use super::{NetworkMsg, NetworkState, leases};
+use super::{
+    NetworkMsg, NetworkState,
+    leases::{self, Card},
+};
 use crate::{
     mailbox::ActorRef,
-    ports::{NetworkError, NicRequest},
+    ports::{NetworkError, NicRequest, NicWish},
 };
 use tokio::{sync::oneshot, time::Instant};
-use vman_model::{VmId, vm::NicClaim};
+use vman_model::{VmId, network::NicLimits, vm::NicClaim};
 
 pub(super) type ClaimReply = oneshot::Sender<Result<Vec<NicClaim>, NetworkError>>;
 pub(super) type RulesReply = oneshot::Sender<Result<(), NetworkError>>;
@@ -43,7 +46,7 @@ impl NetworkState {
         let vm = &request.vm;
         for wish in &mut request.nics {
             let Some(lease) = inventory.lease_of(vm, wish.nic) else {
-                let missing = (wish.nic, wish.mac);
+                let missing = wish.clone();
                 return self.give_address(myself, request, missing, reply);
             };
             wish.address = Some(lease.value.address);
@@ -93,12 +96,17 @@ impl NetworkState {
             let at = ports.binary_search_by_key(&address, |port| port.address);
             at.is_ok_and(|at| ports[at].vm == *vm && ports[at].limits == limits)
         });
-        known && self.problem.is_none()
+        known && !self.failing.contains_key(&lease.value.network)
     }
 
-    /// One whose address came too late for this plan waits for the next.
+    /// One whose address came too late for this plan waits for the next; one whose
+    /// network fails is told so.
     pub(super) fn resume_waiting(&mut self, myself: &ActorRef<NetworkMsg>) {
         for waiting in std::mem::take(&mut self.waiting) {
+            if let Some(error) = self.failure_of(&waiting) {
+                waiting.refuse(error);
+                continue;
+            }
             match waiting {
                 Waiting::Claim(request, reply) => self.claim(myself, request, reply),
                 Waiting::Rules(vm, nic, reply) => self.await_rules(myself, vm, nic, reply),
@@ -106,21 +114,38 @@ impl NetworkState {
         }
     }
 
+    fn failure_of(&self, waiting: &Waiting) -> Option<NetworkError> {
+        let (vm, nics): (_, Vec<u8>) = match waiting {
+            Waiting::Claim(request, _) => {
+                let nics = request.nics.iter().map(|wish| wish.nic);
+                (&request.vm, nics.collect())
+            }
+            Waiting::Rules(vm, nic, _) => (vm, vec![*nic]),
+        };
+        let inventory = self.arguments.store.inventory();
+        let mut leases = nics.iter().filter_map(|nic| inventory.lease_of(vm, *nic));
+        leases.find_map(|lease| self.failing.get(&lease.value.network).cloned())
+    }
+
     fn give_address(
         &self,
         myself: &ActorRef<NetworkMsg>,
         request: NicRequest,
-        (nic, mac): (u8, [u8; 6]),
+        missing: NicWish,
         reply: ClaimReply,
     ) {
         let (arguments, actor) = (self.arguments.clone(), myself.clone());
         tokio::spawn(async move {
-            let Some(pool) = arguments.network.facts().pool() else {
-                return;
-            };
+            let facts = arguments.network.facts();
             let clock = arguments.clock.as_ref();
-            let card = (&request.vm, nic);
-            match leases::give(&arguments.store, clock, &pool, card, mac).await {
+            let card = Card {
+                vm: &request.vm,
+                nic: missing.nic,
+                mac: missing.mac,
+                network: &missing.network,
+                limits: NicLimits::default(),
+            };
+            match leases::give(&arguments.store, clock, &facts, card).await {
                 Ok(()) => drop(actor.cast(NetworkMsg::Claim(request, reply))),
                 Err(why) => drop(reply.send(Err(NetworkError(why)))),
             }

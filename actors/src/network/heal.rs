@@ -1,12 +1,15 @@
 //! What is done about damage, and telling it: whose TAPs have to be there,
 //! another TAP for one that was deleted, the events.
 
-use super::{NetworkArguments, event};
-use crate::{ports::NicPlan, store::Inventory};
+use super::{NetworkArguments, NetworkState, event};
+use crate::{
+    ports::{NetworkError, NicPlan, Settled},
+    store::Inventory,
+};
 use std::collections::BTreeMap;
 use tokio::time::Instant;
 use vman_model::{
-    Cause, Change, EventKind, Incarnation, Origin, TapName, VmId,
+    Cause, Change, EventKind, Incarnation, NetworkName, Origin, TapName, VmId,
     network::NicState,
     vm::{NetworkKind, Phase, VmRecord},
 };
@@ -33,6 +36,42 @@ pub(super) async fn replace(
         Ok(false) => {}
         Err(error) => {
             tracing::warn!(vm_id = %vm, %error, "a lost TAP could not be replaced");
+        }
+    }
+}
+
+impl NetworkState {
+    /// What a settling that failed as a whole has come to.
+    pub(super) fn nothing_settled(&self, error: &NetworkError) -> Settled {
+        let bridges = self.arguments.network.facts().bridges.into_iter();
+        Settled {
+            failed: bridges
+                .map(|bridge| (bridge.network, error.clone()))
+                .collect(),
+            ..Settled::default()
+        }
+    }
+
+    /// Tells which networks have begun and ceased to fail.
+    pub(super) fn note_failures(
+        &mut self,
+        failing: BTreeMap<NetworkName, NetworkError>,
+        noticed: Instant,
+    ) {
+        let before = std::mem::replace(&mut self.failing, failing);
+        let ceased = before
+            .iter()
+            .filter(|(name, _)| !self.failing.contains_key(*name));
+        for (_, problem) in ceased {
+            let repair = format!("the network works again; it was: {problem}");
+            self.tell(EventKind::NetworkHealed, &healed(&repair, noticed));
+        }
+        let news = self
+            .failing
+            .iter()
+            .filter(|(name, problem)| before.get(*name) != Some(problem));
+        for (_, problem) in news {
+            self.tell(EventKind::NetworkFailed, &problem.to_string());
         }
     }
 }

@@ -2,13 +2,13 @@
 //! makes it true. Two that choose at once are told apart by the guard.
 
 use crate::{
-    ports::Clock,
+    ports::{Clock, NetworkFacts},
     store::{Inventory, StoreError, StoreHandle},
 };
 use core::net::Ipv4Addr;
 use vman_model::{
-    Cause, Change, EventDraft, EventKind, Guard, LeaseRecord, Origin, Pool, Subject, UnixMs, VmId,
-    Write,
+    Cause, Change, EventDraft, EventKind, Guard, LeaseRecord, NetworkName, Origin, Pool, Subject,
+    UnixMs, VmId, Write,
     network::{NicLimits, allocate, lease_id},
 };
 
@@ -28,10 +28,62 @@ pub enum LeaseError {
     /// The address asked for is held.
     #[error("{0} is held by VM {1}")]
     Taken(Ipv4Addr, VmId),
+    /// The network asked for is not there; these are.
+    #[error("there is no network named {0}: there is {1}")]
+    NoNetwork(NetworkName, String),
+    /// An address was asked for where addresses are not VMAN's to give.
+    #[error("VMs are not connected to a bridge, so addresses are not given by this host")]
+    NotOurs,
+    /// Limits were asked for where the host has none.
+    #[error("VMs are not connected to a bridge, so this host does not limit their cards")]
+    NoLimits,
+}
+
+/// A network card that gets an address.
+#[derive(Clone, Copy)]
+pub(crate) struct Card<'a> {
+    pub(crate) vm: &'a VmId,
+    pub(crate) nic: u8,
+    pub(crate) mac: [u8; 6],
+    pub(crate) network: &'a NetworkName,
+    pub(crate) limits: NicLimits,
+}
+
+/// The lease of a card, as of this inventory; none where addresses are not ours to
+/// give. `fixed` is the address that was asked for.
+pub(crate) fn wanted(
+    inventory: &Inventory,
+    facts: &NetworkFacts,
+    card: Card<'_>,
+    fixed: Option<Ipv4Addr>,
+    now: UnixMs,
+) -> Result<Option<LeaseRecord>, LeaseError> {
+    if !facts.has(card.network) {
+        return Err(LeaseError::NoNetwork(card.network.clone(), facts.names()));
+    }
+    let Some(bridge) = facts.bridge(card.network) else {
+        return match fixed {
+            Some(_) => Err(LeaseError::NotOurs),
+            None if !card.limits.is_empty() => Err(LeaseError::NoLimits),
+            None => Ok(None),
+        };
+    };
+    let address = choose(inventory, &bridge.pool, (card.vm, card.nic), fixed)?;
+    Ok(Some(LeaseRecord {
+        id: lease_id(address),
+        vm_id: card.vm.clone(),
+        nic: card.nic,
+        address,
+        mac: card.mac,
+        fixed: fixed.is_some(),
+        limits: card.limits,
+        created_at: now,
+        network: card.network.clone(),
+    }))
 }
 
 /// An address for a VM's card, as of this inventory.
-pub(crate) fn choose(
+fn choose(
     inventory: &Inventory,
     pool: &Pool,
     (vm, nic): (&VmId, u8),
@@ -50,41 +102,23 @@ pub(crate) fn choose(
     allocate(pool, (vm, nic), &taken.collect()).ok_or_else(|| LeaseError::Exhausted(pool.size()))
 }
 
-/// The lease of an address, which may have been asked for by name.
-pub(crate) fn lease(
-    (vm, nic): (&VmId, u8),
-    (address, fixed): (Ipv4Addr, bool),
-    mac: [u8; 6],
-    now: UnixMs,
-) -> LeaseRecord {
-    LeaseRecord {
-        id: lease_id(address),
-        vm_id: vm.clone(),
-        nic,
-        address,
-        mac,
-        fixed,
-        limits: NicLimits::default(),
-        created_at: now,
-    }
-}
-
 /// Gives an address to a VM's card that was made before there was a bridge.
 pub(super) async fn give(
     store: &StoreHandle,
     clock: &dyn Clock,
-    pool: &Pool,
-    (vm, nic): (&VmId, u8),
-    mac: [u8; 6],
+    facts: &NetworkFacts,
+    card: Card<'_>,
 ) -> Result<(), String> {
+    let Card { vm, nic, .. } = card;
     for _ in 0..MAX_CHOICES {
         let inventory = store.inventory();
         if inventory.lease_of(vm, nic).is_some() {
             return Ok(());
         }
-        let address =
-            choose(&inventory, pool, (vm, nic), None).map_err(|error| error.to_string())?;
-        let lease = lease((vm, nic), (address, false), mac, clock.now());
+        let lease = wanted(&inventory, facts, card, None, clock.now());
+        let lease = lease.map_err(|error| error.to_string())?;
+        let lease = lease.ok_or_else(|| LeaseError::NotOurs.to_string())?;
+        let address = lease.address;
         let previous = inventory.vms.get(vm).and_then(|vm| vm.value.last_event);
         let cause = Cause {
             led_by: previous,

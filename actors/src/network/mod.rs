@@ -24,7 +24,7 @@ pub use limits::LimitError;
 
 use crate::{
     mailbox::{Actor, ActorRef},
-    ports::{Clock, Hypervisor, Network, NetworkError, NicRequest, Settled},
+    ports::{Clock, Hypervisor, Network, NetworkError, NetworkFacts, NicRequest, Settled},
     slot::Slot,
     store::{Inventory, StoreHandle},
 };
@@ -33,7 +33,7 @@ use futures_util::StreamExt;
 use heal::{healed, replace, running, told};
 use ractor::ActorProcessingErr;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -43,7 +43,8 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 use user_forwards::{Outcome, UserForwards};
 use vman_model::{
-    Cause, EventDraft, EventKind, NetworkPlan, TapName, VmId, network::misplaced, vm::NetworkKind,
+    Cause, EventDraft, EventKind, LeaseRecord, NetworkName, NetworkPlan, TapName, VmId,
+    network::misplaced, vm::NetworkKind,
 };
 
 /// How often the host is looked at though nobody told of a change.
@@ -103,8 +104,8 @@ pub struct NetworkState {
     again: Option<Instant>,
     /// What the host looks like.
     settled: Option<Arc<NetworkPlan>>,
-    /// Why it does not look as it shall.
-    problem: Option<NetworkError>,
+    /// The networks that do not look as they shall, with the reason.
+    failing: BTreeMap<NetworkName, NetworkError>,
     /// Those who wait for the host to know an address. At most one for each VM
     /// that starts and each card that is plugged in, and those are bounded by the
     /// VMs' commands.
@@ -129,8 +130,8 @@ impl Actor for NetworkActor {
         arguments: NetworkArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let facts = arguments.network.facts();
-        if let Some(pool) = facts.pool() {
-            refuse_misplaced(&arguments.store.inventory(), &pool)?;
+        if facts.kind == NetworkKind::Bridge {
+            refuse_misplaced(&arguments.store.inventory(), &facts)?;
         }
         let state = NetworkState {
             bridged: facts.kind == NetworkKind::Bridge,
@@ -138,7 +139,7 @@ impl Actor for NetworkActor {
             settling: None,
             again: None,
             settled: None,
-            problem: None,
+            failing: BTreeMap::new(),
             waiting: Vec::new(),
             replacing: BTreeSet::new(),
             user: (facts.kind == NetworkKind::User)
@@ -192,32 +193,50 @@ impl Actor for NetworkActor {
     }
 }
 
-/// Addresses that the subnet does not have can neither be kept nor taken away.
-fn refuse_misplaced(inventory: &Inventory, pool: &vman_model::Pool) -> Result<(), String> {
-    let leases = inventory.leases.values().map(|row| &row.value);
-    let wrong = misplaced(pool, leases);
-    if wrong.is_empty() {
-        return Ok(());
+/// Addresses that no configured network has can neither be kept nor taken away.
+fn refuse_misplaced(inventory: &Inventory, facts: &NetworkFacts) -> Result<(), String> {
+    let leases = || inventory.leases.values().map(|row| &row.value);
+    let strays = leases().filter(|lease| facts.bridge(&lease.network).is_none());
+    let strays: Vec<_> = strays.collect();
+    if let Some(first) = strays.first() {
+        return Err(format!(
+            "the network {} is not configured, and {} VMs hold addresses of it or another such: {}; \
+             configure it again, or delete these VMs under it first",
+            first.network,
+            strays.len(),
+            named(&strays),
+        ));
     }
-    let named: Vec<_> = wrong
-        .iter()
-        .take(10)
+    for bridge in &facts.bridges {
+        let pool = &bridge.pool;
+        let held = leases().filter(|lease| lease.network == bridge.network);
+        let wrong = misplaced(pool, held);
+        if !wrong.is_empty() {
+            return Err(format!(
+                "the subnet {}/{} with the gateway {} does not have the addresses that {} VMs hold: {}; \
+                 configure the former subnet again, or delete these VMs under it first",
+                pool.network(),
+                pool.prefix(),
+                pool.gateway(),
+                wrong.len(),
+                named(&wrong),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The first few of them.
+fn named(leases: &[&LeaseRecord]) -> String {
+    const MOST: usize = 10;
+    let first = leases.iter().take(MOST);
+    let mut named: Vec<_> = first
         .map(|lease| format!("{} ({})", lease.vm_id, lease.address))
         .collect();
-    Err(format!(
-        "the subnet {}/{} with the gateway {} does not have the addresses that {} VMs hold: {}{}; \
-         configure the former subnet again, or delete these VMs under it first",
-        pool.network(),
-        pool.prefix(),
-        pool.gateway(),
-        wrong.len(),
-        named.join(", "),
-        if wrong.len() > named.len() {
-            ", ..."
-        } else {
-            ""
-        },
-    ))
+    if leases.len() > MOST {
+        named.push("...".to_owned());
+    }
+    named.join(", ")
 }
 
 impl NetworkState {
@@ -266,8 +285,10 @@ impl NetworkState {
     }
 
     fn health(&self, reply: oneshot::Sender<Result<String, String>>) {
-        if let Some(problem) = &self.problem {
-            let _ = reply.send(Err(problem.to_string()));
+        if !self.failing.is_empty() {
+            let problems: BTreeSet<_> = self.failing.values().map(ToString::to_string).collect();
+            let problems: Vec<_> = problems.into_iter().collect();
+            let _ = reply.send(Err(problems.join("; ")));
             return;
         }
         let health = self.arguments.network.health();
@@ -319,29 +340,16 @@ impl NetworkState {
         result: Result<Settled, NetworkError>,
     ) {
         let noticed = self.settling.take().unwrap_or_else(Instant::now);
-        match result {
-            Ok(settled) => {
-                if let Some(problem) = self.problem.take() {
-                    let repair = format!("the network works again; it was: {problem}");
-                    self.tell(EventKind::NetworkHealed, &healed(&repair, noticed));
-                }
-                self.settled = Some(plan);
-                for repair in &settled.repairs {
-                    self.tell(EventKind::NetworkHealed, &healed(repair, noticed));
-                }
-                self.replace(myself, settled.lost, noticed);
-                self.resume_waiting(myself);
-            }
-            Err(error) => {
-                if self.problem.as_ref() != Some(&error) {
-                    self.tell(EventKind::NetworkFailed, &error.to_string());
-                }
-                for waiting in self.waiting.drain(..) {
-                    waiting.refuse(error.clone());
-                }
-                self.problem = Some(error);
-                myself.send_after(TRY_AGAIN, move || NetworkMsg::Disturbed(noticed));
-            }
+        let settled = result.unwrap_or_else(|error| self.nothing_settled(&error));
+        self.note_failures(settled.failed, noticed);
+        self.settled = Some(plan);
+        for repair in &settled.repairs {
+            self.tell(EventKind::NetworkHealed, &healed(repair, noticed));
+        }
+        self.replace(myself, settled.lost, noticed);
+        self.resume_waiting(myself);
+        if !self.failing.is_empty() {
+            myself.send_after(TRY_AGAIN, move || NetworkMsg::Disturbed(noticed));
         }
         if let Some(noticed) = self.again.take() {
             myself.send_after(PAUSE, move || NetworkMsg::Disturbed(noticed));

@@ -55,19 +55,31 @@ pub(super) async fn look(arguments: &ObserverArguments) -> Looked {
     Looked { drifts, inventory }
 }
 
-/// The links of the bridge, where VMs are connected to one.
+/// The links of the bridges, where VMs are connected to such.
 async fn links(arguments: &ObserverArguments) -> Result<Option<SeenNetwork>, String> {
-    let Some(bridge) = arguments.network.facts().bridge else {
+    let facts = arguments.network.facts();
+    if facts.bridges.is_empty() {
         return Ok(None);
-    };
+    }
     let survey = arguments.network.survey().await;
     let survey = survey.map_err(|error| error.to_string())?;
     let taps = survey.taps.into_iter();
     Ok(Some(SeenNetwork {
-        name: bridge.name,
-        bridge: survey.bridge.map(|bridge| (bridge.ours, bridge.up)),
+        bridges: facts
+            .bridges
+            .into_iter()
+            .map(|wanted| {
+                let mut seen = survey.bridges.iter();
+                let found = seen.find(|bridge| bridge.name == wanted.name);
+                (wanted.name, found.map(|bridge| (bridge.ours, bridge.up)))
+            })
+            .collect(),
         taps: taps.map(|tap| (tap.name, tap.attached)).collect(),
-        foreign: survey.foreign,
+        foreign: survey
+            .foreign
+            .into_iter()
+            .map(|link| (link.name, link.bridge))
+            .collect(),
     }))
 }
 

@@ -27,7 +27,7 @@ pub use hypervisor::{
 };
 pub use manifests::{FoundManifest, ManifestChange, ManifestFiles, ManifestName};
 pub use network::{
-    BridgeFacts, NO_LIMITS, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest,
-    NicWish, SeenBridge, SeenTap, Settled, Traffic, Unlimited,
+    BridgeFacts, ForeignLink, NO_LIMITS, Network, NetworkError, NetworkFacts, NetworkSurvey,
+    NicRequest, NicWish, SeenBridge, SeenTap, Settled, Traffic, Unlimited,
 };
 pub use storage::{CommitError, KeptCopy, LoadError, Row, RowBatch, Storage, Table};

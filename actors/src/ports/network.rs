@@ -5,9 +5,9 @@
 use super::BoxFuture;
 use core::net::Ipv4Addr;
 use futures_util::stream::BoxStream;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 use vman_model::{
-    Incarnation, NetworkPlan, Pool, TapName, VmId,
+    Incarnation, NetworkName, NetworkPlan, Pool, TapName, VmId,
     network::NicLimits,
     vm::{NetworkKind, NicClaim},
 };
@@ -20,10 +20,12 @@ pub const NO_LIMITS: &str = "only cards on a bridge are limited: QEMU's user-mod
 #[error("{0}")]
 pub struct NetworkError(pub String);
 
-/// The bridge that VMs are connected to, as it is configured.
+/// A network with its bridge, as it is configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BridgeFacts {
-    /// Its name.
+    /// The network's name.
+    pub network: NetworkName,
+    /// The bridge's name.
     pub name: String,
     /// The addresses its guests get, and its own.
     pub pool: Pool,
@@ -31,6 +33,16 @@ pub struct BridgeFacts {
     pub dns: Vec<Ipv4Addr>,
     /// Whether guests are kept from each other.
     pub isolated: bool,
+    /// Whether guests reach other networks, behind the host's address.
+    pub nat: bool,
+    /// The largest packet, in bytes.
+    pub mtu: u16,
+    /// The VLAN that was configured.
+    pub vlan_id: Option<u16>,
+    /// Why its tag is not used, in a sentence.
+    pub vlan_missing: Option<String>,
+    /// The interface that carries the VLAN to other hosts.
+    pub uplink: Option<String>,
 }
 
 /// How VMs are connected. It is found out at start and stays so for the life
@@ -41,14 +53,9 @@ pub struct NetworkFacts {
     pub kind: NetworkKind,
     /// Why it is not a bridge although one was welcome, in a sentence.
     pub reason: Option<String>,
-    /// The bridge, where VMs are connected to one.
-    pub bridge: Option<BridgeFacts>,
-    /// The VLAN that was configured.
-    pub vlan_id: u16,
-    /// Why its tag is not used, in a sentence.
-    pub vlan_missing: Option<String>,
-    /// The interface that carries the VLAN to other hosts.
-    pub uplink: Option<String>,
+    /// The networks, where VMs are connected to bridges: that of VMs that ask
+    /// for no other is the first.
+    pub bridges: Vec<BridgeFacts>,
     /// Why the kernel does not carry guests' packets itself, in a sentence.
     pub vhost_missing: Option<String>,
     /// Which limits of cards cannot be held.
@@ -93,18 +100,34 @@ impl NetworkFacts {
         Self {
             kind,
             reason,
-            bridge: None,
-            vlan_id: 0,
-            vlan_missing: None,
-            uplink: None,
+            bridges: Vec::new(),
             vhost_missing: None,
             unlimited: Unlimited::wholly(NO_LIMITS),
         }
     }
 
-    /// The addresses to give, where they are ours to give.
-    pub fn pool(&self) -> Option<Pool> {
-        self.bridge.as_ref().map(|bridge| bridge.pool)
+    /// The network of this name, where it has a bridge.
+    pub fn bridge(&self, network: &NetworkName) -> Option<&BridgeFacts> {
+        self.bridges
+            .iter()
+            .find(|bridge| bridge.network == *network)
+    }
+
+    /// The names of the networks that VMs can ask for, in a sentence's words.
+    pub fn names(&self) -> String {
+        if self.bridges.is_empty() {
+            return NetworkName::default().to_string();
+        }
+        let names = self.bridges.iter().map(|bridge| bridge.network.as_str());
+        names.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether VMs can ask for this network.
+    pub fn has(&self, network: &NetworkName) -> bool {
+        if self.bridges.is_empty() {
+            return *network == NetworkName::default();
+        }
+        self.bridge(network).is_some()
     }
 }
 
@@ -126,6 +149,8 @@ pub struct NicRequest {
 pub struct NicWish {
     /// Its number, from 0.
     pub nic: u8,
+    /// The network it is connected to.
+    pub network: NetworkName,
     /// Its MAC address.
     pub mac: [u8; 6],
     /// The address it holds, where it holds one.
@@ -153,18 +178,28 @@ pub struct Settled {
     pub repairs: Vec<String>,
     /// TAPs of running VMs that are gone: only QEMU can be given others.
     pub lost: Vec<TapName>,
+    /// Networks that could not be made to look so, each with the reason.
+    pub failed: BTreeMap<NetworkName, NetworkError>,
 }
 
 /// What is on the host of a network: one dump of its links, nothing changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkSurvey {
-    /// The bridge VMs are connected to; none where it is missing, or where VMs
-    /// are not connected to one.
-    pub bridge: Option<SeenBridge>,
+    /// The bridges of the configured networks that are there.
+    pub bridges: Vec<SeenBridge>,
     /// Every TAP with a name of ours, whether or not a VM should have it.
     pub taps: Vec<SeenTap>,
-    /// Links on the bridge that are no TAPs of ours, by name.
-    pub foreign: Vec<String>,
+    /// Links on those bridges that are no TAPs of ours.
+    pub foreign: Vec<ForeignLink>,
+}
+
+/// A link on a bridge of ours that is no TAP of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignLink {
+    /// Its name.
+    pub name: String,
+    /// The bridge it is on.
+    pub bridge: String,
 }
 
 /// A bridge of the configured name.
@@ -183,7 +218,7 @@ pub struct SeenBridge {
 pub struct SeenTap {
     /// Its name: `TapName::of` tells which VM's it would be.
     pub name: String,
-    /// Whether it is attached to the bridge and up.
+    /// Whether it is attached to one of those bridges and up.
     pub attached: bool,
 }
 
@@ -206,7 +241,8 @@ pub trait Network: Send + Sync + 'static {
     fn facts(&self) -> NetworkFacts;
 
     /// Makes the host look as `plan` says. `running` are the TAPs that have to
-    /// be there. Idempotent, and cheap where nothing is to be done.
+    /// be there. Idempotent, and cheap where nothing is to be done. One network
+    /// that fails keeps no other from looking so; an error concerns them all.
     fn settle(
         &self,
         plan: Arc<NetworkPlan>,

@@ -4,7 +4,10 @@
 
 use super::handle::VmsHandle;
 use crate::{
-    network::{LeaseError, leases, leases::MAX_CHOICES},
+    network::{
+        LeaseError,
+        leases::{self, Card, MAX_CHOICES},
+    },
     ports::Clock,
     store::StoreError,
 };
@@ -12,8 +15,8 @@ use core::net::Ipv4Addr;
 use std::fmt::Write as _;
 use vman_model::{
     Cause, Change, DiskFile, DiskFormat, DiskId, DiskOptions, DiskRecord, EventDraft, EventKind,
-    Guard, IdempotencyRecord, ImageKind, ImageName, Incarnation, LeaseRecord, OperationId, Origin,
-    Subject, VmId, VmUuid, Write,
+    Guard, IdempotencyRecord, ImageKind, ImageName, Incarnation, LeaseRecord, NetworkName,
+    OperationId, Origin, Subject, VmId, VmUuid, Write,
     change::IdempotentAnswer,
     network::{LinkState, NicLimits, mac_address},
     restart::RestartHistory,
@@ -27,6 +30,8 @@ pub struct NewVm {
     pub id: Option<VmId>,
     /// What it shall be: its template's values and what the request overrides.
     pub spec: VmSpec,
+    /// The network its first card is connected to.
+    pub network: NetworkName,
     /// The address it shall have; one is chosen if it is not said.
     pub address: Option<Ipv4Addr>,
     /// How fast its first network card may be.
@@ -77,12 +82,6 @@ pub enum CreateError {
     /// It was given no address.
     #[error(transparent)]
     Address(#[from] LeaseError),
-    /// An address was asked for where the host gives none.
-    #[error("address: VMs are not connected to a bridge, so addresses are not given by this host")]
-    NoAddresses,
-    /// Limits were asked for where the host has none.
-    #[error("limits: VMs are not connected to a bridge, so this host does not limit their cards")]
-    NoLimits,
     /// The idempotency key was used meanwhile.
     #[error("the idempotency key was used meanwhile")]
     KeyInUse,
@@ -116,7 +115,8 @@ impl VmsHandle {
     fn creation(&self, id: &VmId, uuid: VmUuid, new: &NewVm) -> Result<Change, CreateError> {
         let disk = self.root_disk(id, &new.spec)?;
         let images = self.check_images(&new.spec)?;
-        let record = self.record(id, uuid, new.spec.clone(), disk.as_ref());
+        let mut record = self.record(id, uuid, new.spec.clone(), disk.as_ref());
+        record.network = new.network.clone();
         let mut change = Change {
             guards: vec![
                 Guard::VmAbsent(id.clone()),
@@ -130,12 +130,9 @@ impl VmsHandle {
         change
             .guards
             .extend(images.into_iter().map(Guard::ImagePresent));
-        if let Some(mut lease) = self.lease(id, record.mac, new.address)? {
-            lease.limits = new.limits;
+        if let Some(lease) = self.lease(&record, new)? {
             change.guards.push(Guard::AddressFree(lease.id.clone()));
             change.writes.push(Write::PutLease(lease));
-        } else if !new.limits.is_empty() {
-            return Err(CreateError::NoLimits);
         }
         if let Some(disk) = disk {
             change.guards.push(Guard::DiskAbsent(disk.id.clone()));
@@ -155,31 +152,22 @@ impl VmsHandle {
     }
 
     /// The address it will hold until it is deleted, where addresses are ours to give.
-    fn lease(
-        &self,
-        id: &VmId,
-        mac: [u8; 6],
-        fixed: Option<Ipv4Addr>,
-    ) -> Result<Option<LeaseRecord>, CreateError> {
-        let Some(pool) = &self.pool else {
-            return match fixed {
-                Some(_) => Err(CreateError::NoAddresses),
-                None => Ok(None),
-            };
-        };
+    fn lease(&self, record: &VmRecord, new: &NewVm) -> Result<Option<LeaseRecord>, CreateError> {
         let inventory = self.store.inventory();
-        if inventory.vms.contains_key(id) {
+        if inventory.vms.contains_key(&record.id) {
             // Its name is taken, which says more than that no address is free.
-            return Err(CreateError::Exists(id.clone()));
+            return Err(CreateError::Exists(record.id.clone()));
         }
-        let address = leases::choose(&inventory, pool, (id, 0), fixed)?;
+        let card = Card {
+            vm: &record.id,
+            nic: 0,
+            mac: record.mac,
+            network: &record.network,
+            limits: new.limits,
+        };
         let now = self.clock.now();
-        Ok(Some(leases::lease(
-            (id, 0),
-            (address, fixed.is_some()),
-            mac,
-            now,
-        )))
+        let lease = leases::wanted(&inventory, &self.networks, card, new.address, now)?;
+        Ok(lease)
     }
 
     /// The MAC address of a new card: derived from its VM's id, unless another has it.
@@ -299,6 +287,7 @@ impl VmsHandle {
             failed_for_space: false,
             link: LinkState::Up,
             nics: Vec::new(),
+            network: NetworkName::default(),
         }
     }
 

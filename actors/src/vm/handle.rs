@@ -4,7 +4,7 @@
 use super::{create, msg::VmMsg, supervisor::VmSupervisorMsg};
 use crate::{
     mailbox::ActorRef,
-    ports::{Clock, ConsoleTail, HostError, Hypervisor},
+    ports::{Clock, ConsoleTail, HostError, Hypervisor, NetworkFacts},
     slot::Slot,
     store::{StoreError, StoreHandle},
 };
@@ -16,7 +16,7 @@ use std::{
 };
 use tokio::sync::{Mutex, MutexGuard, Semaphore, oneshot, watch};
 use vman_model::{
-    IdempotencyRecord, OperationId, OperationRecord, Pool, Revision, VmId,
+    IdempotencyRecord, OperationId, OperationRecord, Revision, VmId,
     vm::{Command, CommandContext, Refusal},
 };
 
@@ -205,7 +205,7 @@ pub struct VmsHandle {
     pub(super) store: StoreHandle,
     pub(super) clock: Arc<dyn Clock>,
     hypervisor: Arc<dyn Hypervisor>,
-    pub(super) pool: Option<Pool>,
+    pub(super) networks: NetworkFacts,
     pub(super) max_vms: usize,
 }
 
@@ -216,7 +216,7 @@ impl VmsHandle {
         store: StoreHandle,
         clock: Arc<dyn Clock>,
         hypervisor: Arc<dyn Hypervisor>,
-        pool: Option<Pool>,
+        networks: NetworkFacts,
         max_vms: usize,
     ) -> Self {
         Self {
@@ -224,7 +224,7 @@ impl VmsHandle {
             store,
             clock,
             hypervisor,
-            pool,
+            networks,
             max_vms,
         }
     }

@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     mailbox::ActorRef,
-    network::{LeaseError, leases, leases::MAX_CHOICES},
+    network::{
+        LeaseError,
+        leases::{self, Card, MAX_CHOICES},
+    },
     ports::{DiskError, Machine, NicAction, NicPlan, NicWish},
 };
 use core::net::Ipv4Addr;
@@ -21,7 +24,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 use vman_model::{
-    Guard, IdempotencyRecord, Incarnation, LeaseRecord, OperationId, OperationRecord, VmId, Write,
+    Guard, IdempotencyRecord, Incarnation, NetworkName, OperationId, OperationRecord, VmId, Write,
     network::{LinkState, MAX_NICS, NewNic, NicLimits, nic::nic_slot},
     vm::{Command, CommandContext, Fact, NetworkKind, NicChange, NicWork, Refusal, VmRecord},
 };
@@ -31,6 +34,8 @@ use vman_model::{
 pub struct WantedNic {
     /// How VMs are connected.
     pub kind: NetworkKind,
+    /// The network it is connected to.
+    pub network: NetworkName,
     /// The address it shall have; one is chosen if it is not said.
     pub address: Option<Ipv4Addr>,
     /// How fast it may be.
@@ -50,12 +55,6 @@ pub enum NicError {
     /// No address could be given.
     #[error(transparent)]
     Address(#[from] LeaseError),
-    /// Addresses are not VMAN's to give.
-    #[error("VMs are not connected to a bridge")]
-    NoAddresses,
-    /// Limits were asked for where the host has none.
-    #[error("VMs are not connected to a bridge, so their cards are not limited")]
-    NoLimits,
     /// The VM refused the command.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -66,6 +65,7 @@ pub(super) fn wishes(record: &VmRecord) -> Vec<NicWish> {
     let wish = |(nic, mac)| NicWish {
         nic,
         mac,
+        network: record.network_of(nic).cloned().unwrap_or_default(),
         address: None,
         limits: NicLimits::default(),
     };
@@ -126,25 +126,20 @@ impl VmsHandle {
         let number = (1..MAX_NICS).find(|nic| !taken.contains(nic));
         let number = number.ok_or(CommandError::Refused(Refusal::NoFreeNicSlot))?;
         let mac = self.free_mac(id, number);
-        let lease = match (&self.pool, wanted.address) {
-            (None, Some(_)) => return Err(NicError::NoAddresses),
-            (None, None) if !wanted.limits.is_empty() => return Err(NicError::NoLimits),
-            (None, None) => None,
-            (Some(pool), fixed) => {
-                let address = leases::choose(&inventory, pool, (id, number), fixed)?;
-                let now = self.clock.now();
-                let held = (address, fixed.is_some());
-                let lease = leases::lease((id, number), held, mac, now);
-                Some(LeaseRecord {
-                    limits: wanted.limits,
-                    ..lease
-                })
-            }
+        let card = Card {
+            vm: id,
+            nic: number,
+            mac,
+            network: &wanted.network,
+            limits: wanted.limits,
         };
+        let now = self.clock.now();
+        let lease = leases::wanted(&inventory, &self.networks, card, wanted.address, now)?;
         Ok(NewNic {
             number,
             mac,
             link: wanted.link,
+            network: wanted.network.clone(),
             kind: wanted.kind,
             lease,
         })

@@ -16,6 +16,9 @@ pub enum NicCommand {
     Attach {
         /// The VM
         vm: String,
+        /// Network it is connected to; `default` if not given
+        #[arg(long, value_name = "NAME")]
+        network: Option<String>,
         /// Address it shall have; one is chosen if not given
         #[arg(long, value_name = "IPV4")]
         address: Option<String>,

@@ -66,6 +66,9 @@ pub struct NewVm {
     /// What it says otherwise than its template
     #[command(flatten)]
     pub size: Size,
+    /// Network its first card is connected to; `default` if not given
+    #[arg(long, value_name = "NAME")]
+    pub network: Option<String>,
     /// When VMAN starts it again: never, on-failure or always
     #[arg(long, value_name = "WORD")]
     pub restart: Option<String>,
@@ -292,7 +295,10 @@ pub enum ImageCommand {
 /// Commands about the network.
 #[derive(Clone, Debug, Subcommand)]
 pub enum NetworkCommand {
-    /// Show the network
+    /// List the networks that VMs can be connected to
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show the default network
     #[command(visible_alias = "info")]
     Config,
     /// List the addresses given to VMs

@@ -13,12 +13,20 @@ pub(in crate::cli) async fn network(
     command: NetworkCommand,
     session: &mut Session<'_>,
 ) -> Result<(), CliError> {
+    let config = Ask::get(&["network", "config"]);
     match command {
+        NetworkCommand::List => {
+            let answer = session.client.ask(&config).await?;
+            let networks = answer.value["networks"].as_array();
+            let networks = networks.map(Vec::as_slice).unwrap_or_default();
+            view::NETWORK.list(networks, session.format, session.terminal)
+        }
         NetworkCommand::Config => {
-            let answer = session
-                .client
-                .ask(&Ask::get(&["network", "config"]))
-                .await?;
+            let mut answer = session.client.ask(&config).await?;
+            if let (Format::Table, Some(fields)) = (session.format, answer.value.as_object_mut()) {
+                // `vman network list` tells of the others.
+                fields.remove("networks");
+            }
             let nameless = view::View {
                 id: &["bridge_name", "mode", "status"],
                 ..view::SETTING

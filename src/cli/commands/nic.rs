@@ -26,12 +26,14 @@ pub(in crate::cli) async fn run(
         }
         NicCommand::Attach {
             vm,
+            network,
             address,
             down,
             wait,
         } => {
             let link = down.then(|| "down".to_owned());
             let body = object([
+                ("network", some(network.as_ref())),
                 ("address", some(address.as_ref())),
                 ("link", some(link.as_ref())),
             ]);

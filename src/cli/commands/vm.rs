@@ -98,6 +98,7 @@ async fn create(vm: &NewVm, session: &Session<'_>) -> Result<Value, CliError> {
     body.extend(object([
         ("template_name", Some(vm.template.clone().into())),
         ("name", some(vm.name.as_ref())),
+        ("network", some(vm.network.as_ref())),
         ("restart", restart),
         ("cpu_weight", some(vm.cpu_weight.as_ref())),
         ("cpu_quota", some(vm.cpu_quota.as_ref())),

@@ -1,8 +1,9 @@
-//! VMs on a bridge of this host.
+//! One network with its bridge on this host.
 //!
 //! Owns: the bridge, its address, our firewall tables, what the guests' TAPs are attached to, and
-//! `dnsmasq`. [`Network::settle`] compares what is there with what shall be there and makes up the
-//! difference: at start, on every change of the plan, and whenever somebody meddled.
+//! `dnsmasq`. [`BridgeNetwork::settle`] compares what is there with what shall be there and makes up the
+//! difference: at start, on every change of the plan, and whenever somebody meddled. Look next:
+//! `set.rs` for all networks, `settle.rs`.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -13,19 +14,12 @@ use std::sync::{Arc, Mutex as Plain, OnceLock, PoisonError};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::{Mutex, Notify, mpsc};
-use vman_actors::ports::{
-    BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest,
-    Settled, Traffic, Unlimited,
-};
-use vman_model::vm::{NetworkKind, NicClaim};
-use vman_model::{
-    NetworkPlan, Pool, TapName, VmId,
-    network::{Limit, MAX_NICS},
-};
+use vman_actors::ports::{BridgeFacts, NetworkError, NetworkSurvey, Settled, Unlimited};
+use vman_model::{NetworkName, NetworkPlan, Pool, TapName, network::Limit};
 
 use super::dnsmasq::{Dnsmasq, Served};
 use super::firewall::Firewall;
-use super::links::{LinkError, Links};
+use super::links::{Link, LinkError, Links};
 use super::settle::permitted;
 use super::shaping::{self, Shapes};
 use super::survey::survey;
@@ -38,6 +32,8 @@ const NOTICES: usize = 4;
 /// What is configured.
 #[derive(Debug, Clone)]
 pub struct BridgeSettings {
+    /// The network's name.
+    pub network: NetworkName,
     /// The bridge's name.
     pub bridge: String,
     /// The addresses of its guests, and its own.
@@ -50,6 +46,10 @@ pub struct BridgeSettings {
     pub uplink: Option<String>,
     /// Whether guests are kept from each other.
     pub isolated: bool,
+    /// Whether guests reach other networks.
+    pub nat: bool,
+    /// The largest packet, in bytes.
+    pub mtu: u16,
     /// Where the files of `dnsmasq` are.
     pub folder: PathBuf,
     /// `nft`.
@@ -58,9 +58,9 @@ pub struct BridgeSettings {
     pub dnsmasq: Option<PathBuf>,
 }
 
-/// The network of a bridge.
+/// One network. Look next: `set.rs` for all of them.
 #[derive(Clone)]
-pub struct BridgeNetwork(Arc<Inner>);
+pub(super) struct BridgeNetwork(Arc<Inner>);
 
 pub(super) struct Inner {
     pub(super) settings: BridgeSettings,
@@ -98,7 +98,7 @@ pub(super) struct Made {
 
 impl BridgeNetwork {
     /// Makes or takes over the bridge. The error says why there can be none, in a sentence.
-    pub async fn open(settings: BridgeSettings, taps: Arc<Taps>) -> Result<Self, String> {
+    pub(super) async fn open(settings: BridgeSettings, taps: Arc<Taps>) -> Result<Self, String> {
         let nft = settings
             .nft
             .clone()
@@ -114,7 +114,13 @@ impl BridgeNetwork {
             folder: settings.folder.clone(),
             bridge: settings.bridge.clone(),
             pool: settings.pool,
-            dns: settings.dns.clone(),
+            // Names of the world would be a way out.
+            dns: if settings.nat {
+                settings.dns.clone()
+            } else {
+                Vec::new()
+            },
+            mtu: settings.mtu,
         };
         let firewall = Firewall { nft };
         let unlimited = Unlimited {
@@ -161,20 +167,6 @@ async fn pass_on(mut told: mpsc::Receiver<Notice>, to: std::sync::Weak<Inner>) {
 }
 
 impl Inner {
-    async fn claim(&self, request: NicRequest) -> Result<Vec<NicClaim>, NetworkError> {
-        let mut claims = Vec::new();
-        for wish in &request.nics {
-            let tap = TapName::of(&request.vm, wish.nic);
-            self.ready(tap.as_str(), request.cpu_count).await?;
-            if let Some(limit) = wish.limits.inbound {
-                self.limit(tap.as_str(), limit).await?;
-            }
-            let address = wish.address.map(|address| address.to_string());
-            claims.push(wish.claimed(NetworkKind::Bridge, address));
-        }
-        Ok(claims)
-    }
-
     /// No guest is ever faster than its limit, where the kernel can hold it.
     async fn limit(&self, tap: &str, limit: Limit) -> Result<(), NetworkError> {
         if self.unlimited.inbound.is_some() {
@@ -197,47 +189,49 @@ impl Inner {
             self.taps.keep(name, opened);
         }
         let bridge = self.index.load(Ordering::SeqCst);
-        let attached = self.links.attach(name, bridge).await;
+        let attached = self.links.attach(name, bridge, self.mtu()).await;
         if attached.is_err() {
             // The bridge was deleted at this very moment: it is made anew first.
             let bridge = self.bridge(&mut Vec::new()).await.map_err(NetworkError)?;
-            let again = self.links.attach(name, bridge.index).await;
+            let again = self.links.attach(name, bridge.index, self.mtu()).await;
             again.map_err(|error| NetworkError(error.to_string()))?;
         }
         Ok(())
     }
 }
 
-impl Network for BridgeNetwork {
-    fn facts(&self) -> NetworkFacts {
+impl BridgeNetwork {
+    /// The network as it is configured.
+    pub(super) fn facts(&self) -> BridgeFacts {
         let settings = &self.0.settings;
-        NetworkFacts {
-            kind: NetworkKind::Bridge,
-            reason: None,
-            bridge: Some(BridgeFacts {
-                name: settings.bridge.clone(),
-                pool: settings.pool,
-                dns: settings.dns.clone(),
-                isolated: settings.isolated,
-            }),
-            vlan_id: settings.vlan_id.unwrap_or_default(),
+        BridgeFacts {
+            network: settings.network.clone(),
+            name: settings.bridge.clone(),
+            pool: settings.pool,
+            dns: settings.dns.clone(),
+            isolated: settings.isolated,
+            nat: settings.nat,
+            mtu: settings.mtu,
+            vlan_id: settings.vlan_id,
             vlan_missing: self.0.vlan_missing.get().cloned().flatten(),
             uplink: settings.uplink.clone(),
-            vhost_missing: self.0.vhost_missing.clone(),
-            unlimited: self.0.unlimited.clone(),
         }
     }
 
-    fn settle(
+    /// Makes the host look as what of `plan` is this network's says.
+    pub(super) async fn settle(
         &self,
-        plan: Arc<NetworkPlan>,
-        running: Vec<TapName>,
-    ) -> BoxFuture<'static, Result<Settled, NetworkError>> {
-        let inner = self.0.clone();
-        Box::pin(async move { inner.settle(&plan, running).await })
+        plan: &NetworkPlan,
+        running: &[TapName],
+    ) -> Result<Settled, NetworkError> {
+        let plan = plan.of_network(&self.0.settings.network);
+        let ours: BTreeSet<&TapName> = plan.ports.iter().map(|port| &port.tap).collect();
+        let running = running.iter().filter(|tap| ours.contains(tap));
+        self.0.settle(&plan, running.cloned().collect()).await
     }
 
-    fn disturbances(&self) -> BoxStream<'static, ()> {
+    /// Tells whenever something of it may have been changed.
+    pub(super) fn disturbances(&self) -> BoxStream<'static, ()> {
         futures_util::stream::unfold(self.0.clone(), |inner| async move {
             inner.disturbed.notified().await;
             Some(((), inner))
@@ -245,73 +239,55 @@ impl Network for BridgeNetwork {
         .boxed()
     }
 
-    fn claim(
+    /// The TAP is there, attached, limited, and waits for its QEMU.
+    pub(super) async fn ready(
         &self,
-        request: NicRequest,
-    ) -> BoxFuture<'static, Result<Vec<NicClaim>, NetworkError>> {
-        let inner = self.0.clone();
-        Box::pin(async move { inner.claim(request).await })
-    }
-
-    fn release(&self, vm: VmId) -> BoxFuture<'static, Result<(), NetworkError>> {
-        // A TAP goes with its QEMU; one whose QEMU never came goes with our descriptors.
-        let names = (0..MAX_NICS).map(|nic| TapName::of(&vm, nic));
-        let taps: Vec<_> = names
-            .filter_map(|name| self.0.taps.take(name.as_str()))
-            .collect();
-        if !taps.is_empty() {
-            return Box::pin(async move {
-                let closed = tokio::task::spawn_blocking(move || drop(taps)).await;
-                closed.map_err(|error| NetworkError(error.to_string()))
-            });
+        tap: &TapName,
+        cpu_count: u32,
+        inbound: Option<Limit>,
+    ) -> Result<(), NetworkError> {
+        self.0.ready(tap.as_str(), cpu_count).await?;
+        match inbound {
+            Some(limit) => self.0.limit(tap.as_str(), limit).await,
+            None => Ok(()),
         }
-        Box::pin(async { Ok(()) })
     }
 
-    fn answers(&self, address: Ipv4Addr, mac: [u8; 6]) -> BoxFuture<'static, bool> {
-        let inner = self.0.clone();
-        Box::pin(async move {
-            let bridge = inner.index.load(Ordering::SeqCst);
-            inner.links.answers(bridge, address, mac).await
-        })
+    /// Why the kernel does not carry guests' packets itself.
+    pub(super) fn vhost_missing(&self) -> Option<String> {
+        self.0.vhost_missing.clone()
     }
 
-    fn traffic(&self, vm: VmId, nic: u8) -> BoxFuture<'static, Option<Traffic>> {
-        let links = self.0.links.clone();
-        Box::pin(async move {
-            let link = links.find(TapName::of(&vm, nic).as_str()).await.ok()??;
-            Some(link.traffic)
-        })
+    /// Which limits of cards this kernel cannot hold.
+    pub(super) fn unlimited(&self) -> Unlimited {
+        self.0.unlimited.clone()
     }
 
-    fn survey(&self) -> BoxFuture<'static, Result<NetworkSurvey, NetworkError>> {
-        let inner = self.0.clone();
-        Box::pin(async move {
-            let links = inner.links.all().await;
-            let links = links.map_err(|error| NetworkError(error.to_string()))?;
-            let settings = &inner.settings;
-            Ok(survey(
-                &links,
-                &settings.bridge,
-                settings.uplink.as_deref(),
-                &inner.alias(),
-            ))
-        })
+    /// Whether a guest of this address and MAC address answers.
+    pub(super) async fn answers(&self, address: Ipv4Addr, mac: [u8; 6]) -> bool {
+        let bridge = self.0.index.load(Ordering::SeqCst);
+        self.0.links.answers(bridge, address, mac).await
     }
 
-    fn health(&self) -> BoxFuture<'static, Result<String, String>> {
-        let trouble = self
-            .0
-            .trouble
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let all = trouble.join("; ");
-        Box::pin(async move {
-            if all.is_empty() {
-                Ok("ok".to_owned())
-            } else {
-                Err(all)
-            }
-        })
+    /// The host's links.
+    pub(super) fn links(&self) -> &Links {
+        &self.0.links
+    }
+
+    /// What of these links is this network's.
+    pub(super) fn survey(&self, links: &[Link]) -> NetworkSurvey {
+        let settings = &self.0.settings;
+        survey(
+            links,
+            &settings.bridge,
+            settings.uplink.as_deref(),
+            &self.0.alias(),
+        )
+    }
+
+    /// What does not work.
+    pub(super) fn trouble(&self) -> Vec<String> {
+        let trouble = self.0.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -1,6 +1,6 @@
-//! DHCP and DNS for the guests: a `dnsmasq` that serves our bridge only.
+//! DHCP and DNS for the guests of one network: a `dnsmasq` that serves its bridge only.
 //!
-//! Owns: its files under `<runtime>/network`, its process, its restart budget. It outlives a daemon
+//! Owns: its files in one network's folder, its process, its restart budget. It outlives a daemon
 //! that dies and is found again by its identity, as a QEMU is. Must not: give an address that is no
 //! lease: it knows static ones only.
 
@@ -28,9 +28,6 @@ use crate::host::qemu::process::{Inherited, Process, Spawn};
 const MAX_DEATHS: usize = 5;
 const WINDOW: Duration = Duration::from_mins(1);
 
-/// The MTU that guests are told: that of the bridge.
-const MTU: u32 = 1500;
-
 /// What it serves.
 #[derive(Debug, Clone)]
 pub(super) struct Served {
@@ -38,7 +35,9 @@ pub(super) struct Served {
     pub(super) folder: PathBuf,
     pub(super) bridge: String,
     pub(super) pool: Pool,
+    /// Who is asked for names of others; none: guests learn each other's only.
     pub(super) dns: Vec<Ipv4Addr>,
+    pub(super) mtu: u16,
 }
 
 /// The process and what it was told last.
@@ -207,11 +206,12 @@ fn config(served: &Served, user: &str) -> String {
          dhcp-range={},static,{},12h\ndhcp-authoritative\nno-ping\nleasefile-ro\nquiet-dhcp\n\
          dhcp-lease-max=65536\ndhcp-hostsfile={folder}/dhcp-hosts\n\
          dhcp-option=option:router,{gateway}\ndhcp-option=option:dns-server,{gateway}\n\
-         dhcp-option=option:mtu,{MTU}\n",
+         dhcp-option=option:mtu,{mtu}\n",
         served.bridge,
         pool.network(),
         pool.netmask(),
         gateway = pool.gateway(),
+        mtu = served.mtu,
     );
     for server in &served.dns {
         let _ = writeln!(out, "server={server}");
@@ -270,6 +270,7 @@ mod tests {
                 mac: [0x52, 0x56, 0, 0, 0, 0x0a],
                 address: Ipv4Addr::new(10, 0, 0, 2),
                 limits: vman_model::network::NicLimits::default(),
+                network: vman_model::NetworkName::default(),
             }],
             forwards: vec![],
         };
@@ -278,5 +279,33 @@ mod tests {
         assert_eq!(dhcp.trim_end(), "52:56:00:00:00:0a,10.0.0.2,web-1");
         assert_eq!(names, "10.0.0.2 web-1\n");
         assert_eq!(split(&super::hosts(&NetworkPlan::default())), ("", ""));
+    }
+
+    #[test]
+    fn a_network_of_its_own_is_served_on_its_bridge_and_without_dns_asks_nobody() {
+        let at = |last| Ipv4Addr::new(10, 9, 0, last);
+        let mut served = Served {
+            program: None,
+            folder: PathBuf::from("/run/vman/network-lab"),
+            bridge: "br-lab".to_owned(),
+            pool: Pool::new(at(0), 24, at(1)).unwrap(),
+            dns: vec![Ipv4Addr::new(9, 9, 9, 9)],
+            mtu: 9000,
+        };
+        let said = config(&served, "nobody");
+        for line in [
+            "interface=br-lab",
+            "addn-hosts=/run/vman/network-lab/hosts",
+            "dhcp-option=option:mtu,9000",
+            "server=9.9.9.9",
+        ] {
+            assert!(said.lines().any(|said| said == line), "{line}: {said}");
+        }
+        served.dns.clear();
+        let said = config(&served, "nobody");
+        assert!(
+            !said.contains("server=9") && said.contains("no-resolv"),
+            "{said}"
+        );
     }
 }

@@ -33,6 +33,7 @@ pub(super) struct Link {
     pub(super) is_bridge: bool,
     pub(super) is_tap: bool,
     pub(super) up: bool,
+    pub(super) mtu: u32,
     pub(super) master: Option<u32>,
     /// What a bridge says of VLANs.
     pub(super) vlan: Option<BridgeVlan>,
@@ -133,10 +134,18 @@ impl Links {
         set.map_err(LinkError::of(format!("set the link {} up", link.name)))
     }
 
+    /// From then on the kernel does not make it follow from the bridge's ports.
+    pub(super) async fn set_mtu(&self, link: &Link, mtu: u32) -> Result<(), LinkError> {
+        let message = LinkUnspec::new_with_index(link.index).mtu(mtu).build();
+        let set = self.0.link().set(message).execute().await;
+        set.map_err(LinkError::of(format!("give {} the MTU {mtu}", link.name)))
+    }
+
     /// Puts a link onto a bridge and sets it up.
-    pub(super) async fn attach(&self, link: &str, bridge: u32) -> Result<(), LinkError> {
+    pub(super) async fn attach(&self, link: &str, bridge: u32, mtu: u32) -> Result<(), LinkError> {
         let message = LinkUnspec::new_with_name(link)
             .controller(bridge)
+            .mtu(mtu)
             .up()
             .build();
         let set = self.0.link().set(message).execute().await;
@@ -230,6 +239,7 @@ fn link(message: LinkMessage) -> Link {
         is_bridge: false,
         is_tap: false,
         up: message.header.flags.contains(LinkFlags::Up),
+        mtu: 0,
         master: None,
         vlan: None,
         traffic: Traffic::default(),
@@ -237,6 +247,7 @@ fn link(message: LinkMessage) -> Link {
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::IfAlias(alias) => link.alias = alias,
             LinkAttribute::Controller(master) => link.master = Some(master),
             // What a TAP sends, its guest receives.

@@ -6,7 +6,8 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `bridge.rs` | the network of a bridge |
+//! | `set.rs` | all networks |
+//! | `bridge.rs` | one network with its bridge |
 //! | `settle.rs` | making the host look as it shall |
 //! | `survey.rs` | what is there, ours or not |
 //! | `user.rs` | QEMU's user-mode network, or none |
@@ -22,6 +23,7 @@ mod dnsmasq;
 mod firewall;
 mod links;
 mod ruleset;
+mod set;
 mod settle;
 mod shaping;
 mod survey;
@@ -30,5 +32,6 @@ mod user;
 mod vlan;
 mod watch;
 
-pub use bridge::{BridgeNetwork, BridgeSettings};
+pub use bridge::BridgeSettings;
+pub use set::BridgeNetworks;
 pub use user::UserNetwork;

@@ -22,6 +22,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) isolated: bool,
     /// Whether the kernel can limit what guests send.
     pub(super) limits: bool,
+    pub(super) nat: bool,
 }
 
 /// The name of our tables.
@@ -162,6 +163,12 @@ fn host(out: &mut String, around: &Surroundings<'_>) {
 fn routed(out: &mut String, around: &Surroundings<'_>) {
     let bridge = around.bridge;
     let (network, prefix) = (around.pool.network(), around.pool.prefix());
+    // Without NAT guests answer whom a forwarded port lets in, and begin nothing.
+    let closed = if around.nat {
+        String::new()
+    } else {
+        format!("    iifname \"{bridge}\" ct state != {{ established, related }} drop\n")
+    };
     let _ = writeln!(
         out,
         r#"
@@ -170,7 +177,7 @@ fn routed(out: &mut String, around: &Surroundings<'_>) {
     iifname "{bridge}" oifname "{bridge}" accept
     iifname "{bridge}" ip saddr != {network}/{prefix} drop
     iifname "{bridge}" meta nfproto ipv6 drop
-    oifname "{bridge}" ct state established,related accept
+{closed}    oifname "{bridge}" ct state established,related accept
     oifname "{bridge}" ct status dnat accept
     oifname "{bridge}" drop
   }}"#
@@ -191,6 +198,11 @@ fn nat(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
     }
     // What this host itself sends to one of its addresses meets the output hook only. Loopback
     // addresses are left alone: the kernel would not route the answers.
+    let behind_us = if around.nat {
+        format!("    ip saddr {network}/{prefix} oifname != \"{bridge}\" masquerade\n")
+    } else {
+        String::new()
+    };
     let _ = writeln!(
         out,
         r#"
@@ -206,8 +218,7 @@ fn nat(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
   }}
   chain postrouting {{
     type nat hook postrouting priority 100; policy accept;
-    ip saddr {network}/{prefix} oifname != "{bridge}" masquerade
-  }}"#
+{behind_us}  }}"#
     );
 }
 
@@ -216,7 +227,7 @@ mod tests {
     use super::*;
     use std::net::Ipv4Addr;
     use vman_model::network::{ForwardPlan, Limit, NicLimits, PortPlan, Protocol};
-    use vman_model::{TapName, VmId};
+    use vman_model::{NetworkName, TapName, VmId};
 
     fn plan() -> NetworkPlan {
         let vm = VmId::parse("web").unwrap();
@@ -229,27 +240,30 @@ mod tests {
                 mac: [0x52, 0x56, 0, 0, 0, 1],
                 address,
                 limits: NicLimits::default(),
+                network: NetworkName::default(),
             }],
             forwards: vec![ForwardPlan {
                 protocol: Protocol::Tcp,
                 host_port: 8080,
                 address,
                 guest_port: 80,
+                network: NetworkName::default(),
             }],
         }
     }
 
     fn script_of(isolated: bool, plan: &NetworkPlan) -> String {
-        limited_script(isolated, true, plan)
+        script_with(isolated, (true, true), plan)
     }
 
-    fn limited_script(isolated: bool, limits: bool, plan: &NetworkPlan) -> String {
+    fn script_with(isolated: bool, (nat, limits): (bool, bool), plan: &NetworkPlan) -> String {
         let pool = Pool::new(Ipv4Addr::new(10, 9, 0, 0), 24, Ipv4Addr::new(10, 9, 0, 1)).unwrap();
         let around = Surroundings {
             bridge: "br-x",
             pool: &pool,
             isolated,
             limits,
+            nat,
         };
         script(&around, plan)
     }
@@ -277,7 +291,7 @@ mod tests {
         assert!(script.contains("limit name iifname map @rates drop"));
         for unlimited in [
             script_of(false, &plan()),
-            limited_script(false, false, &limited),
+            script_with(false, (true, false), &limited),
         ] {
             assert!(!unlimited.contains("limit "), "{unlimited}");
             assert!(unlimited.contains("jump guest_rate"));
@@ -293,5 +307,18 @@ mod tests {
             assert!(script.find(&delete).unwrap() < script.find(&make).unwrap());
         }
         assert!(!script.contains("elements"), "{script}");
+    }
+
+    #[test]
+    fn without_nat_guests_answer_who_was_let_in_and_begin_nothing() {
+        let begins = "iifname \"br-x\" ct state != { established, related } drop";
+        let open = script_with(false, (true, true), &plan());
+        assert!(
+            open.contains("masquerade") && !open.contains(begins),
+            "{open}"
+        );
+        let closed = script_with(false, (false, true), &plan());
+        assert!(!closed.contains("masquerade") && closed.contains(begins));
+        assert!(closed.contains("tcp dport 8080 dnat ip to 10.9.0.2:80"));
     }
 }

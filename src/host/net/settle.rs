@@ -21,6 +21,10 @@ impl Inner {
         format!("vman network {}", self.settings.bridge)
     }
 
+    pub(super) fn mtu(&self) -> u32 {
+        u32::from(self.settings.mtu)
+    }
+
     /// The bridge is there, ours and up.
     pub(super) async fn bridge(&self, repairs: &mut Vec<String>) -> Result<Link, String> {
         let name = &self.settings.bridge;
@@ -54,6 +58,10 @@ impl Inner {
             if made.bridge == Some(link.index) {
                 repairs.push(format!("the bridge {name} was set down: it is up again"));
             }
+        }
+        if link.mtu != self.mtu() {
+            let set = self.links.set_mtu(&link, self.mtu()).await;
+            set.map_err(|error| permitted(&error.to_string()))?;
         }
         self.keep_vlan(&link, made.bridge == Some(link.index), repairs)
             .await;
@@ -177,11 +185,15 @@ impl Inner {
             .filter(|link| ours.contains(link.name.as_str()))
         {
             there.insert(link.name.clone());
-            if link.master == Some(bridge.index) && link.up {
+            if link.master == Some(bridge.index) && link.up && link.mtu == self.mtu() {
                 continue;
             }
             // One that vanishes at this moment was on its way out with its QEMU.
-            if let Err(error) = self.links.attach(&link.name, bridge.index).await {
+            if let Err(error) = self
+                .links
+                .attach(&link.name, bridge.index, self.mtu())
+                .await
+            {
                 tracing::debug!(%error, "a TAP could not be attached");
             } else if self.made.lock().await.attached.contains(&link.name) {
                 again += 1;
@@ -232,6 +244,7 @@ impl Inner {
             pool: &self.settings.pool,
             isolated: self.settings.isolated,
             limits: self.unlimited.outbound.is_none(),
+            nat: self.settings.nat,
         };
         let script = ruleset::script(&around, plan);
         let table = ruleset::table(&self.settings.bridge);
@@ -295,7 +308,11 @@ impl Inner {
             known.retain(|line| line.starts_with("the chain "));
             known.extend(trouble);
         });
-        Ok(Settled { repairs, lost })
+        Ok(Settled {
+            repairs,
+            lost,
+            ..Settled::default()
+        })
     }
 
     fn note(&self, change: impl FnOnce(&mut Vec<String>)) {

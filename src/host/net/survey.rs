@@ -1,8 +1,8 @@
-//! What is on the host of our network, told from one dump of its links.
+//! What is on the host of one network, told from one dump of its links.
 //!
 //! Must not: change anything, or decide what of it should not be there (the observer does).
 
-use vman_actors::ports::{NetworkSurvey, SeenBridge, SeenTap};
+use vman_actors::ports::{ForeignLink, NetworkSurvey, SeenBridge, SeenTap};
 use vman_model::TapName;
 
 use super::links::Link;
@@ -25,15 +25,21 @@ pub(super) fn survey(
                 attached: on_it && link.up,
             });
         } else if on_it && uplink != Some(&link.name) {
-            foreign.push(link.name.clone());
+            foreign.push(ForeignLink {
+                name: link.name.clone(),
+                bridge: bridge.to_owned(),
+            });
         }
     }
     NetworkSurvey {
-        bridge: found.map(|link| SeenBridge {
-            name: link.name.clone(),
-            ours: link.is_bridge && link.alias == mark,
-            up: link.up,
-        }),
+        bridges: found
+            .map(|link| SeenBridge {
+                name: link.name.clone(),
+                ours: link.is_bridge && link.alias == mark,
+                up: link.up,
+            })
+            .into_iter()
+            .collect(),
         taps,
         foreign,
     }
@@ -53,6 +59,7 @@ mod tests {
             is_bridge: false,
             is_tap: false,
             up: true,
+            mtu: 1500,
             master: None,
             vlan: None,
             traffic: Traffic::default(),
@@ -84,12 +91,13 @@ mod tests {
             },
         ];
         let seen = survey(&links, "br-x", None, "mark");
-        assert!(seen.bridge.unwrap().ours);
-        assert_eq!(seen.foreign, ["veth9"]);
+        assert!(seen.bridges[0].ours);
+        assert_eq!(seen.foreign[0].name, "veth9");
+        assert_eq!((seen.foreign.len(), &*seen.foreign[0].bridge), (1, "br-x"));
         let taps: Vec<_> = seen.taps.iter().map(|t| (&*t.name, t.attached)).collect();
         assert_eq!(taps, [(tap.as_str(), true), ("v0other-abcdefg", false)]);
-        assert!(!survey(&links, "br-x", None, "another").bridge.unwrap().ours);
-        assert_eq!(survey(&links, "br-y", None, "mark").bridge, None);
+        assert!(!survey(&links, "br-x", None, "another").bridges[0].ours);
+        assert!(survey(&links, "br-y", None, "mark").bridges.is_empty());
         let seen = survey(&links, "br-x", Some("veth9"), "mark");
         assert!(seen.foreign.is_empty(), "the uplink is where it belongs");
     }

@@ -104,6 +104,7 @@ mod tests {
             incarnation: Incarnation(1),
             nics: vec![NicWish {
                 nic: 0,
+                network: vman_model::NetworkName::default(),
                 mac: [0x52, 0x54, 0, 1, 2, 3],
                 address: None,
                 limits: vman_model::network::NicLimits::default(),

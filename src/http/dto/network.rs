@@ -7,15 +7,42 @@ use vman_actors::{
     ports::NetworkFacts,
     store::{Inventory, Versioned},
 };
-use vman_model::{ForwardRecord, LeaseRecord, TapName, network::nic::nic_id};
+use vman_model::{ForwardRecord, LeaseRecord, NetworkName, TapName, network::nic::nic_id};
 
-/// The network as it is configured.
+/// The network `default` as it is configured, and all networks.
 #[derive(Serialize, ToSchema)]
 #[schema(as = NetworkConfig)]
 pub(crate) struct NetworkConfigBody {
+    #[serde(flatten)]
+    default: NetworkBody,
+    /// Every network that VMs can be connected to, the default one first; absent where there is no
+    /// bridge.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    networks: Vec<NetworkBody>,
+}
+
+impl NetworkConfigBody {
+    pub(crate) fn of(facts: &NetworkFacts, inventory: &Inventory) -> Self {
+        let default = NetworkBody::of(facts, &NetworkName::default(), inventory);
+        let names = facts.bridges.iter().map(|bridge| &bridge.network);
+        let of = |name| NetworkBody::of(facts, name, inventory);
+        Self {
+            default,
+            networks: names.map(of).collect(),
+        }
+    }
+}
+
+/// A network as it is configured.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Network)]
+pub(crate) struct NetworkBody {
     /// `configured`, or `not_configured`: VMs have QEMU's user-mode network or none, and no address
     /// of ours.
     status: &'static str,
+    /// The network's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
     /// `bridge`, `user` or `none`.
     mode: &'static str,
     /// Why it is not a bridge although one was welcome.
@@ -54,6 +81,12 @@ pub(crate) struct NetworkConfigBody {
     /// Whether guests are kept from each other.
     #[serde(skip_serializing_if = "Option::is_none")]
     isolated: Option<bool>,
+    /// Whether guests reach other networks, behind the host's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nat: Option<bool>,
+    /// The largest packet, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mtu: Option<u16>,
     /// How many addresses VMs hold.
     #[serde(skip_serializing_if = "Option::is_none")]
     allocated_ips: Option<usize>,
@@ -62,19 +95,26 @@ pub(crate) struct NetworkConfigBody {
     available_ips: Option<usize>,
 }
 
-impl NetworkConfigBody {
-    pub(crate) fn of(facts: NetworkFacts, inventory: &Inventory) -> Self {
-        let bridge = facts.bridge.as_ref();
-        let held = inventory.leases.len();
+impl NetworkBody {
+    fn of(facts: &NetworkFacts, network: &NetworkName, inventory: &Inventory) -> Self {
+        let bridge = facts.bridge(network);
+        let leases = inventory.leases.values();
+        let held = leases
+            .filter(|lease| lease.value.network == *network)
+            .count();
+        let tagged = bridge
+            .filter(|bridge| bridge.vlan_id.is_some())
+            .map(|bridge| bridge.vlan_missing.is_none());
         let size = |size: u32| usize::try_from(size).unwrap_or(usize::MAX);
         Self {
+            name: bridge.map(|_| network.to_string()),
             status: bridge.map_or("not_configured", |_| "configured"),
             mode: facts.kind.as_str(),
             reason: facts.reason.clone(),
-            vlan_id: bridge.map(|_| facts.vlan_id),
-            vlan_tagged: bridge.map(|_| facts.vlan_missing.is_none()),
-            vlan_reason: facts.vlan_missing.clone(),
-            uplink: facts.uplink.clone(),
+            vlan_id: bridge.and_then(|bridge| bridge.vlan_id),
+            vlan_tagged: tagged,
+            vlan_reason: bridge.and_then(|bridge| bridge.vlan_missing.clone()),
+            uplink: bridge.and_then(|bridge| bridge.uplink.clone()),
             vhost: bridge.map(|_| facts.vhost_missing.is_none()),
             vhost_reason: facts.vhost_missing.clone(),
             bridge_name: bridge.map(|bridge| bridge.name.clone()),
@@ -85,6 +125,8 @@ impl NetworkConfigBody {
             gateway: bridge.map(|bridge| bridge.pool.gateway().to_string()),
             dns: bridge.map(|bridge| bridge.dns.iter().map(ToString::to_string).collect()),
             isolated: bridge.map(|bridge| bridge.isolated),
+            nat: bridge.map(|bridge| bridge.nat),
+            mtu: bridge.map(|bridge| bridge.mtu),
             allocated_ips: bridge.map(|_| held),
             available_ips: bridge.map(|bridge| size(bridge.pool.size()).saturating_sub(held)),
         }
@@ -99,6 +141,8 @@ pub(crate) struct LeaseBody<'a> {
     vm_id: &'a str,
     /// Which of its network cards, `nic0` for the first.
     nic: String,
+    /// The network that the address is of.
+    network: &'a str,
     /// Its address.
     ip: &'a str,
     /// The MAC address it is bound to.
@@ -119,6 +163,7 @@ impl<'a> LeaseBody<'a> {
         Self {
             vm_id: lease.vm_id.as_str(),
             nic: nic_id(lease.nic),
+            network: lease.network.as_str(),
             ip: lease.id.as_str(),
             mac: Shown(Mac(lease.mac)),
             tap: TapName::of(&lease.vm_id, lease.nic).to_string(),

@@ -24,6 +24,8 @@ pub(crate) struct NicBody {
     /// `attached`, `plugging` (a running guest is being given it) or `unplugging` (it was asked to let
     /// go of it).
     state: &'static str,
+    /// The network it is connected to.
+    network: String,
     /// Its cable: `up` or `down`.
     link: &'static str,
     /// Its MAC address.
@@ -70,6 +72,10 @@ impl NicBody {
             id: nic_id(nic),
             mode: kind.as_str(),
             state: word(further.map_or(NicState::Attached, |held| held.state)),
+            network: vm
+                .network_of(nic)
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             link: vm.link_of(nic).map_or("", LinkState::as_str),
             mac: Shown(Mac(mac)),
             ip: claimed
@@ -105,7 +111,9 @@ fn word(state: NicState) -> &'static str {
     reason = "its fields are the document; the route reads them one by one"
 )]
 pub(crate) struct NewNicBody {
-    /// The IPv4 address it shall have, one of the bridge's subnet; one is chosen by default.
+    /// The network it is connected to; `default` by default.
+    network: Option<String>,
+    /// The IPv4 address it shall have, one of the network's subnet; one is chosen by default.
     address: Option<String>,
     /// `up` (the default) or `down`.
     link: Option<String>,

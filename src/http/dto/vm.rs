@@ -105,6 +105,8 @@ pub(crate) struct VmBody<'a> {
     unresponsive: bool,
     /// The address of its guest, where it is known; on a bridge it is kept while the VM is stopped.
     local_ip: Option<String>,
+    /// The network its first card is connected to.
+    network: &'a str,
     /// Its MAC address.
     #[schema(value_type = String)]
     mac: Shown<Mac>,
@@ -183,6 +185,7 @@ impl<'a> VmBody<'a> {
             desired: vm.desired.as_str(),
             unresponsive: vm.unresponsive,
             local_ip: local_ip(vm, inventory),
+            network: vm.network.as_str(),
             mac: Shown(Mac(vm.mac)),
             network_mode: nic.map(|nic| nic.kind.as_str()),
             network_reason: nic.and_then(|nic| network_reason(nic.kind, facts)),
@@ -327,7 +330,9 @@ pub(crate) struct NewVmBody {
     disk_gib: Option<u64>,
     /// Labels: at most 64, values of at most 255 bytes. They replace the template's.
     labels: Option<BTreeMap<String, String>>,
-    /// The IPv4 address it shall have, one of the bridge's subnet; one is chosen by default.
+    /// The network its first card is connected to; `default` by default.
+    network: Option<String>,
+    /// The IPv4 address it shall have, one of the network's subnet; one is chosen by default.
     #[schema(format = Ipv4)]
     address: Option<String>,
     /// How fast its first network card may be; without limits by default. Only on a bridge.
@@ -366,6 +371,7 @@ pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiEr
     let id = fields.name("name");
     let said = SizeFields::read(&mut fields);
     said.check_images(state, &mut fields);
+    let network = fields.name("network");
     let address = fields.address("address");
     let limits = read_limits(&mut fields);
     let restart = fields.object("restart", |fields| Some(read_restart(fields)));
@@ -402,6 +408,7 @@ pub(crate) fn read_vm(state: &HttpState, post: &mut Post) -> Result<NewVm, ApiEr
             start,
             resources,
         },
+        network: network.unwrap_or_default(),
         address,
         limits: limits.unwrap_or_default(),
         origin,

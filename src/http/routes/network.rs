@@ -34,7 +34,7 @@ pub(crate) async fn get_network_config(
 ) -> Result<Response, ApiError> {
     Query::of(&uri)?.finish()?;
     let facts = state.handles().network.facts();
-    let body = NetworkConfigBody::of(facts, &state.inventory());
+    let body = NetworkConfigBody::of(&facts, &state.inventory());
     Ok(json(StatusCode::OK, &body))
 }
 

@@ -162,6 +162,7 @@ fn read_nic(
     key: Option<Key>,
 ) -> Result<WantedNic, ApiError> {
     let mut fields = post.fields();
+    let network = fields.name("network");
     let address = fields.address("address");
     let link = read_link(&mut fields);
     let limits = read_limits(&mut fields);
@@ -177,6 +178,7 @@ fn read_nic(
     let answer = IdempotentAnswer::Operation(operation.clone());
     Ok(WantedNic {
         kind,
+        network: network.unwrap_or_default(),
         address,
         limits: limits.unwrap_or_default(),
         link: link.unwrap_or_default(),

@@ -225,17 +225,16 @@ pub struct SeenProcess {
     pub identity: ProcessIdentity,
 }
 
-/// The links of the bridge that VMs are connected to.
+/// The links of the bridges that VMs are connected to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SeenNetwork {
-    /// The bridge's name.
-    pub name: String,
-    /// Whether it is ours, and up; none if there is none.
-    pub bridge: Option<(bool, bool)>,
-    /// TAPs with names of ours, and whether each is up and on the bridge.
+    /// Every bridge there shall be, and whether it is ours, and up; none if it is
+    /// not there.
+    pub bridges: Vec<(String, Option<(bool, bool)>)>,
+    /// TAPs with names of ours, and whether each is up and on a bridge.
     pub taps: Vec<(String, bool)>,
-    /// Other links on the bridge.
-    pub foreign: Vec<String>,
+    /// Other links, each with the bridge it is on.
+    pub foreign: Vec<(String, String)>,
 }
 
 /// What one look at the host has seen. What could not be seen is none, and is

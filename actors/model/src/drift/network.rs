@@ -1,4 +1,4 @@
-//! What differs on the bridge: links and leases against the records.
+//! What differs on the bridges: links and leases against the records.
 //!
 //! The NetworkActor heals what is ours within a second, told by the kernel; what
 //! is still so at two looks is what it could not heal, or may not touch.
@@ -21,28 +21,29 @@ pub(super) fn lease_without_vm(vms: &BTreeSet<&VmId>, lease: &LeaseRecord) -> Op
     })
 }
 
-/// What differs on the bridge.
+/// What differs on the bridges.
 pub(super) fn links(recorded: &Recorded<'_>, seen: &SeenNetwork, found: &mut Vec<Drift>) {
-    let about_bridge = |class, resource: &str, details: String| {
-        Drift::reported(
-            class,
-            resource,
-            Subject::Network(seen.name.clone()),
-            details,
-        )
+    let about = |class, resource: &str, link: &str, details: String| {
+        let subject = Subject::Network(link.to_owned());
+        Drift::reported(class, resource, subject, details)
     };
-    found.extend(
-        match seen.bridge {
-            None => Some("there is no such link".to_owned()),
-            Some((true, true)) => None,
-            Some((false, _)) => Some("a link of that name does not carry VMAN's mark".to_owned()),
-            Some((true, false)) => Some("it is down".to_owned()),
-        }
-        .map(|details| about_bridge(DriftClass::BridgeLost, &seen.name, details)),
-    );
-    for link in &seen.foreign {
-        let details = format!("it is on the bridge {} and not VMAN's", seen.name);
-        found.push(about_bridge(DriftClass::LinkForeign, link, details));
+    for (name, state) in &seen.bridges {
+        let details = match state {
+            Some((true, true)) => continue,
+            None => "there is no such link",
+            Some((false, _)) => "a link of that name does not carry VMAN's mark",
+            Some((true, false)) => "it is down",
+        };
+        found.push(about(
+            DriftClass::BridgeLost,
+            name,
+            name,
+            details.to_owned(),
+        ));
+    }
+    for (link, bridge) in &seen.foreign {
+        let details = format!("it is on the bridge {bridge} and not VMAN's");
+        found.push(about(DriftClass::LinkForeign, link, bridge, details));
     }
     let taps: BTreeMap<&str, bool> = seen
         .taps
@@ -77,7 +78,7 @@ pub(super) fn links(recorded: &Recorded<'_>, seen: &SeenNetwork, found: &mut Vec
     for name in taps.keys() {
         if !owned.iter().any(|tap| tap.as_str() == *name) {
             let details = "it is named as VMAN's are, and no VM that runs has it".to_owned();
-            found.push(about_bridge(DriftClass::TapOrphan, name, details));
+            found.push(about(DriftClass::TapOrphan, name, name, details));
         }
     }
 }

@@ -122,6 +122,7 @@ fn running_vm() -> VmRecord {
         failed_for_space: false,
         link: crate::network::LinkState::Up,
         nics: Vec::new(),
+        network: crate::ids::NetworkName::default(),
     }
 }
 
@@ -140,6 +141,7 @@ fn lease() -> LeaseRecord {
         fixed: false,
         limits: crate::network::NicLimits::default(),
         created_at: UnixMs(0),
+        network: crate::ids::NetworkName::default(),
     }
 }
 
@@ -180,8 +182,7 @@ fn agreeing() -> World {
                 runtime: vec![file("vm", FileKind::Folder, 0)],
             }),
             network: Some(SeenNetwork {
-                name: "br-x".to_owned(),
-                bridge: Some((true, true)),
+                bridges: vec![("br-x".to_owned(), Some((true, true)))],
                 taps: vec![(tap(), true)],
                 foreign: Vec::new(),
             }),
@@ -273,10 +274,13 @@ fn made(class: DriftClass) -> Option<World> {
         DriftClass::DiskOfNoVm => world.disk.vm_id = Some(VmId::parse("other").unwrap()),
         DriftClass::DiskLetGo => world.vm.disks[0].state = AttachState::LetGo,
         DriftClass::LeaseOfNoVm => world.lease = Some(lease()),
-        DriftClass::BridgeLost => world.network().bridge = None,
+        DriftClass::BridgeLost => world.network().bridges[0].1 = None,
         DriftClass::TapLost => world.network().taps[0].1 = false,
         DriftClass::TapOrphan => world.network().taps.push(("v0gone-x".to_owned(), true)),
-        DriftClass::LinkForeign => world.network().foreign.push("eth9".to_owned()),
+        DriftClass::LinkForeign => world
+            .network()
+            .foreign
+            .push(("eth9".to_owned(), "br-x".to_owned())),
         DriftClass::ImageFileMissing => world.files().images.clear(),
         DriftClass::ImageFileShort => world.files().images[0].bytes -= 1,
         DriftClass::FileWithoutRecord => {

@@ -184,6 +184,7 @@ fn a_lease_of_no_vm_is_left_out_and_told() {
         fixed: false,
         limits: crate::network::NicLimits::default(),
         created_at: UnixMs(1),
+        network: crate::ids::NetworkName::default(),
     };
     let made = rebuild([(Revision(1), Kept::Lease(lease))], &[], NOW);
     assert!(made.writes.is_empty());

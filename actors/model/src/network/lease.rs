@@ -6,7 +6,7 @@
 
 use super::limits::NicLimits;
 use crate::{
-    ids::{LeaseId, VmId},
+    ids::{LeaseId, NetworkName, VmId},
     time::UnixMs,
 };
 use core::net::Ipv4Addr;
@@ -32,6 +32,8 @@ pub struct LeaseRecord {
     pub limits: NicLimits,
     /// Since when.
     pub created_at: UnixMs,
+    /// The network it is of.
+    pub network: NetworkName,
 }
 
 /// The id of the lease of an address.
@@ -212,6 +214,7 @@ mod tests {
             fixed: false,
             limits: NicLimits::default(),
             created_at: UnixMs(1),
+            network: NetworkName::default(),
         }
     }
 

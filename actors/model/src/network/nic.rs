@@ -5,7 +5,7 @@
 //! it goes. What happens to them: [`crate::vm::step`].
 
 use super::lease::LeaseRecord;
-use crate::vm::NetworkKind;
+use crate::{ids::NetworkName, vm::NetworkKind};
 use serde::{Deserialize, Serialize};
 
 /// The first card's slot on the pcie-root-ports (see [`crate::disk`]).
@@ -65,6 +65,8 @@ pub struct Nic {
     pub link: LinkState,
     /// What is under way with it.
     pub state: NicState,
+    /// The network it is connected to.
+    pub network: NetworkName,
 }
 
 /// A card that a VM is to have, with all that had to be chosen for it.
@@ -76,6 +78,8 @@ pub struct NewNic {
     pub mac: [u8; 6],
     /// Its cable.
     pub link: LinkState,
+    /// The network it is connected to.
+    pub network: NetworkName,
     /// How it is connected if the VM runs.
     pub kind: NetworkKind,
     /// Its address, where addresses are VMAN's to give.

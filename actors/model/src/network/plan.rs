@@ -6,7 +6,7 @@ use super::{
     forward::ForwardRecord, forward::Protocol, lease::LeaseRecord, lease::hash, limits::NicLimits,
     nic::nic_id,
 };
-use crate::ids::VmId;
+use crate::ids::{NetworkName, VmId};
 use core::net::Ipv4Addr;
 use std::{collections::BTreeMap, fmt};
 
@@ -97,6 +97,8 @@ pub struct PortPlan {
     pub address: Ipv4Addr,
     /// How fast it may be.
     pub limits: NicLimits,
+    /// The network it is connected to.
+    pub network: NetworkName,
 }
 
 /// A port of the host and where it leads.
@@ -110,9 +112,11 @@ pub struct ForwardPlan {
     pub address: Ipv4Addr,
     /// The port in the guest.
     pub guest_port: u16,
+    /// The network that the guest's address is of.
+    pub network: NetworkName,
 }
 
-/// The desired state of a network.
+/// The desired state of the networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkPlan {
     /// Every card that holds an address, by its address.
@@ -131,7 +135,7 @@ impl NetworkPlan {
         let mut first = BTreeMap::new();
         for lease in leases {
             if lease.nic == 0 {
-                first.insert(&lease.vm_id, lease.address);
+                first.insert(&lease.vm_id, lease);
             }
             ports.push(PortPlan {
                 vm: lease.vm_id.clone(),
@@ -140,20 +144,37 @@ impl NetworkPlan {
                 mac: lease.mac,
                 address: lease.address,
                 limits: lease.limits,
+                network: lease.network.clone(),
             });
         }
         ports.sort_by_key(|port| port.address);
         let forwards = forwards.into_iter().filter_map(|forward| {
+            let lease = first.get(&forward.vm_id)?;
             Some(ForwardPlan {
                 protocol: forward.protocol,
                 host_port: forward.host_port,
-                address: *first.get(&forward.vm_id)?,
+                address: lease.address,
                 guest_port: forward.guest_port,
+                network: lease.network.clone(),
             })
         });
         Self {
             ports,
             forwards: forwards.collect(),
+        }
+    }
+
+    /// What of it is about one network.
+    #[must_use]
+    pub fn of_network(&self, network: &NetworkName) -> Self {
+        let ports = self.ports.iter().filter(|port| port.network == *network);
+        let forwards = self.forwards.iter();
+        Self {
+            ports: ports.cloned().collect(),
+            forwards: forwards
+                .filter(|forward| forward.network == *network)
+                .cloned()
+                .collect(),
         }
     }
 }
@@ -162,6 +183,10 @@ impl NetworkPlan {
 #[allow(clippy::unwrap_used)] // also in what the tests call
 mod tests {
     use super::*;
+    use crate::{
+        network::{Pool, allocate, lease_id},
+        time::UnixMs,
+    };
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -196,5 +221,59 @@ mod tests {
             .map(|n| TapName::of(&VmId::parse(&format!("web-{n}")).unwrap(), 0))
             .collect();
         assert_eq!(names.len(), 10_000);
+    }
+
+    proptest! {
+        #[test]
+        fn each_networks_plan_holds_its_own_cards_and_forwards_and_together_they_are_the_whole(
+            wanted in proptest::collection::vec((0..3_usize, 0..3_u8, any::<bool>()), 0..60),
+        ) {
+            let names = ["default", "lab", "dmz"].map(|name| NetworkName::parse(name).unwrap());
+            let pools = [0, 1, 2].map(|third| {
+                let at = |last| Ipv4Addr::new(10, 0, third, last);
+                Pool::new(at(0), 28, at(1)).unwrap()
+            });
+            let (mut taken, mut leases, mut forwards) = (BTreeSet::new(), Vec::new(), Vec::new());
+            for (number, (network, nic, forwarded)) in wanted.into_iter().enumerate() {
+                let vm = VmId::parse(&format!("vm{number}")).unwrap();
+                let full = leases.iter().filter(|held: &&LeaseRecord| held.network == names[network]).count() == 13;
+                // One network's being full takes nothing from another.
+                let address = allocate(&pools[network], (&vm, nic), &taken);
+                prop_assert_eq!(address.is_none(), full);
+                let Some(address) = address else { continue };
+                prop_assert!(taken.insert(address), "{} was given twice", address);
+                leases.push(LeaseRecord {
+                    id: lease_id(address),
+                    vm_id: vm.clone(),
+                    nic,
+                    address,
+                    mac: [2; 6],
+                    fixed: false,
+                    limits: NicLimits::default(),
+                    created_at: UnixMs(1),
+                    network: names[network].clone(),
+                });
+                let host_port = 1000 + u16::try_from(number).unwrap();
+                forwards.extend(forwarded.then(|| ForwardRecord {
+                    id: ForwardRecord::id_of(Protocol::Tcp, host_port),
+                    vm_id: vm,
+                    protocol: Protocol::Tcp,
+                    host_port,
+                    guest_port: 80,
+                    created_at: UnixMs(1),
+                }));
+            }
+            let whole = NetworkPlan::of(&leases, &forwards);
+            let (mut ports, mut led) = (0, 0);
+            for (name, pool) in names.iter().zip(&pools) {
+                let plan = whole.of_network(name);
+                prop_assert!(plan.ports.iter().all(|port| pool.holds(port.address)));
+                prop_assert!(plan.forwards.iter().all(|forward| pool.holds(forward.address)));
+                ports += plan.ports.len();
+                led += plan.forwards.len();
+            }
+            prop_assert_eq!((ports, led), (whole.ports.len(), whole.forwards.len()));
+            prop_assert_eq!(ports, leases.len());
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! The durable record of a VM.
 
 use crate::{
-    ids::{BootId, DiskId, Incarnation, OperationId, RequestId, Revision, VmId, VmUuid},
+    ids::{
+        BootId, DiskId, Incarnation, NetworkName, OperationId, RequestId, Revision, VmId, VmUuid,
+    },
     network::{LinkState, Nic},
     operation::OperationKind,
     restart::RestartHistory,
@@ -311,9 +313,22 @@ pub struct VmRecord {
     pub link: LinkState,
     /// Its further network cards, by number.
     pub nics: Vec<Nic>,
+    /// The network of its first network card.
+    pub network: NetworkName,
 }
 
 impl VmRecord {
+    /// The network of a network card; none if there is no such card.
+    pub fn network_of(&self, nic: u8) -> Option<&NetworkName> {
+        if nic == 0 {
+            return Some(&self.network);
+        }
+        let mut further = self.nics.iter();
+        further
+            .find(|held| held.number == nic)
+            .map(|held| &held.network)
+    }
+
     /// The MAC addresses of its network cards with their numbers, the first
     /// card's first.
     pub fn macs(&self) -> impl Iterator<Item = (u8, [u8; 6])> {

@@ -12,8 +12,8 @@ use vman_model::{
     BootId, Cause, Change, DiskCache, DiskFile, DiskFormat, DiskId, DiskLimits, DiskOptions,
     DiskRecord, Event, EventDraft, EventKind, ForwardRecord, Guard, IdempotencyKey,
     IdempotencyRecord, ImageFormat, ImageKind, ImageName, ImageRecord, Incarnation, LeaseId,
-    LeaseRecord, OperationId, OperationKind, OperationRecord, OperationStatus, Origin, Problem,
-    Protocol, RequestId, RestartHistory, RestartPolicy, Revision, Subject, TemplateName,
+    LeaseRecord, NetworkName, OperationId, OperationKind, OperationRecord, OperationStatus, Origin,
+    Problem, Protocol, RequestId, RestartHistory, RestartPolicy, Revision, Subject, TemplateName,
     TemplateRecord, TokenId, TokenName, TokenRecord, TokenScope, UnixMs, VmId, VmUuid, Write,
     change::IdempotentAnswer,
     network::{Limit, LinkState, Nic, NicLimits, NicState},
@@ -225,7 +225,9 @@ pub(in crate::store) fn vm() -> VmRecord {
             mac: [0x52, 0x56, 9, 9, 9, 9],
             link: LinkState::Up,
             state: NicState::Plugging,
+            network: NetworkName::parse("lab").unwrap(),
         }],
+        network: NetworkName::default(),
     }
 }
 
@@ -297,6 +299,7 @@ pub(in crate::store) fn lease() -> LeaseRecord {
             outbound: None,
         },
         created_at: UnixMs(1_700_000_000_000),
+        network: NetworkName::default(),
     }
 }
 

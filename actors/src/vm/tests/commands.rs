@@ -3,7 +3,7 @@
 use super::daemon::{DELETE, Daemon, RESTART, STOP, STOP_BY_FORCE, vm};
 use crate::vm::{CommandError, NewVm};
 use vman_model::{
-    IdempotencyKey, IdempotencyRecord, OperationStatus, Promise, RestartPolicy,
+    IdempotencyKey, IdempotencyRecord, NetworkName, OperationStatus, Promise, RestartPolicy,
     change::IdempotentAnswer,
     vm::{Command, Phase, Reason, Refusal, RunState},
 };
@@ -174,6 +174,7 @@ async fn a_vm_is_deleted_and_made_again_under_its_name_while_commands_fly() {
         let new = NewVm {
             id: Some(id.clone()),
             spec: super::daemon::spec(RestartPolicy::default()),
+            network: NetworkName::default(),
             address: None,
             limits: vman_model::network::NicLimits::default(),
             origin: super::daemon::origin(),

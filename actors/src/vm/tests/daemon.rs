@@ -16,8 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 use vman_model::{
-    IdempotencyRecord, OperationId, OperationRecord, OperationStatus, Origin, RequestId,
-    RestartPolicy, TemplateName, TemplateRecord, UnixMs, VmId,
+    IdempotencyRecord, NetworkName, OperationId, OperationRecord, OperationStatus, Origin,
+    RequestId, RestartPolicy, TemplateName, TemplateRecord, UnixMs, VmId,
     vm::{Command, CommandContext, Firmware, Phase, VmRecord, VmSize, VmSpec},
 };
 
@@ -253,6 +253,7 @@ impl Daemon {
         let new = NewVm {
             id: Some(vm(id)),
             spec: spec(restart),
+            network: NetworkName::default(),
             address: None,
             limits: vman_model::network::NicLimits::default(),
             origin: origin(),

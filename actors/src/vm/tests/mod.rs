@@ -2,7 +2,7 @@
 //!
 //! `daemon.rs` is the daemon under test, `sight.rs` what the oracle sees of it; the tests are
 //! grouped by what they try: `commands`, `faults` (hangs, failures), `network` (addresses, the
-//! bridge), `deaths` (of actors, of the daemon, of the host), `images` (uploads), `doc` (the page),
+//! bridge), `networks` (several of them), `deaths` (of actors, of the daemon, of the host), `images` (uploads), `doc` (the page),
 //! `observed` (the observer), `matrix` (each of the `operations` cut at each step), `simulation` (random deeds,
 //! faults and deaths by seed).
 
@@ -14,6 +14,7 @@ mod faults;
 mod images;
 mod matrix;
 mod network;
+mod networks;
 mod nics;
 mod observed;
 mod operations;

@@ -11,21 +11,27 @@ use crate::{
 use core::net::Ipv4Addr;
 use std::{collections::BTreeSet, time::Duration};
 use vman_model::{
-    EventKind, Pool, Protocol, TapName, VmId,
+    EventKind, NetworkName, Pool, Protocol, TapName, VmId,
     vm::{Command, NetworkKind, Phase},
 };
 
-fn pool(third: u8, prefix: u8) -> Pool {
+pub(super) fn pool(third: u8, prefix: u8) -> Pool {
     let at = |last| Ipv4Addr::new(10, 0, third, last);
     Pool::new(at(0), prefix, at(1)).unwrap()
 }
 
-fn bridge(pool: Pool) -> BridgeFacts {
+pub(super) fn bridge(pool: Pool) -> BridgeFacts {
     BridgeFacts {
         name: "br-x".to_owned(),
         pool,
         dns: vec![],
         isolated: false,
+        network: NetworkName::default(),
+        nat: true,
+        vlan_id: None,
+        mtu: 1500,
+        vlan_missing: None,
+        uplink: None,
     }
 }
 
@@ -36,10 +42,11 @@ pub(super) fn bridged(prefix: u8) -> FakeHost {
     host
 }
 
-fn new(id: &str, address: Option<Ipv4Addr>) -> NewVm {
+pub(super) fn new(id: &str, address: Option<Ipv4Addr>) -> NewVm {
     NewVm {
         id: Some(vm(id)),
         spec: spec(vman_model::RestartPolicy::default()),
+        network: NetworkName::default(),
         address,
         limits: vman_model::network::NicLimits::default(),
         origin: origin(),
@@ -61,7 +68,7 @@ fn address_of(daemon: &Daemon, id: &VmId) -> Option<Ipv4Addr> {
     inventory.lease_of(id, 0).map(|row| row.value.address)
 }
 
-async fn heard(daemon: &Daemon, kind: EventKind, text: &str) {
+pub(super) async fn heard(daemon: &Daemon, kind: EventKind, text: &str) {
     let there = || {
         let inventory = daemon.on().store.inventory();
         let mut events = inventory.recent_events.iter();
@@ -71,7 +78,7 @@ async fn heard(daemon: &Daemon, kind: EventKind, text: &str) {
 }
 
 /// Waits until nothing is wrong with the network.
-async fn until_well(daemon: &Daemon) {
+pub(super) async fn until_well(daemon: &Daemon) {
     for _ in 0..1_000 {
         if daemon.on().network.health().await.is_ok() {
             return;

@@ -9,14 +9,15 @@ use crate::vm::{NicError, WantedNic};
 use core::net::Ipv4Addr;
 use std::time::Duration;
 use vman_model::{
-    OperationRecord, OperationStatus, VmId,
+    NetworkName, OperationRecord, OperationStatus, VmId,
     network::{Limit, LinkState, NicLimits, NicState, nic::nic_slot},
     vm::{Command, CommandContext, NetworkKind},
 };
 
-fn wanted(daemon: &Daemon, address: Option<Ipv4Addr>) -> WantedNic {
+pub(super) fn wanted(daemon: &Daemon, address: Option<Ipv4Addr>) -> WantedNic {
     WantedNic {
         kind: NetworkKind::Bridge,
+        network: NetworkName::default(),
         address,
         limits: NicLimits::default(),
         link: LinkState::Up,

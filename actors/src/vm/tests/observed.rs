@@ -7,14 +7,14 @@ use super::{
 use crate::{
     fakes::FakeHost,
     observer::{DriftSettings, Finding, ObserverReport},
-    ports::{FoundProcess, LaunchPlan, NetworkSurvey, NewsSink, SeenTap},
+    ports::{ForeignLink, FoundProcess, LaunchPlan, NetworkSurvey, NewsSink, SeenTap},
 };
 use core::net::Ipv4Addr;
 use std::sync::Arc;
 use vman_model::{
     BootId, Change, DiskFile, DiskId, DiskRecord, EventKind, ImageFormat, ImageKind, ImageName,
-    ImageRecord, Incarnation, LeaseRecord, OperationId, OperationKind, OperationRecord,
-    OperationStatus, Origin, Revision, UnixMs, VmId, VmUuid, Write,
+    ImageRecord, Incarnation, LeaseRecord, NetworkName, OperationId, OperationKind,
+    OperationRecord, OperationStatus, Origin, Revision, UnixMs, VmId, VmUuid, Write,
     drift::{DriftClass, FileKind, Room, SeenFile},
     network::lease_id,
     vm::{AttachState, Command, Firmware, Phase, ProcessIdentity, RunState},
@@ -234,10 +234,11 @@ async fn make(daemon: &Daemon, class: DriftClass) -> bool {
                 fixed: false,
                 limits: vman_model::network::NicLimits::default(),
                 created_at: UnixMs(0),
+                network: NetworkName::default(),
             };
             put(daemon, Write::PutLease(lease)).await;
         }
-        DriftClass::BridgeLost => see(daemon, |seen| seen.bridge = None).await,
+        DriftClass::BridgeLost => see(daemon, |seen| seen.bridges.clear()).await,
         DriftClass::TapLost => {
             daemon.running("a").await;
             see(daemon, |seen| seen.taps.clear()).await;
@@ -250,7 +251,11 @@ async fn make(daemon: &Daemon, class: DriftClass) -> bool {
             see(daemon, |seen| seen.taps.push(tap)).await;
         }
         DriftClass::LinkForeign => {
-            see(daemon, |seen| seen.foreign.push("eth9".to_owned())).await;
+            let link = ForeignLink {
+                name: "eth9".to_owned(),
+                bridge: "br-x".to_owned(),
+            };
+            see(daemon, |seen| seen.foreign.push(link)).await;
         }
         // Rows are read at the start: see `an_unreadable_record_is_told`. The
         // others are failures of the looking itself.

@@ -14,9 +14,9 @@ use crate::{
 use core::net::Ipv4Addr;
 use std::{collections::BTreeSet, time::Duration};
 use vman_model::{
-    DiskFormat, DiskId, DiskOptions, ForwardRecord, ImageKind, ImageName, Pool, Protocol,
-    RestartMode, RestartPolicy, TapName, TemplateName, TemplateRecord, TokenId, TokenName,
-    TokenRecord, TokenScope, UnixMs,
+    DiskFormat, DiskId, DiskOptions, ForwardRecord, ImageKind, ImageName, NetworkName, Pool,
+    Protocol, RestartMode, RestartPolicy, TapName, TemplateName, TemplateRecord, TokenId,
+    TokenName, TokenRecord, TokenScope, UnixMs,
     drift::{FileKind, Room, SeenFile},
     network::LinkState,
     vm::{Command, CommandContext, ExitStatus, NetworkKind, RunState},
@@ -57,6 +57,12 @@ pub(super) fn bridged(host: FakeHost) -> FakeHost {
         pool: Pool::new(at(0), 24, at(1)).expect("a subnet with its first address"),
         dns: vec![],
         isolated: false,
+        network: NetworkName::default(),
+        nat: true,
+        mtu: 1500,
+        vlan_id: None,
+        vlan_missing: None,
+        uplink: None,
     });
     host
 }
@@ -151,6 +157,7 @@ pub(super) async fn create(on: &Handles, id: &str, restart: RestartPolicy) -> bo
     let new = NewVm {
         id: Some(vm(id)),
         spec: spec(restart),
+        network: NetworkName::default(),
         address: None,
         limits: vman_model::network::NicLimits::default(),
         origin: origin(),
@@ -418,6 +425,7 @@ pub(super) async fn attach_nic(on: &Handles, id: &str) -> bool {
     }
     let wanted = WantedNic {
         kind: NetworkKind::Bridge,
+        network: NetworkName::default(),
         address: None,
         limits: vman_model::network::NicLimits::default(),
         link: LinkState::Up,

@@ -61,6 +61,7 @@ pub(super) fn attach(turn: &mut Turn<'_>, new: NewNic, context: CommandContext) 
         mac: new.mac,
         link: new.link,
         state,
+        network: new.network.clone(),
     });
     turn.record.nics.sort_by_key(|nic| nic.number);
     let name = nic_id(number);

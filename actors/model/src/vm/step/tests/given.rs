@@ -3,7 +3,10 @@
 
 use crate::{
     event::Origin,
-    ids::{BootId, DiskId, Incarnation, OperationId, RequestId, TemplateName, VmId, VmUuid},
+    ids::{
+        BootId, DiskId, Incarnation, NetworkName, OperationId, RequestId, TemplateName, VmId,
+        VmUuid,
+    },
     network::{LeaseRecord, LinkState, MAX_NICS, NewNic, lease_id},
     operation::OperationKind,
     power::StartSpec,
@@ -126,6 +129,7 @@ pub(crate) fn new_vm(mode: RestartMode, budget: RestartBudget) -> VmRecord {
         failed_for_space: false,
         link: LinkState::Up,
         nics: Vec::new(),
+        network: NetworkName::default(),
     }
 }
 
@@ -349,6 +353,7 @@ pub(super) fn nic(number: u8) -> NewNic {
         number,
         mac: [2, 0, 0, 0, 1, number],
         link: LinkState::Up,
+        network: NetworkName::default(),
         kind: NetworkKind::Bridge,
         lease: Some(LeaseRecord {
             id: lease_id(address),
@@ -359,6 +364,7 @@ pub(super) fn nic(number: u8) -> NewNic {
             fixed: false,
             limits: crate::network::NicLimits::default(),
             created_at: UnixMs(0),
+            network: NetworkName::default(),
         }),
     }
 }
