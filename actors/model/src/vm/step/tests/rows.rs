@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // also in what the tests call
 
 use super::{
-    given::{STOP, context, identity, moment},
+    given::{RESTART, STOP, context, identity, moment},
     table::vm_in,
 };
 use crate::{
@@ -73,6 +73,16 @@ fn a_stop_tells_how_far_it_is() {
     assert_eq!(row(&killing).3, 40);
     let releasing = tell(&killing.record, exit());
     assert_eq!(row(&releasing).3, 70);
+}
+
+#[test]
+fn a_restart_begins_its_second_half_where_a_stop_would_have_ended() {
+    let restarting = ask(&vm_in(Phase::Running), RESTART).record;
+    let releasing = tell(&restarting, exit()).record;
+    let claiming = tell(&releasing, Fact::Released { erased: false });
+    assert_eq!(row(&claiming).3, 80);
+    let launching = tell(&claiming.record, Fact::Claimed(Claim::default()));
+    assert_eq!(row(&launching).3, 90);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use crate::{
     event::EventKind,
     vm::{
         messages::{Command, Effect, Fact, Input, RunState, Timer},
-        phase::Phase,
-        record::{Reason, VmRecord},
+        phase::{Desired, Phase},
+        record::{Ending, Reason, VmRecord},
         spec::IoErrorPolicy,
         step::{Decision, ENOUGH_SPACE, SPACE_AGAIN_MS, step},
     },
@@ -111,8 +111,15 @@ fn who_does_not_wait_for_space_is_not_let_go_on() {
     );
     let stopping = ask(&waiting(), FORCED_STOP);
     let mut deleted = waiting();
-    deleted.desired = crate::vm::Desired::Stopped;
-    for record in [running, users.record, stopping, deleted] {
+    deleted.desired = Desired::Stopped;
+    let mut restarting = waiting();
+    restarting.restarting = true;
+    let mut ending = waiting();
+    ending.ending = Some(Ending {
+        reason: Reason::GuestPanic,
+        detail: String::new(),
+    });
+    for record in [running, users.record, stopping, deleted, restarting, ending] {
         for fact in [LOOK, ENOUGH] {
             let decided = tell(&record, fact);
             assert!(decided.effects.is_empty(), "{:?}", record.phase);
