@@ -136,6 +136,10 @@ fn the_lease_of_a_vm_whose_record_cannot_be_read_is_told_and_kept() {
     let world = World::new();
     let mut daemon = world.daemon(&[]);
     daemon.tiny_vms(&["a", "b"]);
+    let disk = json!({"name": "d", "size_mib": 16});
+    daemon.post("/disks", &disk).expect(201);
+    let to = json!({"vm_id": "a"});
+    daemon.post("/disks/d/attach", &to).expect(200);
     let address = daemon.vm("a")["local_ip"].clone();
     let before = leases(&daemon);
     daemon.terminate();
@@ -151,6 +155,7 @@ fn the_lease_of_a_vm_whose_record_cannot_be_read_is_told_and_kept() {
         the_only(&daemon, "record_quarantined")["resource_id"],
         "vms/a"
     );
+    assert_eq!(the_only(&daemon, "disk_of_no_vm")["resource_id"], "d");
     assert_eq!(leases(&daemon), before, "nobody else is given it");
     let checked = daemon.post("/store/check", &json!({})).expect(200);
     let told = checked["faults"].to_string();

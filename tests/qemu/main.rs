@@ -6,6 +6,7 @@ mod support;
 
 mod bad_hosts;
 mod disks;
+mod drifted;
 mod evil_images;
 mod full_disk;
 mod guests;

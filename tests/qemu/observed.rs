@@ -16,7 +16,7 @@ use std::{
 };
 
 /// Runs a check and answers its findings of one class.
-fn found(daemon: &Daemon, class: &str) -> Vec<Value> {
+pub(crate) fn found(daemon: &Daemon, class: &str) -> Vec<Value> {
     let status = daemon.post("/observer/check", &Value::Null).expect(200);
     let issues = status["last_issues"].as_array().unwrap().clone();
     assert_eq!(status["last_issues_count"], issues.len());
@@ -26,13 +26,13 @@ fn found(daemon: &Daemon, class: &str) -> Vec<Value> {
         .collect()
 }
 
-fn only(daemon: &Daemon, class: &str) -> Value {
+pub(crate) fn only(daemon: &Daemon, class: &str) -> Value {
     let found = found(daemon, class);
     assert_eq!(found.len(), 1, "{class}: {found:?}");
     found[0].clone()
 }
 
-fn make_old(path: &Path) {
+pub(crate) fn make_old(path: &Path) {
     let old = SystemTime::now() - Duration::from_hours(24);
     let times = FileTimes::new().set_modified(old).set_accessed(old);
     File::open(path).unwrap().set_times(times).unwrap();

@@ -228,8 +228,8 @@ pub(super) async fn missing(links: &Links) -> Option<String> {
         Ok(None) => Ok(()),
         Err(error) => Err(error),
     };
-    // The kernel takes its time to close one.
-    tokio::task::spawn_blocking(move || drop(tap));
+    // The kernel takes its time to close one, and the next network tries it under the same name.
+    let _ = tokio::task::spawn_blocking(move || drop(tap)).await;
     let error = tried.err()?;
     Some(format!(
         "what guests receive is not limited: the kernel lacks the queueing discipline tbf (module sch_tbf): {error}"
