@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { DEFINED = 100, MOST = 4000000 };
 
@@ -68,7 +69,8 @@ static void ask(virConnectPtr connection, virDomainPtr *domains, struct worker *
         virDomainStatsRecordListFree(all);
     } else {
         char name[64];
-        snprintf(name, sizeof name, "w%d-%ld", me->number, me->count);
+        /* Another turn makes others. */
+        snprintf(name, sizeof name, "w%d-%d-%ld", (int)getpid(), me->number, me->count);
         define(connection, name);
     }
 }
