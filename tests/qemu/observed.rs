@@ -144,7 +144,11 @@ fn a_qemu_without_a_record_is_told_never_ended_and_nothing_is_put_away_while_it_
     for file in ["vman.redb", "vman.redb.created"] {
         fs::remove_file(daemon.storage().join(file)).unwrap();
     }
-    fs::remove_dir_all(daemon.storage().join("manifests")).unwrap();
+    // It may not have come to the first of them.
+    let manifests = daemon.storage().join("manifests");
+    if manifests.exists() {
+        fs::remove_dir_all(manifests).unwrap();
+    }
     let disk = fs::read_dir(daemon.storage().join("disks")).unwrap().next();
     let disk = disk.unwrap().unwrap().path();
     make_old(&disk);

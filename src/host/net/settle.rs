@@ -238,7 +238,12 @@ impl Inner {
         Ok(trouble)
     }
 
-    async fn rules(&self, plan: &NetworkPlan, repairs: &mut Vec<String>) -> Result<(), String> {
+    async fn rules(
+        &self,
+        touched: bool,
+        plan: &NetworkPlan,
+        repairs: &mut Vec<String>,
+    ) -> Result<(), String> {
         let around = Surroundings {
             bridge: &self.settings.bridge,
             pool: &self.settings.pool,
@@ -248,12 +253,8 @@ impl Inner {
         };
         let script = ruleset::script(&around, plan);
         let table = ruleset::table(&self.settings.bridge);
-        let touched = self.rules_touched.swap(false, Ordering::SeqCst);
         let mut made = self.made.lock().await;
-        let told = |error: io::Error| {
-            self.rules_touched.store(true, Ordering::SeqCst);
-            format!("the firewall: {error}")
-        };
+        let told = |error: io::Error| format!("the firewall: {error}");
         let same = made.rules.as_ref().filter(|(before, _)| *before == script);
         if let Some((_, listing)) = same {
             if !touched || self.firewall.listing(&table).await.map_err(told)? == *listing {
@@ -274,13 +275,28 @@ impl Inner {
         plan: &NetworkPlan,
         running: Vec<TapName>,
     ) -> Result<Settled, NetworkError> {
+        // Asked once, for all that looks at rules: a notice that comes from here on is the next
+        // look's.
+        let touched = self.rules_touched.swap(false, Ordering::SeqCst);
+        let done = self.settle_after(touched, plan, running).await;
+        if done.is_err() {
+            self.rules_touched.store(true, Ordering::SeqCst);
+        }
+        done
+    }
+
+    async fn settle_after(
+        &self,
+        touched: bool,
+        plan: &NetworkPlan,
+        running: Vec<TapName>,
+    ) -> Result<Settled, NetworkError> {
         let mut repairs = Vec::new();
-        let touched = self.rules_touched.load(Ordering::SeqCst);
         let bridge = self.bridge(&mut repairs).await.map_err(NetworkError)?;
         let address = self.address(&bridge, &mut repairs).await;
         address.map_err(NetworkError)?;
         // Before the ports: no frame of a guest passes without them.
-        let rules = self.rules(plan, &mut repairs).await;
+        let rules = self.rules(touched, plan, &mut repairs).await;
         rules.map_err(NetworkError)?;
         let lost = self.ports(&bridge, plan, running, &mut repairs).await;
         let lost = lost.map_err(NetworkError)?;
