@@ -185,6 +185,11 @@ impl Fields {
         let mut out = Vec::with_capacity(list.len());
         for (n, value) in list.into_iter().enumerate() {
             let place = format!("{name}[{n}]");
+            if value.is_null() {
+                // In a list it stands for nothing that was left out.
+                self.wrong(&place, "must be an object, not null");
+                continue;
+            }
             self.map.insert(place.clone(), value);
             out.push(self.object(&place, &mut read));
         }

@@ -70,6 +70,7 @@ async fn impossible_dependencies_are_refused_by_name() {
             "depends_on[0].when",
         ),
         ("a", json!({"depends_on": [7]}), "depends_on[0]"),
+        ("a", json!({"depends_on": [null]}), "depends_on[0]"),
         ("a", json!({"depends_on": "b"}), "array"),
         ("a", json!({"priority": 1001}), "priority"),
         ("a", json!({"autostart": "yes"}), "autostart"),

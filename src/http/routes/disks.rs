@@ -140,7 +140,7 @@ pub(crate) async fn get_disk(
         ("id" = String, Path, description = "The disk"),
         ("If-Match" = Option<String>, Header, description = "Only if it still has this revision"),
     ),
-    request_body(content = Option<DiskChangeBody>, example = json!({"iops": 500})),
+    request_body(content = DiskChangeBody, example = json!({"iops": 500})),
     responses(
         (status = 200, description = "Changed", body = DiskBody<'static>),
         (status = "default", description = "Refused", body = ProblemBody<'static>, content_type = "application/problem+json"),
