@@ -30,7 +30,7 @@ contrib/guest/build.sh
 guest=$(contrib/guest/build.sh --print)
 # The test program knows the daemon by the path at which Cargo has built it.
 test=$(cargo test --no-run --test net 2>&1 | sed -n 's/.*Executable.*(\(.*\))$/\1/p')
-vman=$(realpath "$target/debug/vman")
+vman=$(realpath -s "$target/debug/vman")
 
 work=$(mktemp -d "$cache/net.XXXXXX")
 qemu=
