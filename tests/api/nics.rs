@@ -4,7 +4,10 @@ use crate::support::{Api, Setup};
 use axum::body::Body;
 use core::net::Ipv4Addr;
 use serde_json::{Value, json};
-use vman_actors::{fakes::FakeHost, ports::BridgeFacts};
+use vman_actors::{
+    fakes::FakeHost,
+    ports::{BridgeFacts, Ipv6},
+};
 use vman_model::{NetworkName, Pool, VmId, network::LinkState};
 
 /// VMs on a bridge of a network with so many bits for hosts.
@@ -14,6 +17,7 @@ async fn bridged(prefix: u8) -> Api {
     host.bridge(BridgeFacts {
         name: "br-x".to_owned(),
         pool: Pool::new(at(0), prefix, at(1)).unwrap(),
+        ipv6: Ipv6::Off,
         dns: vec![],
         isolated: false,
         network: NetworkName::default(),

@@ -2,92 +2,11 @@
 
 use crate::{
     console::Shell,
-    support::{daemon::Daemon, skip, wait_for},
-    world::{BEYOND, SOON, World, can_make_networks, guests, run, within},
+    support::{skip, wait_for},
+    tools::{Offer, Spy, build, holds, mac_of},
+    world::{SOON, World, can_make_networks, guests},
 };
-use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
-use std::{
-    io::Write,
-    net::{Ipv4Addr, TcpListener},
-    num::NonZeroU32,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-    process::Command,
-};
-
-/// Builds the program that sends raw frames; it needs nothing of the guest's.
-fn forger(folder: &Path) -> Option<PathBuf> {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/net/forger/forger.rs");
-    let program = folder.join("forger");
-    let flags = [
-        "--edition=2024",
-        "-O",
-        "-Ctarget-feature=+crt-static",
-        "-Cpanic=abort",
-    ];
-    let built = Command::new("rustc")
-        .args(flags)
-        .args(["-Cstrip=symbols", "-o"])
-        .arg(&program)
-        .arg(source)
-        .output();
-    built
-        .is_ok_and(|built| built.status.success())
-        .then_some(program)
-}
-
-/// Gives the program to the guest, over its network.
-fn hand_over(world: &World, shell: &mut Shell, program: &Path) {
-    let bytes = std::fs::read(program).unwrap();
-    let listener = within(&world.beyond, || TcpListener::bind((BEYOND, 81)).unwrap());
-    let size = bytes.len();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let _ = stream.unwrap().write_all(&bytes);
-        }
-    });
-    shell.soon(&format!(
-        "nc {BEYOND} 81 </dev/null >/tmp/forger; [ $(wc -c </tmp/forger) = {size} ]"
-    ));
-    shell.ok("chmod +x /tmp/forger");
-}
-
-/// Hears every frame that comes out of the bridge's port `spy`, or of the host.
-struct Spy(OwnedFd);
-
-impl Spy {
-    fn new(world: &World) -> Self {
-        let (host, beyond) = (&world.host, &world.beyond);
-        for line in [
-            format!("ip -n {host} link add spy0 type veth peer name spy1 netns {beyond}"),
-            format!("ip -n {host} link set spy0 master br-t up"),
-            format!("ip -n {beyond} link set spy1 up"),
-        ] {
-            run(&line);
-        }
-        within(&world.beyond, || {
-            // All protocols, in network order.
-            let all = Protocol::from_raw(NonZeroU32::new(u32::from(3_u16.to_be())).unwrap());
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            Self(socket_with(AddressFamily::PACKET, SocketType::RAW, flags, Some(all)).unwrap())
-        })
-    }
-
-    fn frames(&self) -> Vec<Vec<u8>> {
-        let mut frames = Vec::new();
-        let mut frame = [0_u8; 2048];
-        while let Ok((size, _)) = recv(&self.0, &mut frame, RecvFlags::empty()) {
-            frames.push(frame[..size].to_vec());
-        }
-        frames
-    }
-}
-
-fn holds(frame: &[u8], mark: &str) -> bool {
-    frame
-        .windows(mark.len())
-        .any(|part| part == mark.as_bytes())
-}
+use std::net::Ipv4Addr;
 
 const EVERYBODY: [u8; 6] = [0xff; 6];
 
@@ -210,15 +129,6 @@ fn framed(mac: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn mac_of(daemon: &Daemon, vm: &str) -> [u8; 6] {
-    let vm = daemon.vm(vm);
-    let mac = vm["mac"].as_str().unwrap().split(':');
-    let bytes: Vec<u8> = mac
-        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
-        .collect();
-    bytes.try_into().unwrap()
-}
-
 #[test]
 fn a_guest_that_forges_gets_nothing_through_and_its_honest_frames_pass() {
     const NAME: &str = "a_guest_that_forges_gets_nothing_through_and_its_honest_frames_pass";
@@ -227,14 +137,14 @@ fn a_guest_that_forges_gets_nothing_through_and_its_honest_frames_pass() {
     }
     let world = World::new();
     let daemon = world.daemon(&[]);
-    let Some(program) = forger(daemon.folder()) else {
+    let Some(program) = build("forger", daemon.folder()) else {
         return skip(NAME, "rustc cannot build a static program here");
     };
     daemon.guest_template("");
     let address = guests(&daemon, &["a"]).remove(0);
     daemon.wait_console("a", "VMAN-GUEST address eth0 ");
     let mut shell = Shell::open(&daemon, "a");
-    hand_over(&world, &mut shell, &program);
+    Offer::new(&world, &[program]).give(&mut shell);
     let spy = Spy::new(&world);
     let mut send = |frame: &[u8]| {
         let hex: Vec<_> = frame.iter().map(|byte| format!("{byte:02x}")).collect();
