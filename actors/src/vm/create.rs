@@ -285,6 +285,7 @@ impl VmsHandle {
             disks: Vec::new(),
             failed_disk: None,
             failed_for_space: false,
+            paused_by_user: false,
             link: LinkState::Up,
             nics: Vec::new(),
             network: NetworkName::default(),

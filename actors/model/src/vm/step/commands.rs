@@ -208,6 +208,9 @@ fn act(turn: &mut Turn<'_>, action: QmpAction, context: CommandContext) {
     };
     let operation = context.operation.clone();
     turn.accept(kind, context);
+    if action == QmpAction::Resume {
+        turn.record.paused_by_user = false;
+    }
     turn.effect(Effect::Act(operation, action));
 }
 
