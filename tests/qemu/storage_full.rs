@@ -1,6 +1,7 @@
 //! A guest that fills the host's storage.
 
 use crate::{
+    explained::story,
     observed::{found, only},
     support::{
         can_run,
@@ -101,6 +102,11 @@ fn a_guest_on_a_full_storage_stands_still_and_goes_on_when_there_is_space() {
     });
     let events = daemon.get("/vms/writer/explain").to_string();
     assert!(events.contains("disk.failed"), "{events}");
+    let told = story(&daemon, "writer");
+    assert!(
+        told.starts_with("paused ← disk data: no space is left on the storage"),
+        "{told}"
+    );
     let metrics = daemon.call("GET", "/metrics", &Value::Null);
     let told = "vman_vm_disk_errors_total{vm=\"writer\",disk=\"data\",reason=\"no_space\"}";
     assert!(String::from_utf8_lossy(&metrics.body).contains(told));
