@@ -3,10 +3,56 @@
 use crate::{
     console::Shell,
     support::{skip, wait_for},
-    tools::{Offer, Spy, build, holds, mac_of},
+    tools::{Offer, Spy, build, mac_of},
     world::{SOON, World, can_make_networks, guests},
 };
 use std::net::Ipv4Addr;
+
+/// A frame, and the bytes by which it is known when it has come out.
+#[derive(Clone)]
+pub struct Frame {
+    pub name: &'static str,
+    pub mark: Vec<u8>,
+    pub bytes: Vec<u8>,
+}
+
+impl Frame {
+    fn is_among(&self, frames: &[Vec<u8>]) -> bool {
+        let bears = |frame: &Vec<u8>| {
+            let mut parts = frame.windows(self.mark.len());
+            parts.any(|part| part == self.mark)
+        };
+        frames.iter().any(bears)
+    }
+}
+
+/// Sends all of it from the guest: every truth has to come out of the bridge, and no lie.
+pub fn judge(shell: &mut Shell, spy: &Spy, truths: &[Frame], lies: &[Frame], last: &Frame) {
+    for frame in truths.iter().chain(lies).chain([last]) {
+        let hex: Vec<_> = frame
+            .bytes
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        shell.ok(&format!("/tmp/forger eth0 {}", hex.concat()));
+    }
+    let mut seen = Vec::new();
+    // What was sent before it has arrived when this has.
+    wait_for(last.name, SOON, || {
+        seen.extend(spy.frames());
+        last.is_among(&seen).then_some(())
+    });
+    let lost = truths.iter().filter(|frame| !frame.is_among(&seen));
+    let lost: Vec<_> = lost.map(|frame| frame.name).collect();
+    assert!(lost.is_empty(), "was lost: {lost:?}");
+    let through = lies.iter().filter(|frame| frame.is_among(&seen));
+    let through: Vec<_> = through.map(|frame| frame.name).collect();
+    assert!(
+        through.is_empty(),
+        "of {} got through: {through:?}",
+        lies.len()
+    );
+}
 
 const EVERYBODY: [u8; 6] = [0xff; 6];
 
@@ -120,7 +166,13 @@ impl Frames {
     }
 }
 
-fn framed(mac: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
+/// A frame that bears its name.
+fn named((name, bytes): (&'static str, Vec<u8>)) -> Frame {
+    let mark = name.as_bytes().to_vec();
+    Frame { name, mark, bytes }
+}
+
+pub fn framed(mac: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = EVERYBODY.to_vec();
     frame.extend(mac);
     frame.extend(kind.to_be_bytes());
@@ -146,47 +198,19 @@ fn a_guest_that_forges_gets_nothing_through_and_its_honest_frames_pass() {
     let mut shell = Shell::open(&daemon, "a");
     Offer::new(&world, &[program]).give(&mut shell);
     let spy = Spy::new(&world);
-    let mut send = |frame: &[u8]| {
-        let hex: Vec<_> = frame.iter().map(|byte| format!("{byte:02x}")).collect();
-        let hex = hex.concat();
-        shell.ok(&format!("/tmp/forger eth0 {hex}"));
-    };
     let frames = Frames {
         mac: mac_of(&daemon, "a"),
         address: address.parse().unwrap(),
     };
     let honest = |mark| frames.ethernet(0x0800, &Frames::udp(frames.address, (9, 9), mark));
     let truth = Frames::arp(frames.mac, frames.address, "TRUTH-ARP");
-    let mut seen = Vec::new();
-    send(&honest("TRUTH-FIRST"));
-    send(&frames.ethernet(0x0806, &truth));
-    let forgeries = frames.forgeries();
-    for (_, frame) in &forgeries {
-        send(frame);
-    }
-    // What was sent before it has arrived when this has.
-    send(&honest("TRUTH-LAST"));
-    wait_for("the last honest frame", SOON, || {
-        seen.extend(spy.frames());
-        seen.iter()
-            .any(|frame| holds(frame, "TRUTH-LAST"))
-            .then_some(())
-    });
-    for mark in ["TRUTH-FIRST", "TRUTH-ARP"] {
-        assert!(
-            seen.iter().any(|frame| holds(frame, mark)),
-            "{mark} was lost"
-        );
-    }
-    let through = forgeries.iter().map(|(mark, _)| *mark);
-    let through: Vec<_> = through
-        .filter(|mark| seen.iter().any(|frame| holds(frame, mark)))
-        .collect();
-    assert!(
-        through.is_empty(),
-        "of {} got through: {through:?}",
-        forgeries.len()
-    );
+    let truths = [
+        ("TRUTH-FIRST", honest("TRUTH-FIRST")),
+        ("TRUTH-ARP", frames.ethernet(0x0806, &truth)),
+    ];
+    let lies: Vec<_> = frames.forgeries().into_iter().map(named).collect();
+    let last = named(("TRUTH-LAST", honest("TRUTH-LAST")));
+    judge(&mut shell, &spy, &truths.map(named), &lies, &last);
 
     // Neither do the guest's own tools get further when it takes another address or MAC.
     shell.ok("ip addr add 192.168.100.251/24 dev eth0");

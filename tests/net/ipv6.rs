@@ -184,3 +184,106 @@ fn a_host_without_ipv6_says_so_and_its_guests_have_ipv4() {
     );
     assert!(daemon.log().contains(&why));
 }
+
+const LAB: &str = "[network.lab]
+bridge = \"br-lab\"
+subnet = \"10.9.0.0/24\"
+nat = false
+ipv6 = true
+subnet6 = \"fd12:3456:789a::/64\"
+";
+
+/// Takes the address that the API tells, unasked.
+fn assume_address(daemon: &Daemon, shell: &mut Shell, vm: &str) -> String {
+    let told = text(&daemon.vm(vm)["local_ip6"]);
+    shell.ok(&format!("ip -6 addr add {told}/128 dev eth0"));
+    told
+}
+
+#[test]
+fn networks_with_ipv6_are_kept_from_each_other_and_without_nat_there_is_no_way_out() {
+    const NAME: &str =
+        "networks_with_ipv6_are_kept_from_each_other_and_without_nat_there_is_no_way_out";
+    if !can_make_networks(NAME) {
+        return;
+    }
+    let world = world();
+    // Who is beyond knows the way back: it is the rules that keep lab's guests in.
+    run(&format!(
+        "ip -n {} route add fd12:3456:789a::/64 via {HOST}",
+        world.beyond
+    ));
+    let mut daemon = world.unstarted(&[("VMAN_IPV6", "1")]);
+    daemon.configure(LAB);
+    daemon.serve();
+    daemon.guest_template("");
+    let mut shells = Vec::new();
+    for (name, network) in [("a", "default"), ("b", "lab"), ("c", "lab")] {
+        let vm = json!({"template_name": "guest", "name": name, "network": network});
+        daemon.post("/vms", &vm).expect(201);
+        assert_eq!(daemon.act(name, "start")["status"], "succeeded");
+    }
+    let mut at = Vec::new();
+    for name in ["a", "b", "c"] {
+        daemon.wait_console(name, "VMAN-GUEST address eth0 ");
+        let mut shell = Shell::open(&daemon, name);
+        // Advertisements tell which addresses are near.
+        shell.soon("ip -6 route show | grep '^fd.*/64 dev eth0'");
+        at.push(assume_address(&daemon, &mut shell, name));
+        shells.push(shell);
+    }
+    let [a, b, _] = &mut shells[..] else { panic!() };
+    assert!(at[1].starts_with("fd12:3456:789a::1:"), "{at:?}");
+    b.soon(&format!("ping6 -c 1 -W 5 {}", at[2]));
+    b.ok("ping6 -c 1 -W 5 fd12:3456:789a::1");
+    assert_eq!(
+        b.ok("ip -6 route show default"),
+        "",
+        "no router is advertised"
+    );
+    let gateway = text(&daemon.get("/network/config")["gateway6"]);
+    b.ok("ip -6 route add default via fd12:3456:789a::1");
+    for to in [&*at[0], &gateway, HOST, BEYOND] {
+        assert_ne!(b.run(&format!("ping6 -c 1 -W 2 {to}")).0, 0, "{to}");
+    }
+    a.soon(&format!("ping6 -c 1 -W 5 {BEYOND}"));
+    for to in [&*at[1], "fd12:3456:789a::1"] {
+        assert_ne!(a.run(&format!("ping6 -c 1 -W 2 {to}")).0, 0, "{to}");
+    }
+}
+
+#[test]
+fn isolated_guests_do_not_reach_each_other_by_way_of_the_host_either() {
+    if !can_make_networks("isolated_guests_do_not_reach_each_other_by_way_of_the_host_either") {
+        return;
+    }
+    let world = World::new();
+    let daemon = world.daemon(&[("VMAN_IPV6", "1"), ("VMAN_NETWORK_ISOLATED", "1")]);
+    daemon.guest_template("");
+    let local = guests(&daemon, &["a", "b"]);
+    let gateway = text(&daemon.get("/network/config")["gateway6"]);
+    let mut shells: Vec<_> = ["a", "b"]
+        .into_iter()
+        .map(|vm| {
+            daemon.wait_console(vm, "VMAN-GUEST address eth0 ");
+            let mut shell = Shell::open(&daemon, vm);
+            let own = assume_address(&daemon, &mut shell, vm);
+            shell.soon(&format!("ping6 -c 1 -W 5 {gateway}"));
+            (shell, own)
+        })
+        .collect();
+    let at: Vec<_> = shells.iter().map(|(_, own)| own.clone()).collect();
+    for (number, (shell, _)) in shells.iter_mut().enumerate() {
+        let other = 1 - number;
+        shell.ok(&format!("ip route add {} via 192.168.100.1", local[other]));
+        shell.ok(&format!("ip -6 route add {} via {gateway}", at[other]));
+    }
+    let (a, _) = &mut shells[0];
+    for ping in [
+        format!("ping -c 2 -W 2 {}", local[1]),
+        format!("ping6 -c 2 -W 2 {}", at[1]),
+    ] {
+        assert_ne!(a.run(&ping).0, 0, "{ping}");
+    }
+    a.ok("ping -c 1 -W 5 192.168.100.1");
+}

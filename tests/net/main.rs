@@ -9,6 +9,7 @@ mod console;
 mod damage;
 mod drift;
 mod forgery;
+mod forgery6;
 mod ipv6;
 mod leases;
 mod limits;

@@ -102,12 +102,6 @@ impl Spy {
     }
 }
 
-pub fn holds(frame: &[u8], mark: &str) -> bool {
-    frame
-        .windows(mark.len())
-        .any(|part| part == mark.as_bytes())
-}
-
 pub fn mac_of(daemon: &Daemon, vm: &str) -> [u8; 6] {
     let vm = daemon.vm(vm);
     let mac = vm["mac"].as_str().unwrap().split(':');

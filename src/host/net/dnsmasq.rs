@@ -339,4 +339,54 @@ mod tests {
             "{said}"
         );
     }
+
+    #[test]
+    fn with_ipv6_guests_are_told_to_ask_and_are_given_the_address_of_their_lease() {
+        let prefix = Prefix6::new("fd12:3456:789a::".parse().unwrap()).unwrap();
+        let at = |last| Ipv4Addr::new(10, 9, 0, last);
+        let mut served = Served {
+            program: None,
+            folder: PathBuf::from("/run/vman/network"),
+            bridge: "br-vman".to_owned(),
+            pool: Pool::new(at(0), 24, at(1)).unwrap(),
+            prefix6: Some(prefix),
+            way_out: true,
+            dns: Vec::new(),
+            mtu: 1500,
+        };
+        let said = config(&served, "nobody");
+        for line in [
+            "enable-ra",
+            "dhcp-range=fd12:3456:789a::,static,64,12h",
+            "dhcp-option=option6:dns-server,[fd12:3456:789a::1]",
+        ] {
+            assert!(said.lines().any(|said| said == line), "{line}: {said}");
+        }
+        assert!(!said.contains("ra-param"), "{said}");
+        served.way_out = false;
+        let said = config(&served, "nobody");
+        assert!(said.contains("ra-param=br-vman,0,0\n"), "{said}");
+        served.prefix6 = None;
+        let said = config(&served, "nobody");
+        assert!(!said.contains("enable-ra") && !said.contains("ra-param"));
+
+        let vm = VmId::parse("web").unwrap();
+        let plan = NetworkPlan {
+            ports: vec![PortPlan {
+                tap: TapName::of(&vm, 0),
+                vm,
+                nic: 0,
+                mac: [0x52, 0x56, 0, 0, 0, 0x0a],
+                address: at(2),
+                limits: vman_model::network::NicLimits::default(),
+                network: vman_model::NetworkName::default(),
+            }],
+            forwards: vec![],
+        };
+        let hosts = hosts(&plan, Some(prefix));
+        let (dhcp, names) = split(&hosts);
+        let told = "52:56:00:00:00:0a,10.9.0.2,[fd12:3456:789a::1:a09:2],web";
+        assert_eq!(dhcp.trim_end(), told);
+        assert_eq!(names, "10.9.0.2 web\nfd12:3456:789a::1:a09:2 web\n");
+    }
 }

@@ -308,11 +308,20 @@ mod tests {
     }
 
     fn script_with(isolated: bool, (nat, limits): (bool, bool), plan: &NetworkPlan) -> String {
+        script_around(isolated, (nat, limits), None, plan)
+    }
+
+    fn script_around(
+        isolated: bool,
+        (nat, limits): (bool, bool),
+        prefix6: Option<Prefix6>,
+        plan: &NetworkPlan,
+    ) -> String {
         let pool = Pool::new(Ipv4Addr::new(10, 9, 0, 0), 24, Ipv4Addr::new(10, 9, 0, 1)).unwrap();
         let around = Surroundings {
             bridge: "br-x",
             pool: &pool,
-            prefix6: None,
+            prefix6,
             isolated,
             limits,
             nat,
@@ -372,5 +381,37 @@ mod tests {
         let closed = script_with(false, (false, true), &plan());
         assert!(!closed.contains("masquerade") && closed.contains(begins));
         assert!(closed.contains("tcp dport 8080 dnat ip to 10.9.0.2:80"));
+    }
+
+    #[test]
+    fn without_ipv6_no_rule_lets_any_of_it_pass() {
+        let script = script_of(true, &plan());
+        for word in ["ether type ip6", "icmpv6", "ip6 "] {
+            assert!(!script.contains(word), "{word}: {script}");
+        }
+        assert!(script.contains("iifname \"br-x\" meta nfproto ipv6 drop"));
+    }
+
+    #[test]
+    fn with_ipv6_a_guest_is_bound_to_the_addresses_of_its_lease_and_of_its_mac() {
+        let prefix = Prefix6::new("fd12:3456:789a::".parse().unwrap()).unwrap();
+        let script = script_around(true, (true, true), Some(prefix), &plan());
+        let tap = TapName::of(&VmId::parse("web").unwrap(), 0);
+        for bound in [
+            format!("\"{tap}\" . fe80::5056:ff:fe00:1"),
+            format!("\"{tap}\" . fd12:3456:789a::1:a09:2"),
+            format!("\"{tap}\" . 0xfe80000000000000505600fffe000001"),
+            format!("\"{tap}\" . 0xfd123456789a0000000000010a090002"),
+            format!("\"{tap}\" . 0x525600000001"),
+            "ether type ip6 jump guest_ip6".to_owned(),
+            "ip6 saddr fd12:3456:789a::/64 oifname != \"br-x\" masquerade".to_owned(),
+            "iifname \"br-x\" ip6 saddr != fd12:3456:789a::/64 drop".to_owned(),
+            "oifname @taps ip6 saddr fd12:3456:789a::/64 ip6 saddr != fd12:3456:789a::1 drop"
+                .to_owned(),
+        ] {
+            assert!(script.contains(&bound), "{bound}: {script}");
+        }
+        let closed = script_around(false, (false, true), Some(prefix), &plan());
+        assert!(!closed.contains("masquerade"), "{closed}");
     }
 }
