@@ -30,9 +30,11 @@ pub fn summary<'a>(chain: impl IntoIterator<Item = &'a Event>) -> String {
         if !moved && !beginning {
             continue;
         }
-        let told = told(event);
-        if links.last() != Some(&told) {
-            links.push(told);
+        // What is told again, with who did it or without, is one link.
+        match links.last_mut() {
+            Some(last) if *last == what.detail => *last = told(event),
+            Some(last) if *last == told(event) => {}
+            _ => links.push(told(event)),
         }
         for_memory = beginning && what.reason == Some(Reason::Oom);
         if beginning && !for_memory {
@@ -65,6 +67,7 @@ fn told(event: &Event) -> String {
         Origin::Timer => format!(" (`{}` was due)", what.cause.input),
         Origin::Recovery => " (found out after a restart)".to_owned(),
         Origin::Observer => " (found by the observer)".to_owned(),
+        Origin::Daemon if is_start_with_the_host(what) => " (with the host)".to_owned(),
         Origin::Qmp | Origin::Process | Origin::Effect | Origin::Daemon => String::new(),
     };
     format!("{}{by}", what.detail)
@@ -84,12 +87,14 @@ fn sets_off(event: &Event) -> bool {
         // stands still, did so by itself.
         Origin::Qmp => what.from != what.to && what.to != Some(Phase::Running) && by_itself(what),
         Origin::Recovery => what.cause.input == "gone" && by_itself(what),
-        Origin::Effect
-        | Origin::Timer
-        | Origin::RestartPolicy
-        | Origin::Observer
-        | Origin::Daemon => false,
+        Origin::Daemon => is_start_with_the_host(what),
+        Origin::Effect | Origin::Timer | Origin::RestartPolicy | Origin::Observer => false,
     }
+}
+
+/// Nobody asked for it but the host, by its boot or by staying up after a drain.
+fn is_start_with_the_host(what: &EventDraft) -> bool {
+    what.cause.input == "start"
 }
 
 /// Whether nobody had asked for it: who did is found further back.
@@ -243,6 +248,33 @@ mod tests {
             summary(&chain),
             "stopped ← stop was asked for ← the guest has powered off \
              ← the guest was asked to power off (`stop`, asked by token:ci in request r-7)"
+        );
+    }
+
+    #[test]
+    fn a_start_with_the_host_is_explained_by_that_and_by_nothing_before_it() {
+        use Phase::{Claiming, Stopped};
+        let asked = "start was asked for";
+        let with_host = event(Stopped, Claiming, Origin::Daemon, "start", asked);
+        let chain = [with_host].into_iter().chain(started());
+        let chain: Vec<_> = chain.collect();
+        assert_eq!(
+            summary(&chain),
+            "claiming ← start was asked for (with the host)"
+        );
+    }
+
+    #[test]
+    fn what_is_told_twice_is_one_link_with_who_did_it() {
+        use Phase::{Failed, Releasing, Unknown};
+        let gone = "its QEMU ended while the daemon was away";
+        let chain = [
+            event(Releasing, Failed, Origin::Effect, "released", gone),
+            event(Unknown, Releasing, Origin::Recovery, "gone", gone),
+        ];
+        assert_eq!(
+            summary(&chain),
+            format!("failed ← {gone} (found out after a restart)")
         );
     }
 

@@ -393,7 +393,7 @@ fn timer_due(turn: &mut Turn<'_>, timer: Timer) {
                     .stop
                     .as_ref()
                     .map_or(0, |stop: &StopIntent| stop.timeout_ms)
-                    / 1_000;
+                    .div_ceil(1_000);
                 turn.terminate(format!("the guest did not power off within {seconds} s"));
             }
         }
