@@ -6,6 +6,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
 };
+use vman_model::drift::DriftClass;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -234,6 +235,51 @@ fn every_test_named_in_the_table_of_faults_exists() {
         assert!(
             there,
             "docs/testing.md names a test that is not there: {name}"
+        );
+    }
+}
+
+/// The classes and the tests of the rows under a heading of a page.
+fn rows_under(page: &str, heading: &str) -> Vec<(Vec<String>, Vec<String>)> {
+    let (_, section) = page.split_once(heading).expect("the heading");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().filter(|line| line.starts_with("| "));
+    rows.filter_map(|row| {
+        let mut cells = row.split('|').skip(1);
+        let classes = cells.next()?.split(',').map(|word| word.trim().to_owned());
+        Some((classes.collect(), tests_named_in(cells.next()?)))
+    })
+    .collect()
+}
+
+/// The text of a test, up to the next one.
+fn source_of(test: &str, folders: &[&str]) -> Option<String> {
+    let files = folders
+        .iter()
+        .flat_map(|name| rust_files(&root().join(name)));
+    let mut texts = files.map(|file| fs::read_to_string(file).unwrap());
+    texts.find_map(|text| {
+        let (_, rest) = text.split_once(&format!("fn {test}("))?;
+        Some(rest.split("#[test]").next()?.to_owned())
+    })
+}
+
+#[test]
+fn every_class_of_drift_is_produced_on_a_real_host() {
+    let page = fs::read_to_string(root().join("docs/testing.md")).unwrap();
+    let rows = rows_under(&page, "## Drift on a real host\n");
+    for class in DriftClass::ALL.iter().map(|class| class.as_str()) {
+        let row = rows
+            .iter()
+            .find(|(classes, _)| classes.iter().any(|of| of == class));
+        let (_, tests) = row.unwrap_or_else(|| panic!("no test on a real host for {class}"));
+        let quoted = format!("\"{class}\"");
+        let produces = |test: &String| {
+            source_of(test, &["tests/qemu", "tests/net"]).is_some_and(|text| text.contains(&quoted))
+        };
+        assert!(
+            tests.iter().any(produces),
+            "{class}: none of {tests:?} names it"
         );
     }
 }

@@ -1,9 +1,12 @@
 //! A storage path without space: reads go on, guests are found, nothing is lost.
 
-use crate::support::{
-    can_run,
-    daemon::{Daemon, PATIENCE},
-    host, skip, wait_for,
+use crate::{
+    observed::{found, only},
+    support::{
+        can_run,
+        daemon::{Daemon, PATIENCE},
+        host, skip, wait_for,
+    },
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -35,6 +38,17 @@ impl SmallDisk {
     }
 }
 
+/// The store has its blocks already: it is full when it would have to grow.
+fn fill_the_store(daemon: &Daemon) {
+    let full = (0..20_000).any(|n| {
+        let vm = json!({"template_name": "tiny", "name": format!("vm-{n}")});
+        let answer = daemon.post("/vms", &vm);
+        assert!([201, 507].contains(&answer.status), "{}", answer.json());
+        answer.status == 507
+    });
+    assert!(full, "a store without space for more says so");
+}
+
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).output();
@@ -57,14 +71,7 @@ fn a_daemon_that_starts_on_a_full_disk_adopts_answers_reads_and_refuses_changes(
     daemon.act("dies", "start");
     let (lives, dies) = (daemon.pid_of("lives"), daemon.pid_of("dies"));
     disk.fill();
-    // The store has its blocks already: it is full when it would have to grow.
-    let full = (0..20_000).any(|n| {
-        let vm = json!({"template_name": "tiny", "name": format!("vm-{n}")});
-        let answer = daemon.post("/vms", &vm);
-        assert!([201, 507].contains(&answer.status), "{}", answer.json());
-        answer.status == 507
-    });
-    assert!(full, "a store without space for more says so");
+    fill_the_store(&daemon);
     let known = daemon.get("/vms").as_array().unwrap().len();
     daemon.kill();
 
@@ -90,6 +97,44 @@ fn a_daemon_that_starts_on_a_full_disk_adopts_answers_reads_and_refuses_changes(
         daemon.act("lives", "stop?force=true")["status"],
         "succeeded"
     );
+    daemon.kill();
+    drop(disk);
+}
+
+#[test]
+fn a_qemu_whose_end_cannot_be_recorded_is_told_as_gone_until_it_can_be() {
+    let name = "a_qemu_whose_end_cannot_be_recorded_is_told_as_gone_until_it_can_be";
+    if !can_run(name) {
+        return;
+    }
+    let mut daemon = Daemon::unstarted(&[]);
+    let Some(disk) = SmallDisk::mount(daemon.storage()) else {
+        return skip(name, "a tmpfs cannot be mounted here");
+    };
+    daemon.serve();
+    daemon.tiny_vms(&["lives", "dies"]);
+    daemon.act("lives", "start");
+    daemon.act("dies", "start");
+    let (lives, dies) = (daemon.pid_of("lives"), daemon.pid_of("dies"));
+    disk.fill();
+    fill_the_store(&daemon);
+    assert_eq!(found(&daemon, "qemu_gone"), Vec::<Value>::new());
+    host::signal(dies, Signal::KILL);
+    wait_for("the QEMU to be gone", PATIENCE, || {
+        (!host::lives(dies)).then_some(())
+    });
+    // Its end was heard of, but the record cannot follow: it still says that it runs.
+    let told = only(&daemon, "qemu_gone");
+    assert_eq!(told["resource_id"], "dies");
+    assert_eq!(told["action"], "looking_again", "{told}");
+    assert!(told["details"].to_string().contains(&dies.to_string()));
+
+    disk.free();
+    let vm = daemon.wait_state("dies", "error");
+    assert_eq!(vm["pid"], Value::Null, "{vm}");
+    assert_eq!(found(&daemon, "qemu_gone"), Vec::<Value>::new());
+    assert_eq!(daemon.pid_of("lives"), lives, "no guest was touched");
+    daemon.act("lives", "stop?force=true");
     daemon.kill();
     drop(disk);
 }

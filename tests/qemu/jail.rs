@@ -1,9 +1,12 @@
 //! A real QEMU in its jail: what the kernel says of it.
 
-use crate::support::{
-    can_run,
-    daemon::{Daemon, PATIENCE},
-    skip, wait_for,
+use crate::{
+    explained::story,
+    support::{
+        can_run,
+        daemon::{Daemon, PATIENCE},
+        skip, wait_for,
+    },
 };
 use serde_json::{Value, json};
 use std::{
@@ -205,6 +208,12 @@ fn a_qemu_that_takes_more_memory_than_it_may_is_told_as_that_also_when_nobody_lo
     }
     let vm = daemon.wait_state("a", "error");
     assert_eq!(vm["reason"], "oom", "{vm}");
+    let told = story(&daemon, "a");
+    let links = [
+        "failed ← the kernel killed QEMU for memory",
+        " ← VM a was made with 192 MiB of memory (`create`, asked by ",
+    ];
+    assert!(told.starts_with(&links.concat()), "{told}");
     assert_eq!(daemon.vm("b")["state"], "running", "no other is hurt");
     daemon.kill();
     assert!(squeeze(b));

@@ -8,6 +8,7 @@ mod bad_hosts;
 mod disks;
 mod drifted;
 mod evil_images;
+mod explained;
 mod full_disk;
 mod guests;
 mod jail;

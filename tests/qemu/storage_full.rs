@@ -1,9 +1,13 @@
 //! A guest that fills the host's storage.
 
-use crate::support::{
-    can_run,
-    daemon::{Daemon, PATIENCE},
-    skip, wait_for,
+use crate::{
+    explained::story,
+    observed::{found, only},
+    support::{
+        can_run,
+        daemon::{Daemon, PATIENCE},
+        skip, wait_for,
+    },
 };
 use serde_json::{Value, json};
 use std::{
@@ -85,6 +89,12 @@ fn a_guest_on_a_full_storage_stands_still_and_goes_on_when_there_is_space() {
     let vm = daemon.wait_state("writer", "paused");
     assert_eq!(vm["reason"], "io_error");
     assert!(vm["detail"].as_str().unwrap().contains("disk data"), "{vm}");
+    let told = only(&daemon, "guest_stands");
+    assert_eq!(
+        (&told["resource_id"], &told["action"]),
+        (&json!("writer"), &json!("reported"))
+    );
+    assert!(told["details"].to_string().contains("disk data"), "{told}");
     assert_eq!(daemon.vm("other")["state"], "running");
     let before = daemon.counter("other");
     wait_for("the other guest to count on", PATIENCE, || {
@@ -92,6 +102,11 @@ fn a_guest_on_a_full_storage_stands_still_and_goes_on_when_there_is_space() {
     });
     let events = daemon.get("/vms/writer/explain").to_string();
     assert!(events.contains("disk.failed"), "{events}");
+    let told = story(&daemon, "writer");
+    assert!(
+        told.starts_with("paused ← disk data: no space is left on the storage"),
+        "{told}"
+    );
     let metrics = daemon.call("GET", "/metrics", &Value::Null);
     let told = "vman_vm_disk_errors_total{vm=\"writer\",disk=\"data\",reason=\"no_space\"}";
     assert!(String::from_utf8_lossy(&metrics.body).contains(told));
@@ -100,6 +115,7 @@ fn a_guest_on_a_full_storage_stands_still_and_goes_on_when_there_is_space() {
     daemon.wait_state("writer", "running");
     assert_eq!(daemon.pid_of("writer"), pid, "the same QEMU goes on");
     daemon.wait_console("writer", "\ndone");
+    assert_eq!(found(&daemon, "guest_stands"), Vec::<Value>::new());
 }
 
 /// Leaves about a MiB of space.

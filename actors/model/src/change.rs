@@ -92,6 +92,8 @@ pub enum Write {
     AssignDisk(DiskId, Option<VmId>),
     /// Note a disk's size in MiB; the rest stays likewise.
     SizeDisk(DiskId, u64),
+    /// Leave a disk without a VM, as no VM's root disk; the rest stays likewise.
+    FreeDisk(DiskId),
     /// Put an image.
     PutImage(ImageRecord),
     /// Erase an image's record.
@@ -100,6 +102,9 @@ pub enum Write {
     PutLease(LeaseRecord),
     /// Give an address back.
     EraseLease(LeaseId),
+    /// Give back whatever addresses a VM has in the moment of the commit, and erase
+    /// the forwarded ports that lead into it then.
+    DisconnectVm(VmId),
     /// Put a forwarded port.
     PutForward(ForwardRecord),
     /// Erase a forwarded port.

@@ -2,8 +2,8 @@
 //! present state back to what set it off. Pure; the chain is passed in.
 
 use crate::{
-    event::{Event, EventKind, Origin},
-    vm::Phase,
+    event::{Event, EventDraft, EventKind, Origin},
+    vm::{Phase, Reason},
 };
 
 /// Links of a sentence. A longer story is in the chain itself.
@@ -11,12 +11,17 @@ const MAX_LINKS: usize = 10;
 
 /// `stopped ← nothing is held any more ← QEMU was killed by signal 9`: each link
 /// is what led to the one before it. The story ends where it was set off: by a
-/// request, by a process that ended, by a guest. `chain` is newest first; an
-/// empty one (the log has been cut) gives an empty sentence.
+/// request, by a process that ended, by a guest. What a QEMU may take was set when
+/// its VM was made, so that is what led to an end for memory. `chain` is newest
+/// first; an empty one (the log has been cut) gives an empty sentence.
 pub fn summary<'a>(chain: impl IntoIterator<Item = &'a Event>) -> String {
     let mut links: Vec<String> = Vec::new();
+    let mut for_memory = false;
     for event in chain {
         let what = &event.what;
+        if for_memory && what.kind != EventKind::VmCreated {
+            continue;
+        }
         if links.is_empty() {
             links.push(what.to.map_or("erased", Phase::as_str).to_owned());
         }
@@ -25,11 +30,14 @@ pub fn summary<'a>(chain: impl IntoIterator<Item = &'a Event>) -> String {
         if !moved && !beginning {
             continue;
         }
-        let told = told(event);
-        if links.last() != Some(&told) {
-            links.push(told);
+        // What is told again, with who did it or without, is one link.
+        match links.last_mut() {
+            Some(last) if *last == what.detail => *last = told(event),
+            Some(last) if *last == told(event) => {}
+            _ => links.push(told(event)),
         }
-        if beginning {
+        for_memory = beginning && what.reason == Some(Reason::Oom);
+        if beginning && !for_memory {
             return links.join(" ← ");
         }
         if links.len() > MAX_LINKS {
@@ -59,6 +67,7 @@ fn told(event: &Event) -> String {
         Origin::Timer => format!(" (`{}` was due)", what.cause.input),
         Origin::Recovery => " (found out after a restart)".to_owned(),
         Origin::Observer => " (found by the observer)".to_owned(),
+        Origin::Daemon if is_start_with_the_host(what) => " (with the host)".to_owned(),
         Origin::Qmp | Origin::Process | Origin::Effect | Origin::Daemon => String::new(),
     };
     format!("{}{by}", what.detail)
@@ -73,24 +82,31 @@ fn sets_off(event: &Event) -> bool {
     }
     match what.cause.origin {
         Origin::Request { .. } => true,
-        Origin::Process => what.cause.input == "exited",
+        Origin::Process => what.cause.input == "exited" && by_itself(what),
         // A guest that comes up was started by somebody; one that leaves, or
         // stands still, did so by itself.
-        Origin::Qmp => what.from != what.to && what.to != Some(Phase::Running),
-        Origin::Recovery => what.cause.input == "gone",
-        Origin::Effect
-        | Origin::Timer
-        | Origin::RestartPolicy
-        | Origin::Observer
-        | Origin::Daemon => false,
+        Origin::Qmp => what.from != what.to && what.to != Some(Phase::Running) && by_itself(what),
+        Origin::Recovery => what.cause.input == "gone" && by_itself(what),
+        Origin::Daemon => is_start_with_the_host(what),
+        Origin::Effect | Origin::Timer | Origin::RestartPolicy | Origin::Observer => false,
     }
+}
+
+/// Nobody asked for it but the host, by its boot or by staying up after a drain.
+fn is_start_with_the_host(what: &EventDraft) -> bool {
+    what.cause.input == "start"
+}
+
+/// Whether nobody had asked for it: who did is found further back.
+fn by_itself(what: &EventDraft) -> bool {
+    what.reason != Some(Reason::User)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        event::{Cause, EventDraft, Subject},
+        event::{Cause, Subject},
         ids::{RequestId, Revision, VmId},
         time::UnixMs,
     };
@@ -190,6 +206,100 @@ mod tests {
         ];
         chain.extend(started());
         assert_eq!(summary(&chain), "stopped ← QEMU was killed by signal 9");
+    }
+
+    fn because(reason: Reason, mut event: Event) -> Event {
+        event.what.reason = Some(reason);
+        event
+    }
+
+    #[test]
+    fn an_end_that_was_asked_for_is_explained_by_who_asked_for_it() {
+        use Phase::{Killing, Releasing, Running, Stopped, Stopping};
+        let user = |event| because(Reason::User, event);
+        let stopping = "the guest was asked to power off";
+        let off = "the guest has powered off";
+        let mut chain = vec![
+            user(event(
+                Releasing,
+                Stopped,
+                Origin::Effect,
+                "released",
+                "stop was asked for",
+            )),
+            user(event(
+                Killing,
+                Releasing,
+                Origin::Process,
+                "exited",
+                "stop was asked for",
+            )),
+            user(event(
+                Stopping,
+                Killing,
+                Origin::Qmp,
+                "run_state_changed",
+                off,
+            )),
+            user(event(Running, Stopping, request(), "stop", stopping)),
+        ];
+        chain.extend(started());
+        assert_eq!(
+            summary(&chain),
+            "stopped ← stop was asked for ← the guest has powered off \
+             ← the guest was asked to power off (`stop`, asked by token:ci in request r-7)"
+        );
+    }
+
+    #[test]
+    fn a_start_with_the_host_is_explained_by_that_and_by_nothing_before_it() {
+        use Phase::{Claiming, Stopped};
+        let asked = "start was asked for";
+        let with_host = event(Stopped, Claiming, Origin::Daemon, "start", asked);
+        let chain = [with_host].into_iter().chain(started());
+        let chain: Vec<_> = chain.collect();
+        assert_eq!(
+            summary(&chain),
+            "claiming ← start was asked for (with the host)"
+        );
+    }
+
+    #[test]
+    fn what_is_told_twice_is_one_link_with_who_did_it() {
+        use Phase::{Failed, Releasing, Unknown};
+        let gone = "its QEMU ended while the daemon was away";
+        let chain = [
+            event(Releasing, Failed, Origin::Effect, "released", gone),
+            event(Unknown, Releasing, Origin::Recovery, "gone", gone),
+        ];
+        assert_eq!(
+            summary(&chain),
+            format!("failed ← {gone} (found out after a restart)")
+        );
+    }
+
+    #[test]
+    fn an_end_for_memory_is_explained_by_who_gave_it_that_much() {
+        use Phase::{Failed, Releasing, Running, Stopped};
+        let killed = "the kernel killed QEMU for memory";
+        let oom = |event| because(Reason::Oom, event);
+        let mut chain = vec![
+            oom(event(Releasing, Failed, Origin::Effect, "released", killed)),
+            oom(event(Running, Releasing, Origin::Process, "exited", killed)),
+        ];
+        chain.extend(started());
+        assert_eq!(summary(&chain), format!("failed ← {killed} ← …"));
+        let made = "VM vm was made with 128 MiB of memory";
+        let mut made = event(Stopped, Stopped, request(), "create", made);
+        made.what.kind = EventKind::VmCreated;
+        chain.push(made);
+        assert_eq!(
+            summary(&chain),
+            format!(
+                "failed ← {killed} ← VM vm was made with 128 MiB of memory \
+                 (`create`, asked by token:ci in request r-7)"
+            )
+        );
     }
 
     #[test]

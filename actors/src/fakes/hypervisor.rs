@@ -71,6 +71,12 @@ impl Hypervisor for FakeHypervisor {
                 script.launch != Launch::PanicsAfter,
                 "the adapter panics as scripted, with its QEMU started"
             );
+            if script.launch == Launch::NeverGreets
+                && let Some(qemu) = world.things().qemus.get_mut(&pid)
+            {
+                // From its first moment on: what answered once has greeted.
+                qemu.told.hangs = true;
+            }
             let machine = FakeMachine::new(&world, daemon, pid, client, &plan.vm);
             tokio::spawn(boot(world, plan.vm, pid, client, script, starting));
             Ok(Arc::new(machine) as Arc<dyn Machine>)
@@ -281,12 +287,7 @@ async fn boot(
             drop(starting);
             return world.exit(pid, &ExitStatus::Code(code), &stderr);
         }
-        Launch::NeverGreets => {
-            if let Some(qemu) = world.things().qemus.get_mut(&pid) {
-                qemu.told.hangs = true;
-            }
-            return drop(starting);
-        }
+        Launch::NeverGreets => return drop(starting),
         _ => {}
     }
     drop(starting);

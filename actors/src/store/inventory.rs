@@ -336,6 +336,9 @@ impl Inventory {
             Write::SizeDisk(id, size_mib) => {
                 self.change_disk(&id, rows, |disk| disk.size_mib = size_mib);
             }
+            Write::FreeDisk(id) => self.change_disk(&id, rows, |disk| {
+                (disk.vm_id, disk.root) = (None, false);
+            }),
             Write::PutImage(value) => {
                 let key = value.name.clone();
                 put(
@@ -356,12 +359,14 @@ impl Inventory {
                 let (table, kind) = (Table::Leases, Kind::Lease);
                 put(&mut self.leases, table, kind, key, revision, value, rows);
             }
-            Write::EraseLease(id) => {
-                if let Some(lease) = self.leases.get(&id) {
-                    let lease = &lease.value;
-                    self.leases_of.remove(&(lease.vm_id.clone(), lease.nic));
+            Write::EraseLease(id) => self.erase_lease(&id, rows),
+            Write::DisconnectVm(vm) => {
+                for id in self.leases_of(&vm).cloned().collect::<Vec<_>>() {
+                    self.erase_lease(&id, rows);
                 }
-                erase(&mut self.leases, Table::Leases, &id, rows);
+                for id in self.forwards_of(&vm).cloned().collect::<Vec<_>>() {
+                    erase(&mut self.forwards, Table::Forwards, &id, rows);
+                }
             }
             Write::PutForward(value) => {
                 let key = value.id.clone();
@@ -461,6 +466,14 @@ impl Inventory {
             disk,
             rows,
         );
+    }
+
+    fn erase_lease(&mut self, id: &LeaseId, rows: &mut RowBatch) {
+        if let Some(lease) = self.leases.get(id) {
+            let lease = &lease.value;
+            self.leases_of.remove(&(lease.vm_id.clone(), lease.nic));
+        }
+        erase(&mut self.leases, Table::Leases, id, rows);
     }
 
     fn tell(&mut self, event: Event, rows: &mut RowBatch) {

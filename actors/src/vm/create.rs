@@ -125,7 +125,7 @@ impl VmsHandle {
                 Guard::MacFree(record.mac),
             ],
             writes: Vec::new(),
-            event: Some(self.event(id, new.origin.clone())),
+            event: Some(self.event(id, new.spec.size.ram_mib, new.origin.clone())),
         };
         change
             .guards
@@ -285,13 +285,14 @@ impl VmsHandle {
             disks: Vec::new(),
             failed_disk: None,
             failed_for_space: false,
+            paused_by_user: false,
             link: LinkState::Up,
             nics: Vec::new(),
             network: NetworkName::default(),
         }
     }
 
-    fn event(&self, id: &VmId, origin: Origin) -> EventDraft {
+    fn event(&self, id: &VmId, ram_mib: u64, origin: Origin) -> EventDraft {
         EventDraft {
             to: Some(Phase::Stopped),
             reason: Some(Reason::Created),
@@ -299,7 +300,7 @@ impl VmsHandle {
                 self.clock.now(),
                 Subject::Vm(id.clone()),
                 EventKind::VmCreated,
-                format!("VM {id} was made"),
+                format!("VM {id} was made with {ram_mib} MiB of memory"),
                 Cause::new(origin, "create"),
             )
         }

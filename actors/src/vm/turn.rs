@@ -93,7 +93,8 @@ impl VmState {
             Some(erasure) => {
                 writes.push(Write::EraseVm(self.id.clone()));
                 writes.extend(self.release_disks(erasure.keep_root_disk));
-                writes.extend(self.release_network());
+                // What was forwarded while this was decided is of no use either.
+                writes.push(Write::DisconnectVm(self.id.clone()));
             }
         }
         writes.extend(decision.operations.iter().cloned().map(Write::PutOperation));
@@ -119,15 +120,6 @@ impl VmState {
         }
     }
 
-    /// The erased VM's addresses are free again, and nothing leads into it.
-    fn release_network(&self) -> Vec<Write> {
-        let inventory = self.deps.store.inventory();
-        let leases = inventory.leases_of(&self.id).cloned();
-        let forwards = inventory.forwards_of(&self.id).cloned();
-        let leases = leases.map(Write::EraseLease);
-        leases.chain(forwards.map(Write::EraseForward)).collect()
-    }
-
     /// The erased VM's root disk goes with it unless it is kept; other disks are
     /// free again.
     fn release_disks(&self, keep_root_disk: bool) -> Vec<Write> {
@@ -137,13 +129,12 @@ impl VmState {
             .values()
             .filter(|d| d.value.vm_id.as_ref() == Some(&self.id));
         mine.map(|disk| {
-            let mut disk = disk.value.clone();
+            let disk = &disk.value;
             if disk.root && !keep_root_disk {
-                return Write::EraseDisk(disk.id);
+                Write::EraseDisk(disk.id.clone())
+            } else {
+                Write::FreeDisk(disk.id.clone())
             }
-            disk.vm_id = None;
-            disk.root = false;
-            Write::PutDisk(disk)
         })
         .collect()
     }

@@ -200,9 +200,12 @@ impl HostDisks {
             return Ok(Some(file.metadata()?.len()));
         }
         let mut head = [0; QCOW2_SIZE_END];
-        file.read_exact(&mut head)?;
+        let whole = match file.read_exact(&mut head) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
+            read => read.map(|()| true)?,
+        };
         let (magic, size) = (&head[..4], &head[QCOW2_SIZE_END - 8..]);
-        if magic != b"QFI\xfb" {
+        if !whole || magic != b"QFI\xfb" {
             return Err(io::Error::other("it is no qcow2 file any more"));
         }
         let size = size

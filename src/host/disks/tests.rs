@@ -250,6 +250,16 @@ async fn a_symbolic_link_in_the_place_of_a_disk_is_refused() {
 }
 
 #[tokio::test]
+async fn what_is_no_qcow2_file_any_more_is_told_as_such_however_short_it_is() {
+    let (_dir, lock) = storage();
+    for content in ["", "junk", "this was a qcow2 file and is none any more"] {
+        fs::write(lock.dirs().disks().join("d1.qcow2"), content).unwrap();
+        let error = disks(&lock).ensure(disk(64, None)).await.unwrap_err();
+        assert!(error.to_string().contains("no qcow2 file"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_full_storage_is_told_as_such_and_keeps_no_half_made_disk() {
     let Some(small) = crate::host::testing::SmallDisk::mount("1m") else {
         return;

@@ -120,6 +120,7 @@ fn running_vm() -> VmRecord {
         }],
         failed_disk: None,
         failed_for_space: false,
+        paused_by_user: false,
         link: crate::network::LinkState::Up,
         nics: Vec::new(),
         network: crate::ids::NetworkName::default(),

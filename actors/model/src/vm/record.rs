@@ -309,6 +309,9 @@ pub struct VmRecord {
     pub failed_disk: Option<DiskId>,
     /// Whether that was for want of space.
     pub failed_for_space: bool,
+    /// Whether a pause that was asked for was done. Where a disk had failed before it,
+    /// QEMU goes on telling of that alone; space that returns must not let it run.
+    pub paused_by_user: bool,
     /// The cable of its first network card.
     pub link: LinkState,
     /// Its further network cards, by number.

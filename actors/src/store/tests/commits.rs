@@ -1,13 +1,13 @@
 //! Group commit, refusals, failures, and writers that live too long.
 
-use super::given::{Store, make, template, vm};
+use super::given::{Store, disk, forward, lease, make, template, vm};
 use crate::{
     fakes::NextCommit,
     ports::{Storage, Table},
     store::StoreError,
 };
 use std::time::Duration;
-use vman_model::{Change, Guard, Revision, Write};
+use vman_model::{Change, DiskRecord, Guard, Revision, Write};
 
 const SLOW: NextCommit = NextCommit::Slow(Duration::from_millis(150));
 
@@ -208,4 +208,47 @@ async fn a_mac_address_is_held_by_a_vms_present_record_and_by_no_erased_one() {
     again.handle.commit(erase).await.unwrap();
     assert!(!held(&again, new));
     assert!(!old.iter().any(|mac| held(&again, *mac)));
+}
+
+#[tokio::test]
+async fn what_is_disconnected_or_freed_is_what_there_is_in_the_moment_of_the_commit() {
+    let (store, first) = busy().await;
+    let write = |writes| Change {
+        writes,
+        ..Change::default()
+    };
+    let (vm, disk) = (vm(), disk());
+    let grown = DiskRecord {
+        size_mib: disk.size_mib * 2,
+        root: true,
+        vm_id: Some(vm.id.clone()),
+        ..disk.clone()
+    };
+    // Whoever erases the VM cannot know of these yet: they wait for the same commit.
+    let late = store.send(write(vec![
+        Write::PutVm(Box::new(vm.clone())),
+        Write::PutDisk(grown),
+        Write::PutLease(lease()),
+        Write::PutForward(forward()),
+    ]));
+    let erased = store.send(write(vec![
+        Write::EraseVm(vm.id.clone()),
+        Write::FreeDisk(disk.id.clone()),
+        Write::DisconnectVm(vm.id.clone()),
+    ]));
+    first.await;
+    late.await.unwrap().unwrap();
+    erased.await.unwrap().unwrap();
+    for store in [&store, &store.successor().await] {
+        let now = store.handle.inventory();
+        assert!(now.leases.is_empty() && now.forwards.is_empty());
+        assert_eq!(now.leases_of(&vm.id).count(), 0);
+        let kept = &now.disks[&disk.id].value;
+        assert_eq!(
+            kept.size_mib,
+            disk.size_mib * 2,
+            "the rest of its row stays"
+        );
+        assert!(kept.is_free() && !kept.root);
+    }
 }

@@ -219,6 +219,7 @@ pub(in crate::store) fn vm() -> VmRecord {
         }],
         failed_disk: Some(DiskId::parse("data-1").unwrap()),
         failed_for_space: true,
+        paused_by_user: true,
         link: LinkState::Down,
         nics: vec![Nic {
             number: 1,

@@ -208,6 +208,14 @@ fn act(turn: &mut Turn<'_>, action: QmpAction, context: CommandContext) {
     };
     let operation = context.operation.clone();
     turn.accept(kind, context);
+    turn.tell(match action {
+        QmpAction::Pause => "pause was asked for",
+        QmpAction::Resume => "resume was asked for",
+        QmpAction::Reset => "reset was asked for",
+    });
+    if action == QmpAction::Resume {
+        turn.record.paused_by_user = false;
+    }
     turn.effect(Effect::Act(operation, action));
 }
 

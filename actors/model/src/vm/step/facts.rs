@@ -14,7 +14,7 @@ use crate::{
     vm::{
         messages::{Effect, ExitStatus, Fact, QmpAction, RunState, Timer},
         phase::{Desired, Phase},
-        record::{Claim, ProcessIdentity, Reason, StopIntent},
+        record::{Claim, OpenOperation, ProcessIdentity, Reason, StopIntent},
     },
 };
 
@@ -130,9 +130,6 @@ fn ready(turn: &mut Turn<'_>, state: RunState) {
 
 fn run_state_changed(turn: &mut Turn<'_>, state: RunState) {
     match turn.record.phase {
-        // Late news of what happened before a user's pause, which outlasts it: had the
-        // guest run since, that would have been told first.
-        Phase::Paused if state == RunState::IoError && turn.record.reason == Reason::User => {}
         Phase::Launching | Phase::Running | Phase::Paused => alive(turn, state),
         Phase::Stopping => match state {
             RunState::Shutdown => turn.terminate("the guest has powered off"),
@@ -157,6 +154,7 @@ fn alive(turn: &mut Turn<'_>, state: RunState) {
     match state {
         RunState::Running => {
             let from = turn.record.phase;
+            turn.record.paused_by_user = false;
             if from != Phase::Running {
                 if turn.record.reason == Reason::IoError {
                     turn.record.reason = Reason::User;
@@ -168,6 +166,11 @@ fn alive(turn: &mut Turn<'_>, state: RunState) {
             came_up(turn);
         }
         RunState::Paused => stand_still(turn, Reason::User, "the guest's CPUs stand still"),
+        // Of what happened before its user's pause, which outlasts it: had the guest run
+        // since, that would have been told first.
+        RunState::IoError if turn.record.paused_by_user => {
+            stand_still(turn, Reason::User, "the guest's CPUs stand still");
+        }
         RunState::IoError => {
             let was = (turn.record.phase, turn.record.reason);
             let detail = space::io_error_detail(&turn.record);
@@ -264,6 +267,10 @@ fn resolve_interrupted_actions(turn: &mut Turn<'_>, state: RunState) {
         OperationKind::VmResume => state == RunState::Running,
         _ => false,
     };
+    let pausing = |op: &OpenOperation| op.kind == OperationKind::VmPause;
+    if state == RunState::Paused && turn.record.operations.iter().any(pausing) {
+        turn.record.paused_by_user = true;
+    }
     turn.finish(
         |kind| is_action(kind) && came_true(kind),
         OperationStatus::Succeeded,
@@ -344,7 +351,10 @@ fn action_done(
     turn.finish(|k| k == kind, OperationStatus::Succeeded, None);
     match (turn.record.phase, action) {
         // After an I/O error too: the user's pause outlasts the want of space.
-        (Phase::Running | Phase::Paused, QmpAction::Pause) => alive(turn, RunState::Paused),
+        (Phase::Running | Phase::Paused, QmpAction::Pause) => {
+            turn.record.paused_by_user = true;
+            alive(turn, RunState::Paused);
+        }
         // After an I/O error the CPUs may have stopped again before this answer
         // came, so only the run state itself tells that they run.
         (Phase::Paused, QmpAction::Resume) if turn.record.reason != Reason::IoError => {
@@ -382,7 +392,7 @@ fn timer_due(turn: &mut Turn<'_>, timer: Timer) {
                     .stop
                     .as_ref()
                     .map_or(0, |stop: &StopIntent| stop.timeout_ms)
-                    / 1_000;
+                    .div_ceil(1_000);
                 turn.terminate(format!("the guest did not power off within {seconds} s"));
             }
         }

@@ -236,6 +236,7 @@ impl<'a> Turn<'a> {
         record.unresponsive = false;
         record.failed_disk = None;
         record.failed_for_space = false;
+        record.paused_by_user = false;
         super::disks::name_anew(record);
         record.reason = reason;
         self.enter(Phase::Claiming, detail);

@@ -8,7 +8,7 @@ use crate::{
     operation::OperationStatus,
     restart::RestartMode,
     vm::{
-        messages::{Command, Effect, ExitStatus, Fact, Input, QmpAction, RunState, Timer},
+        messages::{Command, Effect, ExitStatus, Fact, Input, QmpAction, Reply, RunState, Timer},
         phase::{Desired, Phase},
         record::{Claim, Ending, Reason, VmRecord},
         step::{
@@ -246,6 +246,44 @@ fn a_users_pause_outlasts_an_io_error_in_whatever_order_they_are_told() {
         assert_eq!((record.phase, record.reason), (Phase::Paused, Reason::User));
         assert_eq!(tell(&record, space()).effects, []);
     }
+}
+
+/// A guest that stood for want of space when its user paused it, which QEMU does not tell.
+fn paused_when_the_storage_was_full() -> VmRecord {
+    let asked = ask(&vm_in(Phase::Running), Command::Pause).record;
+    let full = tell(&asked, io_error()).record;
+    tell(&full, done(&asked, QmpAction::Pause)).record
+}
+
+#[test]
+fn a_users_pause_outlasts_an_io_error_whoever_is_told_of_it_anew() {
+    let paused = paused_when_the_storage_was_full();
+    let found = recover(&paused, 1);
+    assert_eq!(found.effects, [Effect::Adopt]);
+    for record in [paused, found.record] {
+        let anew = tell(&record, Fact::Ready(RunState::IoError));
+        assert!(
+            anew.effects
+                .iter()
+                .all(|effect| !matches!(effect, Effect::Arm(..)))
+        );
+        let anew = anew.record;
+        assert_eq!((anew.phase, anew.reason), (Phase::Paused, Reason::User));
+        assert_eq!(tell(&anew, space()).effects, []);
+        let resumed = ask(&anew, Command::Resume);
+        assert!(matches!(resumed.reply, Some(Reply::Accepted(_))));
+    }
+}
+
+#[test]
+fn a_resumed_guest_that_meets_the_full_storage_again_waits_for_space() {
+    let paused = paused_when_the_storage_was_full();
+    let resumed = ask(&paused, Command::Resume).record;
+    // The daemon dies before it is told that the guest ran for a moment.
+    let found = recover(&resumed, 1).record;
+    let anew = tell(&found, Fact::Ready(RunState::IoError)).record;
+    assert_eq!((anew.phase, anew.reason), (Phase::Paused, Reason::IoError));
+    assert_eq!(tell(&anew, space()).effects, [Effect::Continue]);
 }
 
 #[test]

@@ -127,6 +127,7 @@ pub(crate) fn new_vm(mode: RestartMode, budget: RestartBudget) -> VmRecord {
         disks: Vec::new(),
         failed_disk: None,
         failed_for_space: false,
+        paused_by_user: false,
         link: LinkState::Up,
         nics: Vec::new(),
         network: NetworkName::default(),

@@ -4,10 +4,11 @@
 
 use crate::{
     ids::{Incarnation, OperationId},
+    operation::{OperationKind, OperationRecord, OperationStatus},
     restart::RestartMode,
     time::UnixMs,
     vm::{
-        messages::{Command, Fact, Input, Reply, RunState},
+        messages::{Command, Effect, Fact, Input, Reply, RunState},
         phase::{Desired, Phase},
         record::{Reason, VmRecord},
         step::Decision,
@@ -41,6 +42,8 @@ pub(super) struct Oracle {
     condemned: Option<Incarnation>,
     /// When the policy granted restarts since it last forgave.
     granted: Vec<UnixMs>,
+    /// The life that its user has paused, and that nobody has let run since.
+    paused: Option<Incarnation>,
 }
 
 impl Oracle {
@@ -55,6 +58,7 @@ impl Oracle {
             heard: None,
             condemned: None,
             granted: Vec::new(),
+            paused: None,
         }
     }
 
@@ -76,6 +80,7 @@ impl Oracle {
         self.answered(input, decision);
         self.wished(before, input, decision);
         self.hears(before, input, decision);
+        self.pauses(input, decision);
         if record.phase == Phase::Killing && before.phase != Phase::Killing {
             self.condemn(record.incarnation, qemu.map(|(_, state)| state));
         }
@@ -179,6 +184,31 @@ impl Oracle {
                 }
             }
             RunState::Prelaunch | RunState::GuestPanicked | RunState::InternalError => {}
+        }
+    }
+
+    /// Who was paused by a user is let run by a user, or to be ended.
+    fn pauses(&mut self, input: &Input, decision: &Decision) {
+        let life = decision.record.incarnation;
+        let continues = decision.effects.contains(&Effect::Continue);
+        if continues && decision.record.phase == Phase::Paused {
+            assert_ne!(self.paused, Some(life), "its user has paused it");
+        }
+        let done = |row: &OperationRecord| {
+            (row.kind, row.status) == (OperationKind::VmPause, OperationStatus::Succeeded)
+        };
+        if decision.operations.iter().any(done) {
+            self.paused = Some(life);
+        }
+        let runs = matches!(
+            input,
+            Input::Fact(
+                _,
+                Fact::Ready(RunState::Running) | Fact::RunStateChanged(RunState::Running)
+            )
+        );
+        if runs || matches!(input, Input::Command(Command::Resume, _)) {
+            self.paused = None;
         }
     }
 
