@@ -5,6 +5,7 @@
 
 mod figures;
 mod listeners;
+mod networks;
 pub mod offline;
 mod reload;
 mod systemd;
@@ -14,7 +15,7 @@ pub mod upgrade;
 pub use reload::Reread;
 
 use crate::{
-    config::{Config, NetworkMode, NetworkSettings, ObserverPolicy},
+    config::{Config, ObserverPolicy},
     host::{
         capacity,
         clock::SystemClock,
@@ -26,7 +27,7 @@ use crate::{
         images::HostImages,
         jail::ToolJail,
         manifests::HostManifests,
-        net::{BridgeNetworks, BridgeSettings, UserNetwork, tap::Taps},
+        net::tap::Taps,
         qemu::{QemuHost, QemuSettings, layout::Layout, samples::Samples},
         qmp::{CommandTimes, Deadlines},
         store_redb::RedbStorage,
@@ -39,18 +40,16 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use std::{
     io,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vman_actors::observer::DriftSettings;
-use vman_actors::ports::{Clock, Network};
+use vman_actors::ports::Clock;
 use vman_actors::{Handles, Ports, StartError, Tree, TreeSettings};
 use vman_model::{
-    Allowance, Capacity, Cause, Change, EventDraft, EventKind, ImageName, NetworkName, Origin,
-    Pool, Subject, vm::NetworkKind,
+    Allowance, Capacity, Cause, Change, EventDraft, EventKind, ImageName, Origin, Subject,
 };
 
 /// How long the tree may take to stop after the last request was answered.
@@ -317,7 +316,7 @@ async fn ports(
         storage: config.storage.path.clone(),
     };
     let taps = Arc::new(Taps::default());
-    let network = network(config, taps.clone()).await?;
+    let network = networks::open(config, dirs, taps.clone()).await?;
     let qemu_img = Arc::new(ToolJail::new(config.jail.mode, config.qemu.img.clone()));
     Ok(Ports {
         storage,
@@ -346,67 +345,6 @@ async fn ports(
         network,
         clock: Arc::new(SystemClock::new().map_err(start_error("read the clock and the boot id"))?),
     })
-}
-
-/// The network as it is configured and permitted. Only `auto` falls back.
-async fn network(config: &Config, taps: Arc<Taps>) -> Result<Arc<dyn Network>, AppError> {
-    let mode = config.network.mode;
-    let user = |kind, reason| Ok(Arc::new(UserNetwork::new(kind, reason)) as Arc<dyn Network>);
-    match mode {
-        NetworkMode::None => return user(NetworkKind::None, None),
-        NetworkMode::User => return user(NetworkKind::User, None),
-        NetworkMode::Auto | NetworkMode::Bridge => {}
-    }
-    match BridgeNetworks::open(bridge_settings(config), taps).await {
-        Ok(networks) => {
-            for bridge in networks.facts().bridges {
-                if let Some(why) = bridge.vlan_missing {
-                    tracing::warn!(vlan_id = bridge.vlan_id, "{why}");
-                }
-            }
-            if let Some(why) = networks.facts().vhost_missing {
-                tracing::info!("{why}");
-            }
-            Ok(Arc::new(networks))
-        }
-        Err(why) if mode == NetworkMode::Auto => {
-            tracing::warn!(reason = why, "no bridge: VMs get QEMU's user-mode network");
-            user(NetworkKind::User, Some(why))
-        }
-        Err(why) => Err(AppError::Network(why)),
-    }
-}
-
-/// Every network, the default one first.
-fn bridge_settings(config: &Config) -> Vec<BridgeSettings> {
-    let found = |program: &PathBuf| program.is_file().then(|| program.clone());
-    let folder = |name: &NetworkName| {
-        if *name == NetworkName::default() {
-            "network".to_owned()
-        } else {
-            format!("network-{name}")
-        }
-    };
-    let settings = |network: &NetworkSettings| BridgeSettings {
-        network: network.name.clone(),
-        bridge: network.bridge_name.clone(),
-        pool: Pool::new(
-            network.subnet.network(),
-            network.subnet.prefix(),
-            network.gateway,
-        )
-        .expect("the configuration has checked subnet and gateway"),
-        dns: network.dns.clone(),
-        vlan_id: network.vlan_id,
-        uplink: network.uplink.clone(),
-        isolated: network.isolated,
-        nat: network.nat,
-        mtu: network.mtu,
-        folder: config.storage.runtime.join(folder(&network.name)),
-        nft: found(&config.network.nft),
-        dnsmasq: found(&config.network.dnsmasq),
-    };
-    config.network.networks.iter().map(settings).collect()
 }
 
 fn default_boot_disk(config: &Config) -> Option<ImageName> {

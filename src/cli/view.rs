@@ -103,6 +103,7 @@ pub const LEASE: View = View {
     columns: &[
         ("VM", &["vm_id"], Plain),
         ("ADDRESS", &["ip", "local_ip", "address"], Plain),
+        ("IPV6", &["ip6"], Plain),
         ("MAC", &["mac"], Plain),
         ("INTERFACE", &["tap", "interface"], Plain),
     ],
@@ -118,6 +119,7 @@ pub const NETWORK: View = View {
         ("BRIDGE", &["bridge_name"], Plain),
         ("SUBNET", &["subnet"], Plain),
         ("GATEWAY", &["gateway"], Plain),
+        ("IPV6", &["subnet6"], Plain),
         ("NAT", &["nat"], Plain),
         ("ISOLATED", &["isolated"], Plain),
         ("HELD", &["allocated_ips"], Plain),
@@ -135,6 +137,7 @@ pub const NIC: View = View {
         ("STATE", &["state"], Plain),
         ("LINK", &["link"], Plain),
         ("ADDRESS", &["ip"], Plain),
+        ("IPV6", &["ip6"], Plain),
         ("MAC", &["mac"], Plain),
         ("IN KIB/S", &["limits", "inbound", "average"], Plain),
         ("OUT KIB/S", &["limits", "outbound", "average"], Plain),

@@ -68,6 +68,12 @@ pub const NETWORK_KEYS: &[Key] = &[
         "1500",
         "Largest packet on its bridge in bytes, 576 to 9216.",
     ),
+    key("ipv6", "0", "`1` gives its guests IPv6 beside IPv4."),
+    key(
+        "subnet6",
+        "(follows from the installation and its name)",
+        "Unique local IPv6 network of its guests, a /64 in fd00::/8; no other network's.",
+    ),
 ];
 
 /// Every key of the daemon, in the order in which `vman config show` lists them.
@@ -232,6 +238,16 @@ pub const KEYS: &[Key] = &[
         "network_mtu",
         "1500",
         "Largest packet on the bridge in bytes, 576 to 9216.",
+    ),
+    key(
+        "ipv6",
+        "0",
+        "`1` gives guests on the bridge IPv6 beside IPv4.",
+    ),
+    key(
+        "subnet6",
+        "(follows from the installation)",
+        "Unique local IPv6 network of the guests, a /64 in fd00::/8.",
     ),
     key(
         "nft",

@@ -4,10 +4,11 @@
 //! Owns: every key, its limits, and where each value came from. Must not: start anything, make directories, or
 //! read the environment itself (`Environment` is captured in `main`). All faults are told at once.
 //! Look next: `keys.rs` (the table), `parts.rs` (the types), `layers.rs` (where values come from), `read.rs` (what they mean),
-//! `networks.rs`, `subnet.rs`.
+//! `networks.rs`, `subnet.rs`, `ipv6.rs`.
 
 mod environment;
 mod fault;
+mod ipv6;
 pub mod keys;
 mod layers;
 mod networks;
@@ -20,6 +21,7 @@ mod uplink;
 
 pub use environment::Environment;
 pub use fault::{ConfigError, Fault, Source};
+pub use ipv6::Ipv6Choice;
 pub use layers::Overrides;
 pub use parts::*;
 pub use subnet::Subnet;

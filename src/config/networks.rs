@@ -4,7 +4,7 @@
 //! Look next: `keys.rs` for both tables of keys.
 
 use super::{
-    NetworkSettings, is_name,
+    Ipv6Choice, NetworkSettings, ipv6, is_name,
     keys::NETWORK_KEYS,
     read::{Reader, quoted, within},
     subnet::Subnet,
@@ -20,7 +20,8 @@ const LEAST_MTU: u16 = 576;
 const MOST_MTU: u16 = 9216;
 const DEFAULT_MTU: u16 = 1500;
 
-const FLAGS: [(&str, bool); 4] = [("0", false), ("1", true), ("false", false), ("true", true)];
+pub(super) const FLAGS: [(&str, bool); 4] =
+    [("0", false), ("1", true), ("false", false), ("true", true)];
 
 /// Every network, the default one first.
 pub(super) fn read(reader: &mut Reader) -> Vec<NetworkSettings> {
@@ -41,7 +42,7 @@ pub(super) fn read(reader: &mut Reader) -> Vec<NetworkSettings> {
             continue;
         };
         let others = networks.iter().skip(usize::from(!judged));
-        let clashes: Vec<_> = others.filter_map(|other| clash(&network, other)).collect();
+        let clashes: Vec<_> = others.flat_map(|other| clashes(&network, other)).collect();
         for (key, what) in clashes {
             reader.fault(&format!("network.{name}.{key}"), what);
         }
@@ -61,6 +62,8 @@ fn read_default(reader: &mut Reader) -> NetworkSettings {
     let before = reader.faults.len();
     let subnet = read_subnet(reader, "subnet");
     let gateway = read_gateway(reader, "gateway", subnet, before);
+    let mtu = reader.number("network_mtu", DEFAULT_MTU, LEAST_MTU, MOST_MTU);
+    let keys = ["ipv6", "subnet6", "network_mtu"].map(str::to_owned);
     let public = || vec![Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(8, 8, 4, 4)];
     NetworkSettings {
         name: NetworkName::default(),
@@ -72,7 +75,8 @@ fn read_default(reader: &mut Reader) -> NetworkSettings {
         vlan_id: Some(vlan_id),
         isolated: reader.word("network_isolated", false, &FLAGS),
         nat: reader.word("network_nat", true, &FLAGS),
-        mtu: reader.number("network_mtu", DEFAULT_MTU, LEAST_MTU, MOST_MTU),
+        ipv6: ipv6::read(reader, &keys.into(), mtu),
+        mtu,
     }
 }
 
@@ -112,6 +116,8 @@ fn read_further(reader: &mut Reader, name: &str, dns: &[Ipv4Addr]) -> Option<Net
         let what = "carries the network's VLAN tagged: say its vlan_id as well";
         reader.fault(&key("uplink"), what);
     }
+    let mtu = reader.number(&key("mtu"), DEFAULT_MTU, LEAST_MTU, MOST_MTU);
+    let keys = ["ipv6", "subnet6", "mtu"].map(key);
     Some(NetworkSettings {
         name: name_of,
         bridge_name,
@@ -122,7 +128,8 @@ fn read_further(reader: &mut Reader, name: &str, dns: &[Ipv4Addr]) -> Option<Net
         vlan_id,
         nat: reader.word(&key("nat"), true, &FLAGS),
         isolated: reader.word(&key("isolated"), false, &FLAGS),
-        mtu: reader.number(&key("mtu"), DEFAULT_MTU, LEAST_MTU, MOST_MTU),
+        ipv6: ipv6::read(reader, &keys.into(), mtu),
+        mtu,
     })
 }
 
@@ -136,22 +143,28 @@ fn first_key(network: Option<impl AsRef<str>>, reader: &Reader) -> String {
     said.find(|key| reader.said(key)).unwrap_or_default()
 }
 
-/// What two networks must not have in common, at the key of the later one.
-fn clash(network: &NetworkSettings, other: &NetworkSettings) -> Option<(&'static str, String)> {
+/// What two networks must not have in common, at the keys of the later one.
+fn clashes(network: &NetworkSettings, other: &NetworkSettings) -> Vec<(&'static str, String)> {
     let name = &other.name;
+    let mut clashes = Vec::new();
     if network.bridge_name == other.bridge_name {
         let what = format!("is the bridge of the network {name}: each has its own");
-        return Some(("bridge", what));
+        clashes.push(("bridge", what));
     }
     if network.uplink.is_some() && network.uplink == other.uplink {
         let what = format!("is the uplink of the network {name}: each has its own");
-        return Some(("uplink", what));
+        clashes.push(("uplink", what));
     }
-    network.subnet.overlaps(other.subnet).then(|| {
+    if network.subnet.overlaps(other.subnet) {
         let (ours, theirs) = (network.subnet, other.subnet);
         let what = format!("{ours} overlaps with {theirs} of the network {name}");
-        ("subnet", what)
-    })
+        clashes.push(("subnet", what));
+    }
+    if matches!(network.ipv6, Ipv6Choice::Said(_)) && network.ipv6 == other.ipv6 {
+        let what = format!("is the IPv6 network of the network {name}: each has its own");
+        clashes.push(("subnet6", what));
+    }
+    clashes
 }
 
 fn parse_bridge(text: &str) -> Result<String, String> {

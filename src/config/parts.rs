@@ -1,6 +1,6 @@
 //! The parts of the configuration, one for each room. Plain values: nothing is decided here.
 
-use super::{fault::Source, subnet::Subnet};
+use super::{fault::Source, ipv6::Ipv6Choice, subnet::Subnet};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -180,6 +180,8 @@ pub struct NetworkSettings {
     pub subnet: Subnet,
     /// A host address of the subnet.
     pub gateway: Ipv4Addr,
+    /// IPv6 beside it.
+    pub ipv6: Ipv6Choice,
     /// Told to the guests; may be empty.
     pub dns: Vec<Ipv4Addr>,
     /// 1 to 4094; none for a network without a VLAN.

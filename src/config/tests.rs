@@ -474,6 +474,37 @@ fn what_is_wrong_with_a_network_is_told_at_its_line() {
             "network.other.bridge is the bridge of the network lab",
         ),
         (
+            lab(&format!("{good}\nipv6 = 2")),
+            "network.lab.ipv6 must be one of",
+        ),
+        (
+            lab(&format!("{good}\nsubnet6 = \"fd12::/64\"")),
+            "network.lab.subnet6 is for a network with IPv6: say network.lab.ipv6",
+        ),
+        (
+            lab(&format!("{good}\nipv6 = true\nsubnet6 = \"fd12::1/64\"")),
+            ":5: network.lab.subnet6 has host bits set; did you mean fd12::/64?",
+        ),
+        (
+            lab(&format!("{good}\nipv6 = true\nsubnet6 = \"2001:db8::/64\"")),
+            "network.lab.subnet6 must be a unique local IPv6 network",
+        ),
+        (
+            lab(&format!("{good}\nipv6 = true\nsubnet6 = \"fd12::/48\"")),
+            "network.lab.subnet6 must be a unique local IPv6 network",
+        ),
+        (
+            lab(&format!("{good}\nipv6 = true\nmtu = 1279")),
+            "network.lab.ipv6 needs network.lab.mtu to be 1280 at least; it is 1279",
+        ),
+        (
+            format!(
+                "ipv6 = true\nsubnet6 = \"fd12::/64\"\n{}",
+                lab(&format!("{good}\nipv6 = true\nsubnet6 = \"fd12::/64\""))
+            ),
+            "network.lab.subnet6 is the IPv6 network of the network default",
+        ),
+        (
             format!("[network.default]\nbridge = \"b\"\n{good}"),
             "the network `default` has no table",
         ),
@@ -504,5 +535,35 @@ fn all_faults_of_all_networks_are_told_at_once() {
             told.iter().any(|fault| fault.contains(what)),
             "{what}: {error}"
         );
+    }
+}
+
+#[test]
+fn ipv6_is_off_or_on_with_a_prefix_that_follows_or_is_said() {
+    let of = |config: &Config| {
+        let networks = config.network.networks.iter();
+        networks.map(|network| network.ipv6).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&place().load(&[]).unwrap()), [Ipv6Choice::Off]);
+    let lab = "[network.lab]\nbridge = \"br-lab\"\nsubnet = \"10.9.0.0/24\"\nipv6 = true\nsubnet6 = \"fd12:3456:789a::/64\"\nmtu = 1280\n";
+    let place = place().etc("vman.toml", lab).with("VMAN_IPV6", "1");
+    let config = place.load(&[]).unwrap();
+    let [Ipv6Choice::Derived, Ipv6Choice::Said(said)] = of(&config)[..] else {
+        panic!("{:?}", of(&config))
+    };
+    assert_eq!(said.to_string(), "fd12:3456:789a::/64");
+    let (shown, _) = from(&config, "network.lab.subnet6");
+    assert_eq!(shown, "fd12:3456:789a::/64");
+}
+
+#[test]
+fn all_that_two_networks_have_in_common_is_told() {
+    let same =
+        "bridge = \"br-x\"\nsubnet = \"10.9.0.0/24\"\nipv6 = true\nsubnet6 = \"fd12::/64\"\n";
+    let text = format!("[network.a]\n{same}[network.b]\n{same}");
+    let error = place().etc("vman.toml", &text).load(&[]).unwrap_err();
+    for key in ["bridge", "subnet", "subnet6"] {
+        let told = format!("network.b.{key} ");
+        assert!(error.to_string().contains(&told), "{told}: {error}");
     }
 }

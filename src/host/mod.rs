@@ -16,6 +16,7 @@ pub mod folders;
 pub mod groups;
 pub mod images;
 pub mod inspect;
+pub mod installation;
 pub mod jail;
 pub mod manifests;
 pub mod net;

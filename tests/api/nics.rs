@@ -4,16 +4,27 @@ use crate::support::{Api, Setup};
 use axum::body::Body;
 use core::net::Ipv4Addr;
 use serde_json::{Value, json};
-use vman_actors::{fakes::FakeHost, ports::BridgeFacts};
-use vman_model::{NetworkName, Pool, VmId, network::LinkState};
+use vman_actors::{
+    fakes::FakeHost,
+    ports::{BridgeFacts, Ipv6},
+};
+use vman_model::{
+    NetworkName, Pool, VmId,
+    network::{LinkState, Prefix6},
+};
 
 /// VMs on a bridge of a network with so many bits for hosts.
 async fn bridged(prefix: u8) -> Api {
+    bridged_with(prefix, Ipv6::Off).await
+}
+
+async fn bridged_with(prefix: u8, ipv6: Ipv6) -> Api {
     let host = FakeHost::new();
     let at = |last| Ipv4Addr::new(10, 0, 0, last);
     host.bridge(BridgeFacts {
         name: "br-x".to_owned(),
         pool: Pool::new(at(0), prefix, at(1)).unwrap(),
+        ipv6,
         dns: vec![],
         isolated: false,
         network: NetworkName::default(),
@@ -364,4 +375,47 @@ async fn a_card_says_its_network_and_one_that_is_not_there_is_refused_with_those
         (&config["nat"], &config["mtu"]),
         (&json!(true), &json!(1500))
     );
+}
+
+#[tokio::test]
+async fn with_ipv6_every_lease_tells_a_second_address_and_without_it_none() {
+    let prefix = Prefix6::new("fd12:3456:789a::".parse().unwrap()).unwrap();
+    let api = bridged_with(24, Ipv6::On(prefix)).await;
+    attach(&api, &json!({"address": "10.0.0.77"})).await;
+    let vm = api.get("/vms/a").await.expect(200);
+    let nics = api.get("/vms/a/nics").await.expect(200);
+    assert_eq!(nics[1]["ip6"], "fd12:3456:789a::1:a00:4d");
+    assert_eq!(nics[0]["ip6"], vm["local_ip6"]);
+    assert_ne!(vm["local_ip6"], nics[1]["ip6"]);
+    let leases = api.get("/network/leases").await.expect(200);
+    let mut told: Vec<_> = leases
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|lease| &lease["ip6"])
+        .collect();
+    told.sort_by_key(|address| **address == nics[1]["ip6"]);
+    assert_eq!(told, [&vm["local_ip6"], &nics[1]["ip6"]]);
+    let config = api.get("/network/config").await.expect(200);
+    assert_eq!(config["ipv6"], true);
+    assert_eq!(config["subnet6"], "fd12:3456:789a::/64");
+    assert_eq!(config["networks"][0]["gateway6"], "fd12:3456:789a::1");
+
+    let missing = Ipv6::Missing("this kernel has none".to_owned());
+    for (ipv6, reason) in [
+        (Ipv6::Off, Value::Null),
+        (missing, json!("this kernel has none")),
+    ] {
+        let api = bridged_with(24, ipv6).await;
+        let vm = api.get("/vms/a").await.expect(200);
+        assert_eq!(vm["local_ip6"], Value::Null);
+        let nics = api.get("/vms/a/nics").await.expect(200);
+        assert_eq!(nics[0]["ip6"], Value::Null);
+        let config = api.get("/network/config").await.expect(200);
+        assert_eq!(
+            (&config["ipv6"], &config["ipv6_reason"]),
+            (&json!(false), &reason)
+        );
+        assert_eq!(config["subnet6"], Value::Null);
+    }
 }

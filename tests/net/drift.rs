@@ -93,9 +93,14 @@ fn leases_are_the_same_after_the_store_was_lost_and_made_again() {
         return;
     }
     let world = World::new();
-    let mut daemon = world.daemon(&[]);
+    let mut daemon = world.daemon(&[("VMAN_IPV6", "1")]);
     daemon.tiny_vms(&["a", "b"]);
     assert_eq!(daemon.act("a", "start")["status"], "succeeded");
+    let before6 = daemon.vm("a")["local_ip6"].clone();
+    assert!(
+        before6.as_str().is_some_and(|told| told.starts_with("fd")),
+        "{before6}"
+    );
     daemon.post("/vms/b/nics", &json!({})).expect(201);
     let (before, pid) = (leases(&daemon), daemon.pid_of("a"));
     assert_eq!(before.len(), 3);
@@ -117,6 +122,7 @@ fn leases_are_the_same_after_the_store_was_lost_and_made_again() {
     assert!(rebuilt.status.success(), "{rebuilt:?}");
     daemon.serve();
     assert_eq!(leases(&daemon), before);
+    assert_eq!(daemon.vm("a")["local_ip6"], before6);
     assert_eq!(daemon.pid_of("a"), pid, "the same QEMU");
     let vm = json!({"template_name": "tiny", "name": "late"});
     let late = daemon.post("/vms", &vm).expect(201)["local_ip"].clone();

@@ -2,91 +2,56 @@
 
 use crate::{
     console::Shell,
-    support::{daemon::Daemon, skip, wait_for},
-    world::{BEYOND, SOON, World, can_make_networks, guests, run, within},
+    support::{skip, wait_for},
+    tools::{Offer, Spy, build, mac_of},
+    world::{SOON, World, can_make_networks, guests},
 };
-use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
-use std::{
-    io::Write,
-    net::{Ipv4Addr, TcpListener},
-    num::NonZeroU32,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::net::Ipv4Addr;
 
-/// Builds the program that sends raw frames; it needs nothing of the guest's.
-fn forger(folder: &Path) -> Option<PathBuf> {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/net/forger/forger.rs");
-    let program = folder.join("forger");
-    let flags = [
-        "--edition=2024",
-        "-O",
-        "-Ctarget-feature=+crt-static",
-        "-Cpanic=abort",
-    ];
-    let built = Command::new("rustc")
-        .args(flags)
-        .args(["-Cstrip=symbols", "-o"])
-        .arg(&program)
-        .arg(source)
-        .output();
-    built
-        .is_ok_and(|built| built.status.success())
-        .then_some(program)
+/// A frame, and the bytes by which it is known when it has come out.
+#[derive(Clone)]
+pub struct Frame {
+    pub name: &'static str,
+    pub mark: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
-/// Gives the program to the guest, over its network.
-fn hand_over(world: &World, shell: &mut Shell, program: &Path) {
-    let bytes = std::fs::read(program).unwrap();
-    let listener = within(&world.beyond, || TcpListener::bind((BEYOND, 81)).unwrap());
-    let size = bytes.len();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let _ = stream.unwrap().write_all(&bytes);
-        }
+impl Frame {
+    fn is_among(&self, frames: &[Vec<u8>]) -> bool {
+        let bears = |frame: &Vec<u8>| {
+            let mut parts = frame.windows(self.mark.len());
+            parts.any(|part| part == self.mark)
+        };
+        frames.iter().any(bears)
+    }
+}
+
+/// Sends all of it from the guest: every truth has to come out of the bridge, and no lie.
+pub fn judge(shell: &mut Shell, spy: &Spy, truths: &[Frame], lies: &[Frame], last: &Frame) {
+    for frame in truths.iter().chain(lies).chain([last]) {
+        let hex: Vec<_> = frame
+            .bytes
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        shell.ok(&format!("/tmp/forger eth0 {}", hex.concat()));
+    }
+    let mut seen = Vec::new();
+    // What was sent before it has arrived when this has.
+    wait_for(last.name, SOON, || {
+        seen.extend(spy.frames());
+        last.is_among(&seen).then_some(())
     });
-    shell.soon(&format!(
-        "nc {BEYOND} 81 </dev/null >/tmp/forger; [ $(wc -c </tmp/forger) = {size} ]"
-    ));
-    shell.ok("chmod +x /tmp/forger");
-}
-
-/// Hears every frame that comes out of the bridge's port `spy`, or of the host.
-struct Spy(OwnedFd);
-
-impl Spy {
-    fn new(world: &World) -> Self {
-        let (host, beyond) = (&world.host, &world.beyond);
-        for line in [
-            format!("ip -n {host} link add spy0 type veth peer name spy1 netns {beyond}"),
-            format!("ip -n {host} link set spy0 master br-t up"),
-            format!("ip -n {beyond} link set spy1 up"),
-        ] {
-            run(&line);
-        }
-        within(&world.beyond, || {
-            // All protocols, in network order.
-            let all = Protocol::from_raw(NonZeroU32::new(u32::from(3_u16.to_be())).unwrap());
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            Self(socket_with(AddressFamily::PACKET, SocketType::RAW, flags, Some(all)).unwrap())
-        })
-    }
-
-    fn frames(&self) -> Vec<Vec<u8>> {
-        let mut frames = Vec::new();
-        let mut frame = [0_u8; 2048];
-        while let Ok((size, _)) = recv(&self.0, &mut frame, RecvFlags::empty()) {
-            frames.push(frame[..size].to_vec());
-        }
-        frames
-    }
-}
-
-fn holds(frame: &[u8], mark: &str) -> bool {
-    frame
-        .windows(mark.len())
-        .any(|part| part == mark.as_bytes())
+    let lost = truths.iter().filter(|frame| !frame.is_among(&seen));
+    let lost: Vec<_> = lost.map(|frame| frame.name).collect();
+    assert!(lost.is_empty(), "was lost: {lost:?}");
+    let through = lies.iter().filter(|frame| frame.is_among(&seen));
+    let through: Vec<_> = through.map(|frame| frame.name).collect();
+    assert!(
+        through.is_empty(),
+        "of {} got through: {through:?}",
+        lies.len()
+    );
 }
 
 const EVERYBODY: [u8; 6] = [0xff; 6];
@@ -201,22 +166,19 @@ impl Frames {
     }
 }
 
-fn framed(mac: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
+/// A frame that bears its name.
+fn named((name, bytes): (&'static str, Vec<u8>)) -> Frame {
+    let mark = name.as_bytes().to_vec();
+    Frame { name, mark, bytes }
+}
+
+pub fn framed(mac: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = EVERYBODY.to_vec();
     frame.extend(mac);
     frame.extend(kind.to_be_bytes());
     frame.extend(payload);
     frame.resize(frame.len().max(60), 0);
     frame
-}
-
-fn mac_of(daemon: &Daemon, vm: &str) -> [u8; 6] {
-    let vm = daemon.vm(vm);
-    let mac = vm["mac"].as_str().unwrap().split(':');
-    let bytes: Vec<u8> = mac
-        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
-        .collect();
-    bytes.try_into().unwrap()
 }
 
 #[test]
@@ -227,56 +189,28 @@ fn a_guest_that_forges_gets_nothing_through_and_its_honest_frames_pass() {
     }
     let world = World::new();
     let daemon = world.daemon(&[]);
-    let Some(program) = forger(daemon.folder()) else {
+    let Some(program) = build("forger", daemon.folder()) else {
         return skip(NAME, "rustc cannot build a static program here");
     };
     daemon.guest_template("");
     let address = guests(&daemon, &["a"]).remove(0);
     daemon.wait_console("a", "VMAN-GUEST address eth0 ");
     let mut shell = Shell::open(&daemon, "a");
-    hand_over(&world, &mut shell, &program);
+    Offer::new(&world, &[program]).give(&mut shell);
     let spy = Spy::new(&world);
-    let mut send = |frame: &[u8]| {
-        let hex: Vec<_> = frame.iter().map(|byte| format!("{byte:02x}")).collect();
-        let hex = hex.concat();
-        shell.ok(&format!("/tmp/forger eth0 {hex}"));
-    };
     let frames = Frames {
         mac: mac_of(&daemon, "a"),
         address: address.parse().unwrap(),
     };
     let honest = |mark| frames.ethernet(0x0800, &Frames::udp(frames.address, (9, 9), mark));
     let truth = Frames::arp(frames.mac, frames.address, "TRUTH-ARP");
-    let mut seen = Vec::new();
-    send(&honest("TRUTH-FIRST"));
-    send(&frames.ethernet(0x0806, &truth));
-    let forgeries = frames.forgeries();
-    for (_, frame) in &forgeries {
-        send(frame);
-    }
-    // What was sent before it has arrived when this has.
-    send(&honest("TRUTH-LAST"));
-    wait_for("the last honest frame", SOON, || {
-        seen.extend(spy.frames());
-        seen.iter()
-            .any(|frame| holds(frame, "TRUTH-LAST"))
-            .then_some(())
-    });
-    for mark in ["TRUTH-FIRST", "TRUTH-ARP"] {
-        assert!(
-            seen.iter().any(|frame| holds(frame, mark)),
-            "{mark} was lost"
-        );
-    }
-    let through = forgeries.iter().map(|(mark, _)| *mark);
-    let through: Vec<_> = through
-        .filter(|mark| seen.iter().any(|frame| holds(frame, mark)))
-        .collect();
-    assert!(
-        through.is_empty(),
-        "of {} got through: {through:?}",
-        forgeries.len()
-    );
+    let truths = [
+        ("TRUTH-FIRST", honest("TRUTH-FIRST")),
+        ("TRUTH-ARP", frames.ethernet(0x0806, &truth)),
+    ];
+    let lies: Vec<_> = frames.forgeries().into_iter().map(named).collect();
+    let last = named(("TRUTH-LAST", honest("TRUTH-LAST")));
+    judge(&mut shell, &spy, &truths.map(named), &lies, &last);
 
     // Neither do the guest's own tools get further when it takes another address or MAC.
     shell.ok("ip addr add 192.168.100.251/24 dev eth0");

@@ -27,7 +27,7 @@ pub use hypervisor::{
 };
 pub use manifests::{FoundManifest, ManifestChange, ManifestFiles, ManifestName};
 pub use network::{
-    BridgeFacts, ForeignLink, NO_LIMITS, Network, NetworkError, NetworkFacts, NetworkSurvey,
+    BridgeFacts, ForeignLink, Ipv6, NO_LIMITS, Network, NetworkError, NetworkFacts, NetworkSurvey,
     NicRequest, NicWish, SeenBridge, SeenTap, Settled, Traffic, Unlimited,
 };
 pub use storage::{CommitError, KeptCopy, LoadError, Row, RowBatch, Storage, Table};

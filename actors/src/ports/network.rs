@@ -3,12 +3,12 @@
 //! was changed behind its back.
 
 use super::BoxFuture;
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 use futures_util::stream::BoxStream;
 use std::{collections::BTreeMap, sync::Arc};
 use vman_model::{
-    Incarnation, NetworkName, NetworkPlan, Pool, TapName, VmId,
-    network::NicLimits,
+    Incarnation, LeaseRecord, NetworkName, NetworkPlan, Pool, TapName, VmId,
+    network::{NicLimits, Prefix6},
     vm::{NetworkKind, NicClaim},
 };
 
@@ -20,6 +20,36 @@ pub const NO_LIMITS: &str = "only cards on a bridge are limited: QEMU's user-mod
 #[error("{0}")]
 pub struct NetworkError(pub String);
 
+/// Whether a network has IPv6 beside IPv4.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Ipv6 {
+    /// It was not asked for.
+    #[default]
+    Off,
+    /// It has, with this prefix.
+    On(Prefix6),
+    /// It was asked for and cannot be had: why, in a sentence.
+    Missing(String),
+}
+
+impl Ipv6 {
+    /// The prefix, where it has one.
+    pub fn prefix(&self) -> Option<Prefix6> {
+        match self {
+            Ipv6::On(prefix) => Some(*prefix),
+            Ipv6::Off | Ipv6::Missing(_) => None,
+        }
+    }
+
+    /// Why it has none although it was asked for.
+    pub fn missing(&self) -> Option<&str> {
+        match self {
+            Ipv6::Missing(why) => Some(why),
+            Ipv6::Off | Ipv6::On(_) => None,
+        }
+    }
+}
+
 /// A network with its bridge, as it is configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BridgeFacts {
@@ -29,6 +59,8 @@ pub struct BridgeFacts {
     pub name: String,
     /// The addresses its guests get, and its own.
     pub pool: Pool,
+    /// IPv6 beside them.
+    pub ipv6: Ipv6,
     /// The name servers that are asked.
     pub dns: Vec<Ipv4Addr>,
     /// Whether guests are kept from each other.
@@ -111,6 +143,12 @@ impl NetworkFacts {
         self.bridges
             .iter()
             .find(|bridge| bridge.network == *network)
+    }
+
+    /// The IPv6 address that follows from a lease, where its network has IPv6.
+    pub fn address6(&self, lease: &LeaseRecord) -> Option<Ipv6Addr> {
+        let prefix = self.bridge(&lease.network)?.ipv6.prefix()?;
+        Some(prefix.guest(lease.address))
     }
 
     /// The names of the networks that VMs can ask for, in a sentence's words.

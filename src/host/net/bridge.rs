@@ -6,7 +6,7 @@
 //! `set.rs` for all networks, `settle.rs`.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex as Plain, OnceLock, PoisonError};
@@ -14,11 +14,12 @@ use std::sync::{Arc, Mutex as Plain, OnceLock, PoisonError};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::{Mutex, Notify, mpsc};
-use vman_actors::ports::{BridgeFacts, NetworkError, NetworkSurvey, Settled, Unlimited};
+use vman_actors::ports::{BridgeFacts, Ipv6, NetworkError, NetworkSurvey, Settled, Unlimited};
 use vman_model::{NetworkName, NetworkPlan, Pool, TapName, network::Limit};
 
 use super::dnsmasq::{Dnsmasq, Served};
 use super::firewall::Firewall;
+use super::ipv6;
 use super::links::{Link, LinkError, Links};
 use super::settle::permitted;
 use super::shaping::{self, Shapes};
@@ -38,6 +39,8 @@ pub struct BridgeSettings {
     pub bridge: String,
     /// The addresses of its guests, and its own.
     pub pool: Pool,
+    /// IPv6 beside them.
+    pub ipv6: Ipv6,
     /// The name servers that are asked for the guests.
     pub dns: Vec<Ipv4Addr>,
     /// The VLAN that was configured.
@@ -84,7 +87,7 @@ pub(super) struct Inner {
 /// What this daemon has made so far: what is missing of it now was taken away by somebody.
 pub(super) struct Made {
     pub(super) bridge: Option<u32>,
-    pub(super) address: bool,
+    pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) attached: BTreeSet<String>,
     /// The script that was run last, and how the kernel tells its result.
     pub(super) rules: Option<(String, String)>,
@@ -98,7 +101,10 @@ pub(super) struct Made {
 
 impl BridgeNetwork {
     /// Makes or takes over the bridge. The error says why there can be none, in a sentence.
-    pub(super) async fn open(settings: BridgeSettings, taps: Arc<Taps>) -> Result<Self, String> {
+    pub(super) async fn open(
+        mut settings: BridgeSettings,
+        taps: Arc<Taps>,
+    ) -> Result<Self, String> {
         let nft = settings
             .nft
             .clone()
@@ -109,11 +115,16 @@ impl BridgeNetwork {
         watch::watch(&notices).map_err(|error| {
             permitted(&format!("the kernel's notices cannot be heard: {error}"))
         })?;
+        if let (Ipv6::On(_), Some(why)) = (&settings.ipv6, ipv6::missing()) {
+            settings.ipv6 = Ipv6::Missing(why);
+        }
         let served = Served {
             program: settings.dnsmasq.clone(),
             folder: settings.folder.clone(),
             bridge: settings.bridge.clone(),
             pool: settings.pool,
+            prefix6: settings.ipv6.prefix(),
+            way_out: settings.nat,
             // Names of the world would be a way out.
             dns: if settings.nat {
                 settings.dns.clone()
@@ -134,7 +145,7 @@ impl BridgeNetwork {
             taps,
             made: Mutex::new(Made {
                 bridge: None,
-                address: false,
+                addresses: BTreeSet::new(),
                 attached: BTreeSet::new(),
                 rules: None,
                 names: Dnsmasq::new(served, notices),
@@ -186,6 +197,7 @@ impl Inner {
         if !self.taps.has(name) {
             let opened = tap::open(name, cpu_count);
             let opened = opened.map_err(|error| NetworkError(error.to_string()))?;
+            ipv6::silence(name);
             self.taps.keep(name, opened);
         }
         let bridge = self.index.load(Ordering::SeqCst);
@@ -208,6 +220,7 @@ impl BridgeNetwork {
             network: settings.network.clone(),
             name: settings.bridge.clone(),
             pool: settings.pool,
+            ipv6: settings.ipv6.clone(),
             dns: settings.dns.clone(),
             isolated: settings.isolated,
             nat: settings.nat,

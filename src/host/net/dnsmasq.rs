@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use vman_model::network::host_name;
+use vman_model::network::{Prefix6, host_name};
 use vman_model::vm::ProcessIdentity;
 use vman_model::{NetworkPlan, Pool};
 
@@ -35,6 +35,10 @@ pub(super) struct Served {
     pub(super) folder: PathBuf,
     pub(super) bridge: String,
     pub(super) pool: Pool,
+    /// None where guests have no IPv6.
+    pub(super) prefix6: Option<Prefix6>,
+    /// Whether guests are told that the host is a way to other networks, by IPv6.
+    pub(super) way_out: bool,
     /// Who is asked for names of others; none: guests learn each other's only.
     pub(super) dns: Vec<Ipv4Addr>,
     pub(super) mtu: u16,
@@ -104,7 +108,7 @@ impl Dnsmasq {
         if !std::mem::replace(&mut self.looked_for, true) {
             self.find_again(&config)?;
         }
-        let hosts = hosts(plan);
+        let hosts = hosts(plan, self.served.prefix6);
         let news = self.hosts.as_deref() != Some(&hosts);
         if news {
             let (dhcp, names) = split(&hosts);
@@ -216,17 +220,39 @@ fn config(served: &Served, user: &str) -> String {
     for server in &served.dns {
         let _ = writeln!(out, "server={server}");
     }
+    if let Some(prefix) = served.prefix6 {
+        ipv6(&mut out, served, prefix);
+    }
     out
 }
 
+/// Advertisements that tell guests to ask by DHCP, and the answers.
+fn ipv6(out: &mut String, served: &Served, prefix: Prefix6) {
+    let (network, gateway) = (prefix.network(), prefix.gateway());
+    let _ = writeln!(
+        out,
+        "enable-ra\ndhcp-range={network},static,64,12h\n\
+         dhcp-option=option6:dns-server,[{gateway}]"
+    );
+    if !served.way_out {
+        // In the usual interval, and as no router.
+        let _ = writeln!(out, "ra-param={},0,0", served.bridge);
+    }
+}
+
 /// What it is told of the guests: who gets which address, a blank line, who is called what.
-fn hosts(plan: &NetworkPlan) -> String {
+fn hosts(plan: &NetworkPlan, prefix6: Option<Prefix6>) -> String {
     let (mut dhcp, mut names) = (String::new(), String::new());
     for port in &plan.ports {
         let mac = port.mac.map(|byte| format!("{byte:02x}")).join(":");
         let (address, name) = (port.address, host_name(&port.vm, port.nic));
-        let _ = writeln!(dhcp, "{mac},{address},{name}");
+        let address6 = prefix6.map(|prefix| prefix.guest(address));
+        let and = address6.map_or_else(String::new, |address| format!(",[{address}]"));
+        let _ = writeln!(dhcp, "{mac},{address}{and},{name}");
         let _ = writeln!(names, "{address} {name}");
+        if let Some(address) = address6 {
+            let _ = writeln!(names, "{address} {name}");
+        }
     }
     format!("{dhcp}\n{names}")
 }
@@ -274,11 +300,14 @@ mod tests {
             }],
             forwards: vec![],
         };
-        let hosts = hosts(&plan);
+        let hosts = hosts(&plan, None);
         let (dhcp, names) = split(&hosts);
         assert_eq!(dhcp.trim_end(), "52:56:00:00:00:0a,10.0.0.2,web-1");
         assert_eq!(names, "10.0.0.2 web-1\n");
-        assert_eq!(split(&super::hosts(&NetworkPlan::default())), ("", ""));
+        assert_eq!(
+            split(&super::hosts(&NetworkPlan::default(), None)),
+            ("", "")
+        );
     }
 
     #[test]
@@ -289,6 +318,8 @@ mod tests {
             folder: PathBuf::from("/run/vman/network-lab"),
             bridge: "br-lab".to_owned(),
             pool: Pool::new(at(0), 24, at(1)).unwrap(),
+            prefix6: None,
+            way_out: true,
             dns: vec![Ipv4Addr::new(9, 9, 9, 9)],
             mtu: 9000,
         };
@@ -307,5 +338,55 @@ mod tests {
             !said.contains("server=9") && said.contains("no-resolv"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn with_ipv6_guests_are_told_to_ask_and_are_given_the_address_of_their_lease() {
+        let prefix = Prefix6::new("fd12:3456:789a::".parse().unwrap()).unwrap();
+        let at = |last| Ipv4Addr::new(10, 9, 0, last);
+        let mut served = Served {
+            program: None,
+            folder: PathBuf::from("/run/vman/network"),
+            bridge: "br-vman".to_owned(),
+            pool: Pool::new(at(0), 24, at(1)).unwrap(),
+            prefix6: Some(prefix),
+            way_out: true,
+            dns: Vec::new(),
+            mtu: 1500,
+        };
+        let said = config(&served, "nobody");
+        for line in [
+            "enable-ra",
+            "dhcp-range=fd12:3456:789a::,static,64,12h",
+            "dhcp-option=option6:dns-server,[fd12:3456:789a::1]",
+        ] {
+            assert!(said.lines().any(|said| said == line), "{line}: {said}");
+        }
+        assert!(!said.contains("ra-param"), "{said}");
+        served.way_out = false;
+        let said = config(&served, "nobody");
+        assert!(said.contains("ra-param=br-vman,0,0\n"), "{said}");
+        served.prefix6 = None;
+        let said = config(&served, "nobody");
+        assert!(!said.contains("enable-ra") && !said.contains("ra-param"));
+
+        let vm = VmId::parse("web").unwrap();
+        let plan = NetworkPlan {
+            ports: vec![PortPlan {
+                tap: TapName::of(&vm, 0),
+                vm,
+                nic: 0,
+                mac: [0x52, 0x56, 0, 0, 0, 0x0a],
+                address: at(2),
+                limits: vman_model::network::NicLimits::default(),
+                network: vman_model::NetworkName::default(),
+            }],
+            forwards: vec![],
+        };
+        let hosts = hosts(&plan, Some(prefix));
+        let (dhcp, names) = split(&hosts);
+        let told = "52:56:00:00:00:0a,10.9.0.2,[fd12:3456:789a::1:a09:2],web";
+        assert_eq!(dhcp.trim_end(), told);
+        assert_eq!(names, "10.9.0.2 web\nfd12:3456:789a::1:a09:2 web\n");
     }
 }

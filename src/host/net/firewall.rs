@@ -61,7 +61,7 @@ impl Firewall {
 
     /// The first chain of somebody else's that drops whatever is forwarded and says nothing about
     /// our bridge, in words: Docker's, most often.
-    pub(super) async fn who_drops(&self, ours: &str, bridge: &str) -> Option<String> {
+    pub(super) async fn who_drops(&self, ours: &str, bridge: &str, ipv6: bool) -> Option<String> {
         let listing = self.nft(&["-j", "list", "chains"], "").await.ok()?;
         let listing: Value = serde_json::from_str(&listing).ok()?;
         let objects = listing.get("nftables")?.as_array()?;
@@ -69,7 +69,12 @@ impl Firewall {
             let word = |name| chain.get(name).and_then(Value::as_str).unwrap_or_default();
             let (family, table, name) = (word("family"), word("table"), word("name"));
             let drops = word("hook") == "forward" && word("policy") == "drop";
-            if !drops || table == ours || !matches!(family, "ip" | "inet") {
+            let tool = match family {
+                "ip" | "inet" => "iptables",
+                "ip6" if ipv6 => "ip6tables",
+                _ => continue,
+            };
+            if !drops || table == ours {
                 continue;
             }
             let rules = self.nft(&["list", "table", family, table], "").await;
@@ -79,7 +84,7 @@ impl Firewall {
             return Some(format!(
                 "the chain {name} of the table {family} {table} drops forwarded packets and has no rule for {bridge}: \
                  guests do not reach other networks until it accepts them (with Docker: \
-                 iptables -I DOCKER-USER -i {bridge} -j ACCEPT; iptables -I DOCKER-USER -o {bridge} -j ACCEPT)"
+                 {tool} -I DOCKER-USER -i {bridge} -j ACCEPT; {tool} -I DOCKER-USER -o {bridge} -j ACCEPT)"
             ));
         }
         None

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{
     InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
@@ -152,8 +152,8 @@ impl Links {
         set.map_err(LinkError::of(format!("attach {link} to the bridge")))
     }
 
-    /// The IPv4 addresses of a link with the lengths of their prefixes.
-    pub(super) async fn addresses(&self, link: u32) -> Result<Vec<(Ipv4Addr, u8)>, LinkError> {
+    /// The addresses of a link with the lengths of their prefixes.
+    pub(super) async fn addresses(&self, link: u32) -> Result<Vec<(IpAddr, u8)>, LinkError> {
         let get = self.0.address().get().set_link_index_filter(link).execute();
         let messages: Vec<_> = get
             .try_collect()
@@ -163,7 +163,8 @@ impl Links {
             let length = message.header.prefix_len;
             let mut attributes = message.attributes.iter();
             attributes.find_map(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V4(address)) => Some((*address, length)),
+                AddressAttribute::Local(address @ IpAddr::V4(_))
+                | AddressAttribute::Address(address @ IpAddr::V6(_)) => Some((*address, length)),
                 _ => None,
             })
         };
@@ -195,13 +196,17 @@ impl Links {
         false
     }
 
+    /// It is taken at once, without asking whether another has it.
     pub(super) async fn add_address(
         &self,
         link: u32,
-        address: Ipv4Addr,
+        address: IpAddr,
         prefix: u8,
     ) -> Result<(), LinkError> {
-        let add = self.0.address().add(link, IpAddr::V4(address), prefix);
+        let mut add = self.0.address().add(link, address, prefix);
+        if address.is_ipv6() {
+            add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
         match add.execute().await {
             Err(error) if is(&error, Errno::EXIST) => Ok(()),
             other => other.map_err(LinkError::of(format!("give the bridge {address}/{prefix}"))),

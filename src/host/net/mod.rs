@@ -12,7 +12,8 @@
 //! | `survey.rs` | what is there, ours or not |
 //! | `user.rs` | QEMU's user-mode network, or none |
 //! | `links.rs`, `tap.rs` | the bridge and its ports; TAPs |
-//! | `ruleset.rs`, `firewall.rs` | rules as text; running `nft` |
+//! | `ruleset.rs`, `ruleset6.rs`, `firewall.rs` | rules as text, those for IPv6; running `nft` |
+//! | `ipv6.rs` | IPv6 of a bridge |
 //! | `shaping.rs` | what guests receive, held to their limits |
 //! | `vlan.rs` | the bridge's VLAN, and the uplink that carries it |
 //! | `dnsmasq.rs` | DHCP and names |
@@ -21,8 +22,10 @@
 mod bridge;
 mod dnsmasq;
 mod firewall;
+mod ipv6;
 mod links;
 mod ruleset;
+mod ruleset6;
 mod set;
 mod settle;
 mod shaping;

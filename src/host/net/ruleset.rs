@@ -2,7 +2,8 @@
 //! whole, in one transaction of the kernel.
 //!
 //! Two tables of one name, `vman-<bridge>`. In the family `bridge`: what may come from a TAP (its
-//! own MAC, its own address, truthful ARP, no DHCP answers, no other protocol, no VLAN tag), how
+//! own MAC, its own address, truthful ARP, no DHCP answers, no other protocol, no VLAN tag; IPv6 in
+//! `ruleset6.rs`), how
 //! much of it, and whether guests reach each other. In the family `inet`: what guests may ask of this host (DHCP,
 //! DNS, ping of the gateway: nothing else, so not the API), NAT, and forwarded ports.
 //!
@@ -11,14 +12,18 @@
 
 use std::fmt::Write;
 
-use vman_model::network::limits::MIN_BURST_KIB;
+use vman_model::network::{Prefix6, limits::MIN_BURST_KIB};
 use vman_model::{NetworkPlan, Pool};
+
+use super::ruleset6;
 
 /// What the rules are made for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Surroundings<'a> {
     pub(super) bridge: &'a str,
     pub(super) pool: &'a Pool,
+    /// None where guests have no IPv6: then none of theirs passes.
+    pub(super) prefix6: Option<Prefix6>,
     pub(super) isolated: bool,
     /// Whether the kernel can limit what guests send.
     pub(super) limits: bool,
@@ -41,9 +46,13 @@ pub(super) fn script(around: &Surroundings<'_>, plan: &NetworkPlan) -> String {
     let _ = writeln!(out, "table bridge {table} {{");
     ports(&mut out, plan);
     rates(&mut out, around, plan);
-    out.push_str(FROM_GUESTS);
+    guests(&mut out, around.prefix6.is_some());
+    if let Some(prefix) = around.prefix6 {
+        ruleset6::ports(&mut out, prefix, plan);
+        out.push_str(ruleset6::FROM_GUESTS);
+    }
     if around.isolated {
-        out.push_str(ISOLATED);
+        isolated(&mut out, around);
     }
     let _ = writeln!(out, "}}\ntable inet {table} {{");
     host(&mut out, around);
@@ -57,22 +66,24 @@ fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
+/// A set of what its declaration says, `type` or `typeof`.
+pub(super) fn set(out: &mut String, name: &str, declared: &str, elements: Vec<String>) {
+    let _ = writeln!(out, "  set {name} {{\n    {declared}");
+    if !elements.is_empty() {
+        let _ = writeln!(out, "    elements = {{ {} }}", elements.join(", "));
+    }
+    out.push_str("  }\n");
+}
+
 fn ports(out: &mut String, plan: &NetworkPlan) {
-    let mut set = |name: &str, kind: &str, elements: Vec<String>| {
-        let _ = writeln!(out, "  set {name} {{\n    type {kind}");
-        if !elements.is_empty() {
-            let _ = writeln!(out, "    elements = {{ {} }}", elements.join(", "));
-        }
-        out.push_str("  }\n");
-    };
     let all = || plan.ports.iter();
     let tap = |port: &vman_model::network::PortPlan| format!("\"{}\"", port.tap);
-    set("taps", "ifname", all().map(tap).collect());
+    set(out, "taps", "type ifname", all().map(tap).collect());
     let pairs = all().map(|port| format!("\"{}\" . {}", port.tap, mac(port.mac)));
-    set("macs", "ifname . ether_addr", pairs.collect());
+    set(out, "macs", "type ifname . ether_addr", pairs.collect());
     let triples = all().map(|p| format!("\"{}\" . {} . {}", p.tap, mac(p.mac), p.address));
-    let kind = "ifname . ether_addr . ipv4_addr";
-    set("addresses", kind, triples.collect());
+    let kind = "type ifname . ether_addr . ipv4_addr";
+    set(out, "addresses", kind, triples.collect());
 }
 
 /// What guests may send at most. A token bucket of the kernel's holds what passes in its unit of
@@ -105,19 +116,32 @@ fn rates(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
 }
 
 /// Every frame of a guest meets these before the bridge has learned or forwarded anything.
-const FROM_GUESTS: &str = r"
-  chain prerouting {
+fn guests(out: &mut String, ipv6: bool) {
+    let ipv6 = if ipv6 {
+        "    ether type ip6 jump guest_ip6\n"
+    } else {
+        ""
+    };
+    let _ = writeln!(
+        out,
+        r"
+  chain prerouting {{
     type filter hook prerouting priority -300; policy accept;
     iifname @taps jump guest
-  }
-  chain guest {
-    ether type { 8021q, 8021ad } drop
+  }}
+  chain guest {{
+    ether type {{ 8021q, 8021ad }} drop
     iifname . ether saddr != @macs drop
     jump guest_rate
     ether type arp jump guest_arp
     ether type ip jump guest_ip
-    drop
-  }
+{ipv6}    drop
+  }}"
+    );
+    out.push_str(FROM_GUESTS);
+}
+
+const FROM_GUESTS: &str = r"
   chain guest_arp {
     arp htype 1 arp ptype ip iifname . arp saddr ether . arp saddr ip @addresses accept
     arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether @macs accept
@@ -131,12 +155,28 @@ const FROM_GUESTS: &str = r"
   }
 ";
 
-const ISOLATED: &str = r"
-  chain forward {
+/// Guests are kept from each other: on the bridge, and by way of the host, which would pass on what
+/// one sends to the gateway's MAC address for another.
+fn isolated(out: &mut String, around: &Surroundings<'_>) {
+    let gateway = around.pool.gateway();
+    let (network, prefix) = (around.pool.network(), around.pool.prefix());
+    let ipv6 = around.prefix6.map_or_else(String::new, |prefix| {
+        let gateway = prefix.gateway();
+        format!("    oifname @taps ip6 saddr {prefix} ip6 saddr != {gateway} drop\n")
+    });
+    let _ = writeln!(
+        out,
+        r"
+  chain forward {{
     type filter hook forward priority 0; policy accept;
     iifname @taps oifname @taps drop
-  }
-";
+  }}
+  chain output {{
+    type filter hook output priority 0; policy accept;
+    oifname @taps ip saddr {network}/{prefix} ip saddr != {gateway} drop
+{ipv6}  }}"
+    );
+}
 
 /// What guests may ask of the host itself.
 fn host(out: &mut String, around: &Surroundings<'_>) {
@@ -152,10 +192,12 @@ fn host(out: &mut String, around: &Surroundings<'_>) {
     ct state established,related accept
     udp sport 68 udp dport 67 accept
     ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept
-    ip daddr {gateway} icmp type echo-request accept
-    drop
-  }}"#
+    ip daddr {gateway} icmp type echo-request accept"#
     );
+    if let Some(prefix) = around.prefix6 {
+        ruleset6::host(out, around, prefix);
+    }
+    out.push_str("    drop\n  }\n");
 }
 
 /// What passes between the guests' network and others. Where `br_netfilter` is at work, frames from
@@ -169,6 +211,10 @@ fn routed(out: &mut String, around: &Surroundings<'_>) {
     } else {
         format!("    iifname \"{bridge}\" ct state != {{ established, related }} drop\n")
     };
+    let theirs6 = around.prefix6.map_or_else(
+        || "meta nfproto ipv6".to_owned(),
+        |prefix| format!("ip6 saddr != {prefix}"),
+    );
     let _ = writeln!(
         out,
         r#"
@@ -176,7 +222,7 @@ fn routed(out: &mut String, around: &Surroundings<'_>) {
     type filter hook forward priority -10; policy accept;
     iifname "{bridge}" oifname "{bridge}" accept
     iifname "{bridge}" ip saddr != {network}/{prefix} drop
-    iifname "{bridge}" meta nfproto ipv6 drop
+    iifname "{bridge}" {theirs6} drop
 {closed}    oifname "{bridge}" ct state established,related accept
     oifname "{bridge}" ct status dnat accept
     oifname "{bridge}" drop
@@ -198,11 +244,16 @@ fn nat(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
     }
     // What this host itself sends to one of its addresses meets the output hook only. Loopback
     // addresses are left alone: the kernel would not route the answers.
-    let behind_us = if around.nat {
-        format!("    ip saddr {network}/{prefix} oifname != \"{bridge}\" masquerade\n")
-    } else {
-        String::new()
-    };
+    let mut behind_us = String::new();
+    if around.nat {
+        let theirs = [
+            Some(format!("ip saddr {network}/{prefix}")),
+            around.prefix6.map(|prefix| format!("ip6 saddr {prefix}")),
+        ];
+        for from in theirs.into_iter().flatten() {
+            let _ = writeln!(behind_us, "    {from} oifname != \"{bridge}\" masquerade");
+        }
+    }
     let _ = writeln!(
         out,
         r#"
@@ -257,10 +308,20 @@ mod tests {
     }
 
     fn script_with(isolated: bool, (nat, limits): (bool, bool), plan: &NetworkPlan) -> String {
+        script_around(isolated, (nat, limits), None, plan)
+    }
+
+    fn script_around(
+        isolated: bool,
+        (nat, limits): (bool, bool),
+        prefix6: Option<Prefix6>,
+        plan: &NetworkPlan,
+    ) -> String {
         let pool = Pool::new(Ipv4Addr::new(10, 9, 0, 0), 24, Ipv4Addr::new(10, 9, 0, 1)).unwrap();
         let around = Surroundings {
             bridge: "br-x",
             pool: &pool,
+            prefix6,
             isolated,
             limits,
             nat,
@@ -320,5 +381,37 @@ mod tests {
         let closed = script_with(false, (false, true), &plan());
         assert!(!closed.contains("masquerade") && closed.contains(begins));
         assert!(closed.contains("tcp dport 8080 dnat ip to 10.9.0.2:80"));
+    }
+
+    #[test]
+    fn without_ipv6_no_rule_lets_any_of_it_pass() {
+        let script = script_of(true, &plan());
+        for word in ["ether type ip6", "icmpv6", "ip6 "] {
+            assert!(!script.contains(word), "{word}: {script}");
+        }
+        assert!(script.contains("iifname \"br-x\" meta nfproto ipv6 drop"));
+    }
+
+    #[test]
+    fn with_ipv6_a_guest_is_bound_to_the_addresses_of_its_lease_and_of_its_mac() {
+        let prefix = Prefix6::new("fd12:3456:789a::".parse().unwrap()).unwrap();
+        let script = script_around(true, (true, true), Some(prefix), &plan());
+        let tap = TapName::of(&VmId::parse("web").unwrap(), 0);
+        for bound in [
+            format!("\"{tap}\" . fe80::5056:ff:fe00:1"),
+            format!("\"{tap}\" . fd12:3456:789a::1:a09:2"),
+            format!("\"{tap}\" . 0xfe80000000000000505600fffe000001"),
+            format!("\"{tap}\" . 0xfd123456789a0000000000010a090002"),
+            format!("\"{tap}\" . 0x525600000001"),
+            "ether type ip6 jump guest_ip6".to_owned(),
+            "ip6 saddr fd12:3456:789a::/64 oifname != \"br-x\" masquerade".to_owned(),
+            "iifname \"br-x\" ip6 saddr != fd12:3456:789a::/64 drop".to_owned(),
+            "oifname @taps ip6 saddr fd12:3456:789a::/64 ip6 saddr != fd12:3456:789a::1 drop"
+                .to_owned(),
+        ] {
+            assert!(script.contains(&bound), "{bound}: {script}");
+        }
+        let closed = script_around(false, (false, true), Some(prefix), &plan());
+        assert!(!closed.contains("masquerade"), "{closed}");
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -14,7 +15,7 @@ use vman_model::{NetworkPlan, TapName};
 use super::bridge::Inner;
 use super::links::{Link, LinkError};
 use super::ruleset::{self, Surroundings};
-use super::{shaping, vlan};
+use super::{ipv6, shaping, vlan};
 
 impl Inner {
     pub(super) fn alias(&self) -> String {
@@ -46,7 +47,7 @@ impl Inner {
                     repairs.push(format!(
                         "the bridge {name} was deleted by somebody: it was made anew"
                     ));
-                    made.address = false;
+                    made.addresses.clear();
                 }
                 let link = self.links.find(name).await.map_err(|e| e.to_string())?;
                 link.ok_or_else(|| format!("the bridge {name} was deleted at once"))?
@@ -57,6 +58,8 @@ impl Inner {
             up.map_err(|error| permitted(&error.to_string()))?;
             if made.bridge == Some(link.index) {
                 repairs.push(format!("the bridge {name} was set down: it is up again"));
+                // The kernel takes IPv6 addresses away with that.
+                made.addresses.clear();
             }
         }
         if link.mtu != self.mtu() {
@@ -67,8 +70,8 @@ impl Inner {
             .await;
         made.bridge = Some(link.index);
         self.index.store(link.index, Ordering::SeqCst);
-        // Guests have no IPv6 here: the host says none either. A kernel without it has no such file.
-        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+        // What failed is told when the addresses are looked at.
+        let _ = ipv6::keep(name, self.settings.ipv6.prefix().is_some());
         Ok(link)
     }
 
@@ -149,21 +152,35 @@ impl Inner {
 
     async fn address(&self, bridge: &Link, repairs: &mut Vec<String>) -> Result<(), String> {
         let pool = &self.settings.pool;
-        let (gateway, prefix) = (pool.gateway(), pool.prefix());
+        let gateway = (IpAddr::V4(pool.gateway()), pool.prefix());
+        self.hold(bridge, &[gateway], repairs).await
+    }
+
+    /// The bridge has these addresses with prefixes of these lengths.
+    pub(super) async fn hold(
+        &self,
+        bridge: &Link,
+        wanted: &[(IpAddr, u8)],
+        repairs: &mut Vec<String>,
+    ) -> Result<(), String> {
         let told = |error: LinkError| error.to_string();
         let there = self.links.addresses(bridge.index).await.map_err(told)?;
         let mut made = self.made.lock().await;
-        if !there.contains(&(gateway, prefix)) {
-            let add = self.links.add_address(bridge.index, gateway, prefix).await;
+        for (address, prefix) in wanted.iter().filter(|one| !there.contains(one)) {
+            let add = self
+                .links
+                .add_address(bridge.index, *address, *prefix)
+                .await;
             add.map_err(told)?;
-            if made.address {
+            if !made.addresses.insert(*address) {
                 let name = &bridge.name;
                 repairs.push(format!(
-                    "the address {gateway} of the bridge {name} was removed: it is there again"
+                    "the address {address} of the bridge {name} was removed: it is there again"
                 ));
             }
         }
-        made.address = true;
+        made.addresses
+            .extend(wanted.iter().map(|(address, _)| *address));
         Ok(())
     }
 
@@ -248,6 +265,7 @@ impl Inner {
             bridge: &self.settings.bridge,
             pool: &self.settings.pool,
             isolated: self.settings.isolated,
+            prefix6: self.settings.ipv6.prefix(),
             limits: self.unlimited.outbound.is_none(),
             nat: self.settings.nat,
         };
@@ -295,6 +313,7 @@ impl Inner {
         let bridge = self.bridge(&mut repairs).await.map_err(NetworkError)?;
         let address = self.address(&bridge, &mut repairs).await;
         address.map_err(NetworkError)?;
+        let ipv6 = self.ipv6(&bridge, &mut repairs).await;
         // Before the ports: no frame of a guest passes without them.
         let rules = self.rules(touched, plan, &mut repairs).await;
         rules.map_err(NetworkError)?;
@@ -304,6 +323,7 @@ impl Inner {
         let uplink = uplink.map_err(NetworkError)?;
         let limits = self.limits(plan, &mut repairs).await;
         let mut trouble = limits.map_err(NetworkError)?;
+        trouble.extend(ipv6);
         trouble.extend(uplink);
         trouble.extend(route_packets().err());
         {
@@ -316,7 +336,9 @@ impl Inner {
         }
         if touched {
             let table = ruleset::table(&self.settings.bridge);
-            let drops = self.firewall.who_drops(&table, &self.settings.bridge).await;
+            let ipv6 = self.settings.ipv6.prefix().is_some();
+            let drops = self.firewall.who_drops(&table, &self.settings.bridge, ipv6);
+            let drops = drops.await;
             self.note(|known| known.retain(|line| !line.starts_with("the chain ")));
             self.note(|known| known.extend(drops));
         }
@@ -353,7 +375,7 @@ fn usable_uplink<'a>(links: &'a [Link], bridge: &Link, name: &str) -> Result<&'a
 }
 
 /// A locally administered address that follows from the bridge's name.
-fn bridge_mac(name: &str) -> [u8; 6] {
+pub(super) fn bridge_mac(name: &str) -> [u8; 6] {
     let mut mac: [u8; 6] = [0x52, 0x57, 0, 0, 0, 0];
     for (at, byte) in name.bytes().enumerate() {
         let slot = &mut mac[2 + at % 4];

@@ -14,8 +14,9 @@ use rustix::net::{
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-/// Links, queueing disciplines and IPv4 addresses: RTMGRP_LINK, RTMGRP_TC, RTMGRP_IPV4_IFADDR.
-const LINKS: u32 = 0x1 | 0x8 | 0x10;
+/// Links, queueing disciplines and addresses: RTMGRP_LINK, RTMGRP_TC, RTMGRP_IPV4_IFADDR,
+/// RTMGRP_IPV6_IFADDR.
+const LINKS: u32 = 0x1 | 0x8 | 0x10 | 0x100;
 /// The firewall: the group NFNLGRP_NFTABLES, 7, as a bit.
 const RULES: u32 = 1 << 6;
 

@@ -75,6 +75,18 @@ pub(crate) struct NetworkBody {
     /// The host's address on the bridge.
     #[serde(skip_serializing_if = "Option::is_none")]
     gateway: Option<String>,
+    /// Whether guests have IPv6 beside IPv4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ipv6: Option<bool>,
+    /// Why they have not although it is configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ipv6_reason: Option<String>,
+    /// The IPv6 network that VMs get their addresses from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subnet6: Option<String>,
+    /// The host's IPv6 address on the bridge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gateway6: Option<String>,
     /// The name servers that are asked for the guests.
     #[serde(skip_serializing_if = "Option::is_none")]
     dns: Option<Vec<String>>,
@@ -105,6 +117,7 @@ impl NetworkBody {
         let tagged = bridge
             .filter(|bridge| bridge.vlan_id.is_some())
             .map(|bridge| bridge.vlan_missing.is_none());
+        let prefix6 = bridge.and_then(|bridge| bridge.ipv6.prefix());
         let size = |size: u32| usize::try_from(size).unwrap_or(usize::MAX);
         Self {
             name: bridge.map(|_| network.to_string()),
@@ -123,6 +136,10 @@ impl NetworkBody {
                 format!("{}/{}", pool.network(), pool.prefix())
             }),
             gateway: bridge.map(|bridge| bridge.pool.gateway().to_string()),
+            ipv6: bridge.map(|_| prefix6.is_some()),
+            ipv6_reason: bridge.and_then(|bridge| bridge.ipv6.missing().map(str::to_owned)),
+            subnet6: prefix6.map(|prefix| prefix.to_string()),
+            gateway6: prefix6.map(|prefix| prefix.gateway().to_string()),
             dns: bridge.map(|bridge| bridge.dns.iter().map(ToString::to_string).collect()),
             isolated: bridge.map(|bridge| bridge.isolated),
             nat: bridge.map(|bridge| bridge.nat),
@@ -145,6 +162,8 @@ pub(crate) struct LeaseBody<'a> {
     network: &'a str,
     /// Its address.
     ip: &'a str,
+    /// The IPv6 address that follows from it; none where the network has no IPv6.
+    ip6: Option<String>,
     /// The MAC address it is bound to.
     #[schema(value_type = String)]
     mac: Shown<Mac>,
@@ -158,13 +177,14 @@ pub(crate) struct LeaseBody<'a> {
 }
 
 impl<'a> LeaseBody<'a> {
-    pub(crate) fn of(row: &'a Versioned<LeaseRecord>) -> Self {
+    pub(crate) fn of(row: &'a Versioned<LeaseRecord>, facts: &NetworkFacts) -> Self {
         let lease = &row.value;
         Self {
             vm_id: lease.vm_id.as_str(),
             nic: nic_id(lease.nic),
             network: lease.network.as_str(),
             ip: lease.id.as_str(),
+            ip6: facts.address6(lease).map(|address| address.to_string()),
             mac: Shown(Mac(lease.mac)),
             tap: TapName::of(&lease.vm_id, lease.nic).to_string(),
             fixed: lease.fixed,

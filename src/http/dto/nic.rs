@@ -33,6 +33,8 @@ pub(crate) struct NicBody {
     mac: Shown<Mac>,
     /// The address of its guest, where it is known; on a bridge it is kept while the VM is stopped.
     ip: Option<String>,
+    /// Its IPv6 address beside that; none where its network has no IPv6.
+    ip6: Option<String>,
     /// Its TAP, on a bridge.
     tap: Option<String>,
     /// How fast it may be; none where nothing is limited.
@@ -81,6 +83,9 @@ impl NicBody {
             ip: claimed
                 .and_then(|claimed| claimed.address.clone())
                 .or_else(|| lease().map(|lease| lease.value.address.to_string())),
+            ip6: lease()
+                .and_then(|lease| facts.address6(&lease.value))
+                .map(|address| address.to_string()),
             tap: (kind == NetworkKind::Bridge).then(|| TapName::of(&vm.id, nic).to_string()),
             limits: LimitsBody::of(&limits),
             limits_reason: match kind {

@@ -105,6 +105,8 @@ pub(crate) struct VmBody<'a> {
     unresponsive: bool,
     /// The address of its guest, where it is known; on a bridge it is kept while the VM is stopped.
     local_ip: Option<String>,
+    /// Its IPv6 address beside that; none where its network has no IPv6.
+    local_ip6: Option<String>,
     /// The network its first card is connected to.
     network: &'a str,
     /// Its MAC address.
@@ -185,6 +187,10 @@ impl<'a> VmBody<'a> {
             desired: vm.desired.as_str(),
             unresponsive: vm.unresponsive,
             local_ip: local_ip(vm, inventory),
+            local_ip6: inventory
+                .lease_of(&vm.id, 0)
+                .and_then(|lease| facts.address6(&lease.value))
+                .map(|address| address.to_string()),
             network: vm.network.as_str(),
             mac: Shown(Mac(vm.mac)),
             network_mode: nic.map(|nic| nic.kind.as_str()),

@@ -58,7 +58,8 @@ pub(crate) async fn list_leases(
     let page = list.finish()?;
     let inventory = state.inventory();
     let rows = inventory.leases.range::<_, LeaseId>(page.upwards());
-    Ok(page.answer(&inventory, rows, |row| LeaseBody::of(row)))
+    let facts = state.handles().network.facts();
+    Ok(page.answer(&inventory, rows, |row| LeaseBody::of(row, &facts)))
 }
 
 /// The ports of the host that lead into guests

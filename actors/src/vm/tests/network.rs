@@ -4,7 +4,7 @@ use super::daemon::{DELETE, Daemon, STOP_BY_FORCE, origin, settle, spec, vm};
 use crate::{
     fakes::FakeHost,
     network::{ForwardError, LeaseError, NewForward},
-    ports::BridgeFacts,
+    ports::{BridgeFacts, Ipv6},
     root::{Tree, TreeSettings},
     vm::{CreateError, NewVm},
 };
@@ -24,6 +24,7 @@ pub(super) fn bridge(pool: Pool) -> BridgeFacts {
     BridgeFacts {
         name: "br-x".to_owned(),
         pool,
+        ipv6: Ipv6::Off,
         dns: vec![],
         isolated: false,
         network: NetworkName::default(),

@@ -6,7 +6,7 @@ use crate::{
     disks::NewDisk,
     fakes::{FakeHost, Launch, Powerdown},
     network::NewForward,
-    ports::{BridgeFacts, LaunchError},
+    ports::{BridgeFacts, Ipv6, LaunchError},
     root::Handles,
     templates, tokens,
     vm::{CommandRequest, NewVm, WantedNic},
@@ -55,6 +55,7 @@ pub(super) fn bridged(host: FakeHost) -> FakeHost {
     host.bridge(BridgeFacts {
         name: "br-x".to_owned(),
         pool: Pool::new(at(0), 24, at(1)).expect("a subnet with its first address"),
+        ipv6: Ipv6::Off,
         dns: vec![],
         isolated: false,
         network: NetworkName::default(),

@@ -1,0 +1,101 @@
+//! The VMs' networks, of what is configured and permitted.
+//!
+//! Must not: decide what a network may be (the configuration has). Look next: `host::net`.
+
+use super::{AppError, start_error};
+use crate::{
+    config::{Config, Ipv6Choice, NetworkMode, NetworkSettings},
+    host::{
+        clock::SystemClock,
+        dirs::StorageDirs,
+        installation,
+        net::{BridgeNetworks, BridgeSettings, UserNetwork, tap::Taps},
+    },
+};
+use std::{path::PathBuf, sync::Arc};
+use vman_actors::ports::{Clock, Ipv6, Network};
+use vman_model::{NetworkName, Pool, network::Prefix6, vm::NetworkKind};
+
+/// The network as it is configured and permitted. Only `auto` falls back.
+pub(super) async fn open(
+    config: &Config,
+    dirs: &StorageDirs,
+    taps: Arc<Taps>,
+) -> Result<Arc<dyn Network>, AppError> {
+    let mode = config.network.mode;
+    let user = |kind, reason| Ok(Arc::new(UserNetwork::new(kind, reason)) as Arc<dyn Network>);
+    match mode {
+        NetworkMode::None => return user(NetworkKind::None, None),
+        NetworkMode::User => return user(NetworkKind::User, None),
+        NetworkMode::Auto | NetworkMode::Bridge => {}
+    }
+    let clock = SystemClock::new().map_err(start_error("read the clock"))?;
+    let settings = bridge_settings(config, dirs, clock.random());
+    match BridgeNetworks::open(settings, taps).await {
+        Ok(networks) => {
+            for bridge in networks.facts().bridges {
+                if let Some(why) = bridge.vlan_missing {
+                    tracing::warn!(vlan_id = bridge.vlan_id, "{why}");
+                }
+                if let Some(why) = bridge.ipv6.missing() {
+                    tracing::warn!(network = bridge.network.as_str(), "{why}");
+                }
+            }
+            if let Some(why) = networks.facts().vhost_missing {
+                tracing::info!("{why}");
+            }
+            Ok(Arc::new(networks))
+        }
+        Err(why) if mode == NetworkMode::Auto => {
+            tracing::warn!(reason = why, "no bridge: VMs get QEMU's user-mode network");
+            user(NetworkKind::User, Some(why))
+        }
+        Err(why) => Err(AppError::Network(why)),
+    }
+}
+
+/// Every network, the default one first. The installation is told by `fresh` from then on, where it
+/// was not told before.
+fn bridge_settings(config: &Config, dirs: &StorageDirs, fresh: [u8; 16]) -> Vec<BridgeSettings> {
+    let found = |program: &PathBuf| program.is_file().then(|| program.clone());
+    let folder = |name: &NetworkName| {
+        if *name == NetworkName::default() {
+            "network".to_owned()
+        } else {
+            format!("network-{name}")
+        }
+    };
+    let settings = |network: &NetworkSettings| BridgeSettings {
+        network: network.name.clone(),
+        bridge: network.bridge_name.clone(),
+        pool: Pool::new(
+            network.subnet.network(),
+            network.subnet.prefix(),
+            network.gateway,
+        )
+        .expect("the configuration has checked subnet and gateway"),
+        ipv6: ipv6(network, dirs, fresh),
+        dns: network.dns.clone(),
+        vlan_id: network.vlan_id,
+        uplink: network.uplink.clone(),
+        isolated: network.isolated,
+        nat: network.nat,
+        mtu: network.mtu,
+        folder: config.storage.runtime.join(folder(&network.name)),
+        nft: found(&config.network.nft),
+        dnsmasq: found(&config.network.dnsmasq),
+    };
+    config.network.networks.iter().map(settings).collect()
+}
+
+/// A network whose prefix cannot be known has no IPv6 rather than another prefix.
+fn ipv6(network: &NetworkSettings, dirs: &StorageDirs, fresh: [u8; 16]) -> Ipv6 {
+    match network.ipv6 {
+        Ipv6Choice::Off => Ipv6::Off,
+        Ipv6Choice::Said(prefix) => Ipv6::On(prefix),
+        Ipv6Choice::Derived => match installation::id(dirs, fresh) {
+            Ok(id) => Ipv6::On(Prefix6::of(id, &network.name)),
+            Err(why) => Ipv6::Missing(format!("guests have no IPv6: {why}; or say a subnet6")),
+        },
+    }
+}
