@@ -10,7 +10,10 @@ use crate::support::{
 use serde_json::{Value, json};
 use std::{
     io::Write,
-    os::unix::net::UnixStream,
+    os::unix::{
+        fs::{MetadataExt, chown},
+        net::UnixStream,
+    },
     time::{Duration, Instant},
 };
 
@@ -328,6 +331,40 @@ fn disks_are_adopted_with_their_vm_after_a_kill_of_the_daemon() {
     );
     assert_eq!(detach(&daemon, "data")["status"], "detached");
     daemon.wait_console("one", "VMAN-GUEST disk vda removed");
+}
+
+#[test]
+fn a_disk_that_was_opened_for_an_attachment_nobody_recorded_is_closed_when_its_vm_is_found_again() {
+    if !can_run(
+        "a_disk_that_was_opened_for_an_attachment_nobody_recorded_is_closed_when_its_vm_is_found_again",
+    ) {
+        return;
+    }
+    let mut daemon = Daemon::start();
+    daemon.tiny_vms(&["a", "b"]);
+    for vm in ["a", "b"] {
+        assert_eq!(daemon.act(vm, "start")["status"], "succeeded");
+    }
+    make_disk(&daemon, "data");
+    // As a daemon leaves it that dies while the attachment is on its way to the disk.
+    let pid = daemon.pid_of("a");
+    let file = daemon.storage().join("disks/data.qcow2");
+    let user = std::fs::metadata(format!("/proc/{pid}")).unwrap().uid();
+    chown(&file, Some(user), None).unwrap();
+    let opened = json!({"driver": "qcow2", "node-name": "disk-data",
+        "file": {"driver": "file", "filename": file}});
+    let mut monitor = Monitor::open(&daemon.folder().join("run/vms/a/rescue.sock"));
+    monitor.run("blockdev-add", &opened);
+    drop(monitor);
+    daemon.kill();
+    assert!(host::lives(pid));
+    daemon.serve();
+    assert_eq!(daemon.get("/disks/data")["vm_id"], Value::Null);
+    wait_for("the file to be its own user's again", PATIENCE, || {
+        let own = std::fs::metadata(&file).unwrap().uid();
+        (own != user).then_some(())
+    });
+    assert_eq!(attach(&daemon, "data", "b")["status"], "attached");
 }
 
 #[test]
