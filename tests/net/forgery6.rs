@@ -225,7 +225,8 @@ fn a_guest_that_forges_ipv6_gets_nothing_through_and_its_honest_frames_pass() {
         return;
     }
     let world = World::new();
-    let daemon = world.daemon(&[("VMAN_IPV6", "1")]);
+    // Who listens is the uplink, whether or not the kernel has tags for it.
+    let daemon = world.daemon(&[("VMAN_IPV6", "1"), ("VMAN_UPLINK", "spy0")]);
     let Some(program) = build("forger", daemon.folder()) else {
         return skip(NAME, "rustc cannot build a static program here");
     };

@@ -21,6 +21,8 @@ use super::ruleset6;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Surroundings<'a> {
     pub(super) bridge: &'a str,
+    /// The port that leads to other hosts.
+    pub(super) uplink: Option<&'a str>,
     pub(super) pool: &'a Pool,
     /// None where guests have no IPv6: then none of theirs passes.
     pub(super) prefix6: Option<Prefix6>,
@@ -50,7 +52,7 @@ pub(super) fn script(around: &Surroundings<'_>, plan: &NetworkPlan) -> String {
     if let Some(prefix) = around.prefix6 {
         ruleset6::ports(&mut out, prefix, plan);
         out.push_str(ruleset6::FROM_GUESTS);
-        out.push_str(ruleset6::ROUTERS);
+        ruleset6::routers(&mut out, around.uplink);
     }
     if around.isolated {
         isolated(&mut out, around);

@@ -213,6 +213,7 @@ impl Inner {
     ) -> Result<(), String> {
         let around = Surroundings {
             bridge: &self.settings.bridge,
+            uplink: self.settings.uplink.as_deref(),
             pool: &self.settings.pool,
             isolated: self.settings.isolated,
             prefix6: self.settings.ipv6.prefix(),

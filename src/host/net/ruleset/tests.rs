@@ -45,6 +45,7 @@ fn script_around(
     let pool = Pool::new(Ipv4Addr::new(10, 9, 0, 0), 24, Ipv4Addr::new(10, 9, 0, 1)).unwrap();
     let around = Surroundings {
         bridge: "br-x",
+        uplink: Some("up0"),
         pool: &pool,
         prefix6,
         isolated,
@@ -129,6 +130,8 @@ fn with_ipv6_a_guest_is_bound_to_the_addresses_of_its_lease_and_of_its_mac() {
         format!("\"{tap}\" . 0xfd123456789a0000000000010a090002"),
         format!("\"{tap}\" . 0x525600000001"),
         "ether type ip6 jump guest_ip6".to_owned(),
+        "oifname @taps icmpv6 type nd-router-advert drop".to_owned(),
+        "oifname \"up0\" icmpv6 type nd-router-advert drop".to_owned(),
         "ip6 saddr fd12:3456:789a::/64 oifname != \"br-x\" masquerade".to_owned(),
         "iifname \"br-x\" ip6 saddr != fd12:3456:789a::/64 drop".to_owned(),
         "oifname @taps ip6 saddr fd12:3456:789a::/64 ip6 saddr != fd12:3456:789a::1 drop"
