@@ -5,10 +5,12 @@ use crate::{
         daemon::{Daemon, PATIENCE},
         wait_for,
     },
-    world::{SOON, World, can_make_networks, run},
+    world::{SOON, World, can_make_networks, run, within},
 };
 use serde_json::{Value, json};
 use std::time::Duration;
+use vman::host::net::tap;
+use vman_model::{TapName, VmId};
 
 #[test]
 fn a_subnet_that_is_full_refuses_and_gives_again_what_was_given_back() {
@@ -116,6 +118,36 @@ fn an_interface_of_the_bridges_name_that_is_somebody_elses_is_never_touched() {
     daemon.spawn();
     assert!(!daemon.ended().success(), "only auto falls back");
     assert!(daemon.log().contains("not VMAN's"));
+}
+
+#[test]
+fn a_tap_that_a_stranger_holds_fails_the_start_in_words_and_leaves_nothing() {
+    const NAME: &str = "a_tap_that_a_stranger_holds_fails_the_start_in_words_and_leaves_nothing";
+    if !can_make_networks(NAME) {
+        return;
+    }
+    let world = World::new();
+    let daemon = world.daemon(&[]);
+    daemon.tiny_vms(&["a", "b"]);
+    let leases = daemon.get("/network/leases");
+    let name = TapName::of(&VmId::parse("a").unwrap(), 0).to_string();
+    let stranger = within(&world.host, || tap::open(&name, 1)).unwrap();
+    let start = daemon.act("a", "start");
+    assert_eq!(start["status"], "failed");
+    let why = start["error"]["detail"].as_str().unwrap();
+    assert!(why.contains("held by another process"), "{why}");
+    assert_eq!(daemon.vm("a")["state"], "error");
+    assert_eq!(daemon.qemus(), []);
+    assert_eq!(daemon.get("/network/leases"), leases);
+    assert_eq!(
+        world.taps(),
+        [name.as_str()],
+        "the stranger's is left alone"
+    );
+    assert_eq!(daemon.act("b", "start")["status"], "succeeded");
+    drop(stranger);
+    assert_eq!(daemon.act("a", "start")["status"], "succeeded");
+    assert_eq!(world.attached().len(), 2);
 }
 
 #[test]

@@ -82,14 +82,14 @@ fn signs(daemon: &Daemon) -> [(String, &'static str); 3] {
 }
 
 /// strace at the threads that the daemon has; not at what it starts.
-struct Strace {
+pub(crate) struct Strace {
     child: Child,
     log: PathBuf,
 }
 
 impl Strace {
     /// None where this host does not let it.
-    fn attach(daemon: &Daemon, words: &[String]) -> Option<Self> {
+    pub(crate) fn attach(daemon: &Daemon, words: &[String]) -> Option<Self> {
         let log = daemon.folder().join("strace.log");
         let tasks = format!("/proc/{}/task", daemon.pid());
         let threads: Vec<_> = fs::read_dir(tasks)
@@ -120,7 +120,7 @@ impl Strace {
     }
 
     /// Lets go of the daemon; answers what was seen.
-    fn detach(mut self) -> String {
+    pub(crate) fn detach(mut self) -> String {
         if self.child.try_wait().unwrap().is_none() {
             host::signal(self.child.id(), rustix::process::Signal::TERM);
         }

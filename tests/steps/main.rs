@@ -6,6 +6,7 @@
 
 mod injected;
 mod operations;
+mod stalled;
 #[path = "../support/mod.rs"]
 mod support;
 

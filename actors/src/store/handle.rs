@@ -11,7 +11,10 @@ use crate::{
     slot::Slot,
 };
 use arc_swap::ArcSwap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 use tokio::sync::{oneshot, watch};
 use vman_model::{Change, Event, Guard, Revision};
 
@@ -68,6 +71,8 @@ pub struct StoreSlot {
     /// Held while the storage is written or read back; counts the lives of the
     /// store actor, so that a writer thread that outlived its actor is noticed.
     turn: Mutex<u64>,
+    /// Since when the writer thread waits for the storage.
+    committing: Mutex<Option<Instant>>,
     /// Held while a backup is made.
     pub(super) backing_up: Mutex<()>,
 }
@@ -80,6 +85,7 @@ impl Default for StoreSlot {
             revision: watch::Sender::new(Revision::default()),
             meters: TreeMeters::default(),
             turn: Mutex::default(),
+            committing: Mutex::default(),
             backing_up: Mutex::default(),
         }
     }
@@ -90,6 +96,24 @@ impl StoreSlot {
         // A writer that panicked has published nothing: the state behind the
         // lock is whole.
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A commit is under way until the answer is dropped.
+    pub(super) fn begin_commit(&self) -> impl Drop + '_ {
+        struct UnderWay<'a>(&'a StoreSlot);
+        impl Drop for UnderWay<'_> {
+            fn drop(&mut self) {
+                *self.0.committing() = None;
+            }
+        }
+        *self.committing() = Some(Instant::now());
+        UnderWay(self)
+    }
+
+    fn committing(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.committing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn inventory(&self) -> Arc<Inventory> {
@@ -150,6 +174,12 @@ impl StoreHandle {
     /// are refused.
     pub fn is_running(&self) -> bool {
         self.slot.actor.get().is_some()
+    }
+
+    /// How long the commit that is under way has taken by now; none if there is none.
+    pub fn commit_waits(&self) -> Option<Duration> {
+        let since = *self.slot.committing();
+        since.map(|since| since.elapsed())
     }
 
     /// What the store has counted since the daemon started.

@@ -172,8 +172,9 @@ impl WriterThread {
             return Ok(());
         }
         rows.push(revision_row(next.revision));
-        let began = Instant::now();
+        let (began, under_way) = (Instant::now(), self.slot.begin_commit());
         let committed = self.storage.commit(&rows);
+        drop(under_way);
         let meters = &self.slot.meters;
         meters.commit_time.observe(began.elapsed());
         match committed {

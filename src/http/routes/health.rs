@@ -11,6 +11,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 /// How long a check may take before that is what is wrong.
 const CHECK_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a commit may wait for the disk before that is what is wrong: a busy one takes
+/// some hundred milliseconds.
+const SLOW_COMMIT: Duration = Duration::from_secs(2);
 
 /// Whether the daemon lives
 #[utoipa::path(
@@ -92,6 +95,14 @@ pub(crate) async fn health(State(state): State<HttpState>) -> Response {
 fn store(state: &HttpState) -> String {
     if !state.handles().store.is_running() {
         return "the store is being restarted: reads go on, changes are refused".to_owned();
+    }
+    if let Some(waits) = state.handles().store.commit_waits()
+        && waits > SLOW_COMMIT
+    {
+        let seconds = waits.as_secs();
+        return format!(
+            "a commit has waited for the disk for {seconds} s: reads go on, changes wait for it"
+        );
     }
     match state.inventory().quarantined.len() {
         0 => "ok".to_owned(),

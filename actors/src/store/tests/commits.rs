@@ -211,6 +211,19 @@ async fn a_mac_address_is_held_by_a_vms_present_record_and_by_no_erased_one() {
 }
 
 #[tokio::test]
+async fn it_is_told_for_how_long_a_commit_has_waited_for_the_disk() {
+    let (store, first) = busy().await;
+    let told = store.handle.commit_waits();
+    assert!(told.is_some_and(|waits| waits < Duration::from_mins(1)));
+    first.await;
+    super::given::until("nothing is under way", || {
+        store.handle.commit_waits().is_none()
+    })
+    .await;
+    assert!(store.handle.commit_waits().is_none());
+}
+
+#[tokio::test]
 async fn what_is_disconnected_or_freed_is_what_there_is_in_the_moment_of_the_commit() {
     let (store, first) = busy().await;
     let write = |writes| Change {
