@@ -14,7 +14,7 @@ use std::{
 };
 
 /// Connections that fill a daemon.
-const FILLERS: usize = 64;
+pub(crate) const MANY: usize = 64;
 const PATIENCE: Duration = Duration::from_mins(3);
 
 pub(crate) struct Fleet {
@@ -81,14 +81,14 @@ impl Fleet {
 
     /// Makes the VMs of these numbers.
     pub(crate) fn fill(&self, from: usize, to: usize) {
-        self.each(from, to, 201, |out, n| {
+        self.each(MANY, (from, to), 201, |out, n| {
             self.post(out, "/vms", &new_vm(&name(n)));
         });
     }
 
-    /// Starts the VMs of these numbers, and waits for none of them.
-    pub(crate) fn ask_to_start(&self, from: usize, to: usize) {
-        self.each(from, to, 202, |out, n| {
+    /// Starts so many VMs, asked for over so many connections, and waits for none of them.
+    pub(crate) fn ask_to_start(&self, count: usize, connections: usize) {
+        self.each(connections, (0, count), 202, |out, n| {
             self.post(out, &format!("/vms/{}/actions/start", name(n)), "");
         });
     }
@@ -104,11 +104,17 @@ impl Fleet {
         assert_eq!(all.as_array().map(Vec::len), Some(count), "VMs in {state}");
     }
 
-    /// One request for each number, over many connections.
-    fn each(&self, from: usize, to: usize, status: u16, ask: impl Fn(&mut Vec<u8>, usize) + Sync) {
+    /// One request for each number, over so many connections.
+    fn each(
+        &self,
+        connections: usize,
+        (from, to): (usize, usize),
+        status: u16,
+        ask: impl Fn(&mut Vec<u8>, usize) + Sync,
+    ) {
         let next = AtomicUsize::new(from);
         thread::scope(|scope| {
-            for _ in 0..FILLERS.min(to - from) {
+            for _ in 0..connections.min(to - from) {
                 scope.spawn(|| {
                     let mut connection = self.connect();
                     let mut out = Vec::new();

@@ -2,7 +2,7 @@
 //! daemon where there is a choice: it says the same on a busy machine.
 
 use super::{
-    fleet::{Fleet, name, new_vm},
+    fleet::{Fleet, MANY, name, new_vm},
     plot::{Series, draw},
     report::Report,
 };
@@ -96,7 +96,7 @@ fn at(size: usize) -> [f64; FOLLOWED.len()] {
     let started = size.min(WRITES);
     let start = micros(
         fleet.cost(|| {
-            fleet.ask_to_start(0, started);
+            fleet.ask_to_start(started, MANY);
             fleet.wait_for_all(started, "running");
         }),
         started,

@@ -1,6 +1,9 @@
 //! What the daemon holds, and how it comes back with 10,000 VMs.
 
-use super::{fleet::Fleet, report::Report};
+use super::{
+    fleet::{Fleet, MANY},
+    report::Report,
+};
 
 const DEFINED: usize = 10_000;
 const RUNNING: usize = 1_000;
@@ -37,7 +40,7 @@ pub(crate) fn measure(report: &mut Report) {
         format!("{:.0} ms", ready[RESTARTS / 2].as_secs_f64() * 1_000.0),
         "500 ms",
     );
-    fleet.ask_to_start(0, RUNNING);
+    fleet.ask_to_start(RUNNING, MANY);
     fleet.wait_for_all(RUNNING, "running");
     report.row(
         "memory for each running VM (simulated QEMU, which is in the daemon)",

@@ -2,7 +2,7 @@
 //! beside the same QEMUs started bare.
 
 use super::{
-    fleet::{Fleet, name},
+    fleet::{Fleet, MANY, name},
     report::Report,
 };
 use crate::{
@@ -44,18 +44,20 @@ const FOLDER: &str = "/FOLDER";
 const LOOK: Duration = Duration::from_millis(2);
 
 pub(crate) fn measure(report: &mut Report) {
-    reads_meanwhile(report);
+    for askers in [READERS, MANY] {
+        reads_meanwhile(report, askers);
+    }
     real(report);
 }
 
 /// Readers at a fixed pace, idle and while all VMs start; beside them readers of a
 /// bare server at the same moments, who tell what of it is the machine's.
-fn reads_meanwhile(report: &mut Report) {
-    let mut rounds: Vec<_> = (0..ROUNDS).map(|_| round()).collect();
+fn reads_meanwhile(report: &mut Report, askers: usize) {
+    let mut rounds: Vec<_> = (0..ROUNDS).map(|_| round(askers)).collect();
     rounds.sort_by(|a, b| a.ratio().total_cmp(&b.ratio()));
     let round = &rounds[ROUNDS / 2];
     report.row(
-        format!("`GET /vms/{{id}}` while {SIMULATED} VMs start, {TOGETHER} together"),
+        format!("`GET /vms/{{id}}` while {SIMULATED} VMs start, {TOGETHER} together, asked for over {askers} connections"),
         format!(
             "p99 {:.2} ms, idle {:.2} ms: {:.2} times (a bare server at the same moments {:.2} and \
              {:.2} ms; {READS_A_SECOND:.0} reads/s of each; the starts took {:.1} s; median of {ROUNDS} rounds)",
@@ -84,7 +86,7 @@ impl Round {
     }
 }
 
-fn round() -> Round {
+fn round(askers: usize) -> Round {
     let fleet = Fleet::simulated(&[("VMAN_MAX_LAUNCHES", &TOGETHER.to_string())]);
     fleet.fill(0, SIMULATED);
     let bare = Floor::answering(BODY);
@@ -92,7 +94,7 @@ fn round() -> Round {
     thread::scope(|scope| {
         let starting = scope.spawn(|| {
             let began = Instant::now();
-            fleet.ask_to_start(0, SIMULATED);
+            fleet.ask_to_start(SIMULATED, askers);
             fleet.wait_for_all(SIMULATED, "running");
             began.elapsed()
         });
@@ -152,7 +154,7 @@ fn real(report: &mut Report) {
     let began = Instant::now();
     let most = thread::scope(|scope| {
         let watcher = scope.spawn(|| most_launching(&fleet, &watching));
-        fleet.ask_to_start(0, count);
+        fleet.ask_to_start(count, MANY);
         fleet.wait_for_all(count, "running");
         watching.store(false, Ordering::Relaxed);
         watcher.join().unwrap()

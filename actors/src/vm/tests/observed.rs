@@ -343,7 +343,9 @@ async fn looking_again_at_a_vm_that_is_well_changes_neither_its_qemu_nor_its_sta
     let revision = daemon.on().store.inventory().vms[&id].revision;
     assert!(daemon.on().vms.look_again(&id, Revision(revision.0 - 1)));
     daemon.oracle().await;
-    assert!(daemon.on().vms.look_again(&id, revision));
+    // Not before it has heard the first.
+    let asked = || daemon.on().vms.look_again(&id, revision);
+    daemon.until("it is asked again", asked).await;
     daemon.oracle().await;
     assert_eq!(daemon.phase(&id), Some(Phase::Running));
     assert_eq!(
