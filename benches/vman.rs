@@ -55,14 +55,15 @@ fn main() {
         return;
     }
     // `cargo test --benches` and `cargo bench -- --list` are not asking for figures.
-    if std::env::args().any(|arg| arg == "--list" || arg == "--test") {
+    let asked = |what: &str| std::env::args().any(|arg| arg == what);
+    if asked("--list") || asked("--test") {
         return;
     }
     if !support::can_run("bench") {
         return;
     }
-    if std::env::args().any(|arg| arg == "scale") {
-        // `cargo bench --bench vman -- scale`: these rows alone.
+    // `cargo bench --bench vman -- scale`, `disks`, `starts` or `network`: those rows alone.
+    if asked("scale") {
         return scale::measure();
     }
     println!(
@@ -73,17 +74,13 @@ fn main() {
         "{:<44} {:>8} {:>8} {:>8}   {:>8} {:>8} {:>8}   against the floor",
         "", "median", "p10", "p99", "floor", "p10", "p99"
     );
-    if std::env::args().any(|arg| arg == "disks") {
-        // `cargo bench -- disks`: these rows alone.
-        return disks::measure();
-    }
-    if std::env::args().any(|arg| arg == "starts") {
-        // `cargo bench -- starts`: these rows alone.
-        return starts_and_stops();
-    }
-    if std::env::args().any(|arg| arg == "network") {
-        // `cargo bench -- network`: these rows alone.
-        return net::bridge();
+    let parts: [(&str, fn()); 3] = [
+        ("disks", disks::measure),
+        ("starts", starts_and_stops),
+        ("network", net::bridge),
+    ];
+    if let Some((_, measure)) = parts.into_iter().find(|(name, _)| asked(name)) {
+        return measure();
     }
     starts_and_stops();
     adoption();

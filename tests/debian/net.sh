@@ -30,7 +30,7 @@ contrib/guest/build.sh
 guest=$(contrib/guest/build.sh --print)
 # The test program knows the daemon by the path at which Cargo has built it.
 test=$(cargo test --no-run --test net 2>&1 | sed -n 's/.*Executable.*(\(.*\))$/\1/p')
-vman=$(realpath "$target/debug/vman")
+vman=$(realpath -s "$target/debug/vman")
 
 work=$(mktemp -d "$cache/net.XXXXXX")
 qemu=
@@ -63,25 +63,9 @@ chmod +x "$work/disk/inside.sh"
 tar -C "$work/disk" -cf "$work/disk.tar" .
 qemu-img create -q -f qcow2 -F raw -b "$(realpath "$cache/root.ext4")" "$work/root.qcow2"
 
-log=$cache/net.log began=$SECONDS
-# A busy host may be too late for the kernel's test of its timer, and a kernel that panics shall end.
-qemu-system-x86_64 -accel "${VMAN_DEBIAN_ACCEL:-tcg},thread=multi" -cpu max -smp 2 -m 2048 -nodefaults \
-    -display none -no-reboot -serial "file:$log" -kernel "$cache/vmlinuz" -initrd "$cache/initrd" \
-    -append 'root=/dev/vda rw console=ttyS0 systemd.show_status=0 quiet no_timer_check panic=-1' \
-    -drive "file=$work/root.qcow2,if=virtio,format=qcow2,cache=unsafe" \
-    -drive "file=$work/disk.tar,if=virtio,format=raw,readonly=on" -nic none -device virtio-rng-pci </dev/null &
-qemu=$!
-while kill -0 "$qemu" 2>/dev/null; do
-    if [ $((SECONDS - began)) -gt "$deadline" ]; then
-        echo "debian/net: not done after $deadline s; its console is in $log" >&2
-        exit 1
-    fi
-    sleep 1
-done
-wait "$qemu" || true
-qemu=
-tr -d '\r' <"$log" | sed -n 's/^@@ /  /p'
-echo "debian/net: $((SECONDS - began)) s"
+. "$here/boot.sh"
+log=$cache/net.log
+debian_boot debian/net "$log"
 grep -q '^@@ end 0 0 skipped' "$log" || {
     echo "debian/net: not all passed; its console is in $log" >&2
     exit 1

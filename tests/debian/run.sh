@@ -52,26 +52,12 @@ cp "$guest/vmlinuz" "$guest/initrd" "$work/disk/guest"
 tar -C "$work/disk" -cf "$work/disk.tar" .
 qemu-img create -q -f qcow2 -F raw -b "$(realpath "$cache/root.ext4")" "$work/root.qcow2"
 
-# boot NUMBER: until it powers itself off.
+. "$here/boot.sh"
+
+# boot NUMBER: one that comes to its end.
 boot() {
-    local log=$cache/boot-$1.log began=$SECONDS
-    qemu-system-x86_64 -accel "${VMAN_DEBIAN_ACCEL:-tcg},thread=multi" -cpu max -smp 2 -m 2048 -nodefaults \
-        -display none -no-reboot -serial "file:$log" -kernel "$cache/vmlinuz" -initrd "$cache/initrd" \
-        -append 'root=/dev/vda rw console=ttyS0 systemd.show_status=0 quiet' \
-        -drive "file=$work/root.qcow2,if=virtio,format=qcow2,cache=unsafe" \
-        -drive "file=$work/disk.tar,if=virtio,format=raw,readonly=on" -nic none -device virtio-rng-pci </dev/null &
-    qemu=$!
-    while kill -0 "$qemu" 2>/dev/null; do
-        if [ $((SECONDS - began)) -gt "$deadline" ]; then
-            echo "debian: boot $1 was not done after $deadline s; its console is in $log" >&2
-            exit 1
-        fi
-        sleep 1
-    done
-    wait "$qemu" || true
-    qemu=
-    tr -d '\r' <"$log" | sed -n 's/^@@ /  /p'
-    echo "debian: boot $1 took $((SECONDS - began)) s"
+    local log=$cache/boot-$1.log
+    debian_boot "debian: boot $1" "$log"
     grep -q "^@@ end of boot $1" "$log" || {
         echo "debian: boot $1 did not come to its end; its console is in $log" >&2
         exit 1

@@ -26,8 +26,15 @@ impl Frame {
     }
 }
 
-/// Sends all of it from the guest: every truth has to come out of the bridge, and no lie.
-pub fn judge(shell: &mut Shell, spy: &Spy, truths: &[Frame], lies: &[Frame], last: &Frame) {
+/// Sends all of it from the guest: every truth has to come out of the bridge, and no lie. Answers
+/// all that has come out.
+pub fn judge(
+    shell: &mut Shell,
+    spy: &Spy,
+    truths: &[Frame],
+    lies: &[Frame],
+    last: &Frame,
+) -> Vec<Vec<u8>> {
     for frame in truths.iter().chain(lies).chain([last]) {
         let hex: Vec<_> = frame
             .bytes
@@ -52,6 +59,7 @@ pub fn judge(shell: &mut Shell, spy: &Spy, truths: &[Frame], lies: &[Frame], las
         "of {} got through: {through:?}",
         lies.len()
     );
+    seen
 }
 
 const EVERYBODY: [u8; 6] = [0xff; 6];

@@ -105,6 +105,7 @@ impl Cast {
             ("T-DAD", NONE, ICMP, solicit(self.own, &[])),
             ("T-DAD-NONCE", NONE, ICMP, solicit(self.local, &[dad])),
             ("T-RS", self.local, ICMP, icmp(133, None, &[own])),
+            ("T-RS-NOBODY", NONE, ICMP, icmp(133, None, &[])),
             ("T-MLD", self.local, 0, after(ICMP, &icmp(143, None, &[]))),
             ("T-FRAG", self.own, 44, fragment(UDP, &udp((9, 9)))),
             (
@@ -224,7 +225,8 @@ fn a_guest_that_forges_ipv6_gets_nothing_through_and_its_honest_frames_pass() {
         return;
     }
     let world = World::new();
-    let daemon = world.daemon(&[("VMAN_IPV6", "1")]);
+    // Who listens is the uplink, whether or not the kernel has tags for it.
+    let daemon = world.daemon(&[("VMAN_IPV6", "1"), ("VMAN_UPLINK", "spy0")]);
     let Some(program) = build("forger", daemon.folder()) else {
         return skip(NAME, "rustc cannot build a static program here");
     };
@@ -257,7 +259,11 @@ fn a_guest_that_forges_ipv6_gets_nothing_through_and_its_honest_frames_pass() {
     ];
     let spy = Spy::new(&world);
     let last = cast.frame(("T-LAST", cast.own, UDP, udp((9, 9))));
-    judge(&mut shell, &spy, &cast.truths(), &lies.concat(), &last);
+    let heard = judge(&mut shell, &spy, &cast.truths(), &lies.concat(), &last);
+    // The host's own advertisements are for guests: no other host in their VLAN shall believe them.
+    let advertised =
+        |frame: &&Vec<u8>| frame[12..14] == [0x86, 0xdd] && frame[20] == ICMP && frame[54] == 134;
+    assert_eq!(heard.iter().filter(advertised).count(), 0);
 
     // Neither do the guest's own tools get further when it takes another address.
     shell.ok("ip -6 addr add fd00:1:2:3::4/64 dev eth0");

@@ -133,11 +133,18 @@ fn two_guests_get_the_ipv6_addresses_that_the_api_tells_and_reach_each_other_and
     wait_for("the VM to be found", SOON, || {
         (daemon.vm("a")["state"] == "running").then_some(())
     });
-    for (damage, repair) in [
+    let link = world.in_host("ip -6 addr show dev br-t scope link");
+    let local = link.split("inet6 ").nth(1).unwrap();
+    let local = local.split('/').next().unwrap();
+    let removed = |address: &str| {
         (
-            format!("ip addr del {gateway}/64 dev br-t"),
-            format!("the address {gateway} of the bridge br-t was removed"),
-        ),
+            format!("ip addr del {address}/64 dev br-t"),
+            format!("the address {address} of the bridge br-t was removed"),
+        )
+    };
+    for (damage, repair) in [
+        removed(&gateway),
+        removed(local),
         (
             "ip link set br-t down".to_owned(),
             "br-t was set down".to_owned(),
@@ -157,8 +164,8 @@ fn two_guests_get_the_ipv6_addresses_that_the_api_tells_and_reach_each_other_and
         let told = world.in_host(&format!("ip -6 addr show dev {tap}"));
         assert_eq!(told, "", "{tap}");
     }
-    let local = address_of(&daemon, "a");
-    a.ok(&format!("ip addr show dev eth0 | grep -q {local}"));
+    let ipv4 = address_of(&daemon, "a");
+    a.ok(&format!("ip addr show dev eth0 | grep -q {ipv4}"));
 }
 
 #[test]
@@ -286,4 +293,63 @@ fn isolated_guests_do_not_reach_each_other_by_way_of_the_host_either() {
         assert_ne!(a.run(&ping).0, 0, "{ping}");
     }
     a.ok("ping -c 1 -W 5 192.168.100.1");
+}
+
+fn network_health(daemon: &Daemon) -> String {
+    let health = daemon.call("GET", "/health", &json!(null)).json();
+    text(&health["checks"]["network"])
+}
+
+fn wait_health(daemon: &Daemon, holds: impl Fn(&str) -> bool) -> String {
+    wait_for("health to follow", SOON, || {
+        Some(network_health(daemon)).filter(|said| holds(said))
+    })
+}
+
+#[test]
+fn a_host_keeps_the_way_out_that_a_router_tells_it_and_what_drops_ipv6_is_named() {
+    const NAME: &str =
+        "a_host_keeps_the_way_out_that_a_router_tells_it_and_what_drops_ipv6_is_named";
+    if !can_make_networks(NAME) {
+        return;
+    }
+    let world = world();
+    run(&format!(
+        "ip -n {} addr flush dev up0 scope global",
+        world.host
+    ));
+    let router = "--interface=eth0 --bind-interfaces --port=0 --enable-ra --leasefile-ro --pid-file= \
+                  --conf-file=/dev/null --user=root --dhcp-range=2001:db8::,ra-only";
+    // It goes with its namespace.
+    run(&format!("ip netns exec {} dnsmasq {router}", world.beyond));
+    let way_out = || world.in_host("ip -6 route show default proto ra");
+    wait_for("the host to have a way out", SOON, || {
+        (!way_out().is_empty()).then_some(())
+    });
+    let daemon = world.daemon(&[("VMAN_IPV6", "1")]);
+    let forwarding = || {
+        let all = world.in_host("cat /proc/sys/net/ipv6/conf/all/forwarding");
+        all.trim() == "1"
+    };
+    let said = wait_health(&daemon, |said| said != "ok");
+    assert!(
+        said.contains("set net.ipv6.conf.up0.accept_ra to 2"),
+        "{said}"
+    );
+    assert!(!forwarding() && !way_out().is_empty());
+    world.in_host("sysctl -qw net.ipv6.conf.up0.accept_ra=2");
+    wait_health(&daemon, |said| said == "ok");
+    assert!(forwarding() && !way_out().is_empty());
+
+    world.in_host("nft add table ip6 filter");
+    let chain = "{ type filter hook forward priority 0; policy drop; }";
+    world.in_host(&format!("nft add chain ip6 filter FORWARD {chain}"));
+    let said = wait_health(&daemon, |said| said != "ok");
+    assert!(
+        said.contains("the chain FORWARD of the table ip6 filter"),
+        "{said}"
+    );
+    assert!(said.contains("ip6tables -I DOCKER-USER -i br-t"), "{said}");
+    world.in_host("nft add rule ip6 filter FORWARD iifname br-t accept");
+    wait_health(&daemon, |said| said == "ok");
 }

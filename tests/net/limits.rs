@@ -182,3 +182,53 @@ fn limits_are_there_from_the_start_on_and_after_everything_that_is_healed() {
         world.taps().is_empty().then_some(())
     });
 }
+
+#[test]
+fn limits_hold_on_a_further_network_and_over_the_daemons_death() {
+    if !can_make_networks("limits_hold_on_a_further_network_and_over_the_daemons_death") {
+        return;
+    }
+    let world = World::new();
+    let times = serve(&world);
+    let mut daemon = world.unstarted(&[]);
+    daemon.configure("[network.lab]\nbridge = \"br-lab\"\nsubnet = \"10.9.0.0/24\"\n");
+    daemon.serve();
+    daemon.guest_template("");
+    let held = json!({"average": LIMIT_KIB, "burst": 128});
+    let limits = json!({"inbound": held, "outbound": held});
+    let vm = json!({"template_name": "guest", "name": "a", "network": "lab", "limits": limits});
+    daemon.post("/vms", &vm).expect(201);
+    assert_eq!(daemon.act("a", "start")["status"], "succeeded");
+    daemon.wait_console("a", "VMAN-GUEST address eth0 10.9.0.");
+    let tap = world.taps().remove(0);
+    assert_eq!(world.on("br-lab"), std::slice::from_ref(&tap));
+    let rate = u64::from(LIMIT_KIB) << 10;
+    assert_eq!(shaped(&world, &tap), Some(rate));
+    let mut a = Shell::open(&daemon, "a");
+    let most = f64::from(LIMIT_KIB) * 1.5;
+    let (received, sent) = measure(&mut a, &times);
+    println!("on a further network: receives {received:.0} KiB/s, sends {sent:.0} KiB/s");
+    assert!(
+        received < most && sent < most,
+        "{received} and {sent} KiB/s"
+    );
+
+    // What was undone while no daemon was there, on the TAP and in the rules, is done again.
+    daemon.kill();
+    world.in_host(&format!("tc qdisc del dev {tap} root"));
+    world.in_host("nft delete table bridge vman-br-lab");
+    daemon.serve();
+    wait_for("the TAP to be limited again", SOON, || shaped(&world, &tap));
+    let (received, sent) = measure(&mut a, &times);
+    assert!(
+        received < most && sent < most,
+        "{received} and {sent} KiB/s"
+    );
+
+    limit(&daemon, &json!({}));
+    let free = wait_for("the limits to be lifted", SOON * 3, || {
+        let (received, sent) = measure(&mut a, &times);
+        (received > most * AT_LEAST && sent > most * AT_LEAST).then_some((received, sent))
+    });
+    println!("free again: {free:?}");
+}

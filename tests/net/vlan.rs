@@ -219,3 +219,66 @@ fn an_uplink_is_not_attached_where_the_kernel_knows_no_tags() {
     });
     assert!(world.attached().is_empty());
 }
+
+const LAB: &str = "[network.lab]
+bridge = \"br-lab\"
+subnet = \"192.168.100.0/24\"
+";
+
+#[test]
+fn an_uplink_of_a_further_network_carries_its_vlan_and_is_let_go_with_the_configuration() {
+    const NAME: &str =
+        "an_uplink_of_a_further_network_carries_its_vlan_and_is_let_go_with_the_configuration";
+    if !can_tag(NAME) {
+        return;
+    }
+    let world = World::new();
+    trunk(&world);
+    let mut daemon = world.unstarted(&[("VMAN_SUBNET", "10.7.0.0/24")]);
+    daemon.configure(&format!("{LAB}vlan_id = 200\nuplink = \"trunk0\"\n"));
+    daemon.serve();
+    daemon.guest_template("");
+    let vm = serde_json::json!({"template_name": "guest", "name": "a", "network": "lab"});
+    daemon.post("/vms", &vm).expect(201);
+    assert_eq!(daemon.act("a", "start")["status"], "succeeded");
+    daemon.wait_console("a", "VMAN-GUEST address eth0 192.168.100.");
+    let address = crate::world::address_of(&daemon, "a");
+    assert!(!leads_in(&world, "v100", &address));
+    assert!(!leads_in(&world, "trunk1", &address));
+    assert!(leads_in(&world, "v200", &address));
+    let mut a = Shell::open(&daemon, "a");
+    a.soon(&format!("ping -c 2 -W 5 {BEHIND}"));
+
+    daemon.terminate();
+    daemon.configure(LAB);
+    daemon.serve();
+    assert!(!world.on("br-lab").contains(&"trunk0".to_owned()));
+    assert!(!leads_in(&world, "v200", &address));
+    assert!(!leads_in(&world, "trunk1", &address), "nor without a tag");
+    a.soon("ping -c 2 -W 5 192.168.100.1");
+}
+
+#[test]
+fn a_former_uplink_is_taken_off_the_bridge_and_what_others_attached_is_left() {
+    const NAME: &str = "a_former_uplink_is_taken_off_the_bridge_and_what_others_attached_is_left";
+    if !can_make_networks(NAME) {
+        return;
+    }
+    let world = World::new();
+    let mut daemon = world.daemon(&[]);
+    daemon.terminate();
+    // As a daemon leaves it that had an uplink; this kernel may have no tags to attach one by.
+    for port in ["trunk0", "others0"] {
+        let host = &world.host;
+        run(&format!(
+            "ip -n {host} link add {port} type veth peer name {port}p"
+        ));
+        run(&format!("ip -n {host} link set {port} master br-t up"));
+    }
+    let note = daemon.folder().join("run/network/uplink");
+    std::fs::create_dir_all(note.parent().unwrap()).unwrap();
+    std::fs::write(&note, "trunk0").unwrap();
+    daemon.serve();
+    assert_eq!(world.attached(), ["others0"]);
+    assert!(!note.exists());
+}

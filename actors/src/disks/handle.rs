@@ -1,6 +1,6 @@
 //! How others use the DiskRegistry.
 
-use super::DisksMsg;
+use super::{DisksMsg, HeldFile};
 use crate::{
     ports::{DiskFiles, FileError, ImageFiles, NewDiskFile, SeenFile, Upload},
     slot::Slot,
@@ -188,6 +188,11 @@ impl DisksHandle {
 
     /// Makes the file of a disk unless it is there, and answers its path.
     pub async fn ensure(&self, disk: NewDiskFile) -> Result<PathBuf, FileError> {
+        Ok(self.hold(disk).await?.path)
+    }
+
+    /// Makes the file of a disk unless it is there. Nobody else works on it until what is answered is dropped.
+    pub async fn hold(&self, disk: NewDiskFile) -> Result<HeldFile, FileError> {
         let actor = self.slot.actor.get().ok_or_else(gone)?;
         let (reply, answer) = oneshot::channel();
         actor

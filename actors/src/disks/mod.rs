@@ -10,10 +10,12 @@
 mod disk;
 mod handle;
 mod making;
+mod turn;
 
 pub use disk::{DiskFault, check_growth};
 pub use handle::{DisksHandle, DisksSlot, ImageError, LastSeen, SeenFiles, StartedUpload};
 pub use making::NewDisk;
+pub use turn::{FileTurn, HeldFile};
 
 use crate::{
     mailbox::{Actor, ActorRef},
@@ -24,7 +26,6 @@ use crate::{
 use ractor::ActorProcessingErr;
 use std::{
     collections::HashMap,
-    path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -33,11 +34,11 @@ use vman_model::{DiskFormat, DiskId};
 
 /// What the DiskRegistry is told.
 pub enum DisksMsg {
-    /// Make the file of a disk unless it is there, and answer its path.
-    Ensure(NewDiskFile, oneshot::Sender<Result<PathBuf, FileError>>),
+    /// Make the file of a disk unless it is there; nobody else works on it until the answer is dropped.
+    Ensure(NewDiskFile, oneshot::Sender<Result<HeldFile, FileError>>),
     /// Remove the file of a disk.
     Remove(DiskId, DiskFormat, oneshot::Sender<Result<(), FileError>>),
-    /// A piece of work on this disk has ended.
+    /// A turn on this disk's file has ended.
     Done(DiskId),
     /// Look at all files.
     Look,
@@ -110,11 +111,15 @@ impl Actor for DiskRegistry {
         match message {
             DisksMsg::Ensure(disk, reply) => {
                 let (id, files) = (disk.id.clone(), state.files.clone());
-                state.work(&myself, id, reply, async move { files.ensure(disk).await });
+                state.work(&myself, id, reply, move |turn| async move {
+                    let path = files.ensure(disk).await?;
+                    Ok(HeldFile { path, turn })
+                });
             }
             DisksMsg::Remove(id, format, reply) => {
                 let (key, files) = (id.clone(), state.files.clone());
-                state.work(&myself, key, reply, async move {
+                state.work(&myself, key, reply, move |turn| async move {
+                    let _turn = turn;
                     files.remove(id, format).await
                 });
             }
@@ -129,24 +134,20 @@ impl Actor for DiskRegistry {
 }
 
 impl DisksState {
-    /// Runs `job` when the earlier jobs on the same file have ended.
-    fn work<T: Send + 'static>(
+    /// Runs `job` when the earlier turns on the same file have ended. Its own ends when it is dropped.
+    fn work<T: Send + 'static, Job: Future<Output = T> + Send>(
         &mut self,
         myself: &ActorRef<DisksMsg>,
         id: DiskId,
         reply: oneshot::Sender<T>,
-        job: impl Future<Output = T> + Send + 'static,
+        job: impl FnOnce(FileTurn) -> Job + Send + 'static,
     ) {
         let entry = self.turns.entry(id.clone()).or_default();
         entry.1 += 1;
-        let turn = entry.0.clone();
-        let registry = myself.clone();
+        let (turn, registry) = (entry.0.clone(), myself.clone());
         tokio::spawn(async move {
-            let held = turn.lock().await;
-            let result = job.await;
-            drop(held);
-            let _ = registry.cast(DisksMsg::Done(id));
-            let _ = reply.send(result);
+            let turn = FileTurn::new(turn.lock_owned().await, id, registry);
+            let _ = reply.send(job(turn).await);
         });
     }
 

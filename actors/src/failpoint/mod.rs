@@ -64,6 +64,7 @@ pub const POINTS: &[&str] = &[
     "machine.powerdown",
     "machine.terminate",
     "machine.kill",
+    "machine.open",
     "machine.plug",
     "machine.unplug",
     "machine.resize",

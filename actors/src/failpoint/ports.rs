@@ -325,7 +325,8 @@ impl Machine for Watched<dyn Machine> {
 
     fn disk(&self, action: DiskAction) -> BoxFuture<'static, Result<(), DiskError>> {
         let point = match action {
-            DiskAction::Plug(_) => "machine.plug",
+            DiskAction::Open(_) => "machine.open",
+            DiskAction::Plug { .. } => "machine.plug",
             DiskAction::Unplug(_) => "machine.unplug",
             DiskAction::Resize(..) => "machine.resize",
             DiskAction::Limit(..) => "machine.limit",

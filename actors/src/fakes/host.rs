@@ -279,7 +279,8 @@ impl FakeHost {
 
     /// The disks that a living QEMU has.
     pub fn disks_of(&self, pid: u32) -> Vec<DiskId> {
-        self.world.disks_of(pid).unwrap_or_default()
+        let seen = self.world.seen_disks(pid).unwrap_or_default();
+        seen.into_iter().map(|held| held.disk).collect()
     }
 
     /// The network cards of a VM's living QEMU by slot, with their cables.
@@ -390,7 +391,7 @@ impl FakeHost {
     /// A VM's QEMU has a disk no more, and nobody hears of it.
     pub fn pull_disk(&self, vm: &VmId, disk: &DiskId) {
         if let Some(qemu) = self.qemu(vm) {
-            self.world.pull_disk(qemu.identity.pid, disk);
+            self.world.unplug(qemu.identity.pid, disk);
         }
     }
 

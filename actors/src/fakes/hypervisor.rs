@@ -444,8 +444,9 @@ impl Machine for FakeMachine {
                 return Err(DiskError::Refused("as scripted".to_owned()));
             }
             match action {
-                DiskAction::Plug(plan) => world.plug(pid, &plan),
-                DiskAction::Unplug(disk) if script.guest_holds_disks => {
+                DiskAction::Open(plan) => return world.open(pid, &plan),
+                DiskAction::Plug { plan, opened } => return world.plug(pid, &plan, opened),
+                DiskAction::Unplug(disk) if script.guest_holds_disks && world.shows(pid, &disk) => {
                     return Err(DiskError::Held(format!(
                         "the guest holds {disk}, as scripted"
                     )));
@@ -490,13 +491,7 @@ impl Machine for FakeMachine {
         let (world, daemon, pid) = (self.world.clone(), self.daemon, self.pid);
         Box::pin(async move {
             world.pause(daemon, Duration::ZERO).await;
-            let disks = world.disks_of(pid).ok_or(MachineError::Disconnected)?;
-            let seen = disks.into_iter().map(|disk| SeenDisk {
-                disk,
-                device: true,
-                node: true,
-            });
-            Ok(seen.collect())
+            world.seen_disks(pid).ok_or(MachineError::Disconnected)
         })
     }
 

@@ -10,6 +10,7 @@
 //! QEMU behaves), `world.rs` (what is on the host, and what must never be).
 
 mod clock;
+mod disks;
 mod fence;
 mod files;
 mod folders;

@@ -1,9 +1,10 @@
 //! What is on the simulated host, and what must never be there.
 
-use super::script::Script;
-use crate::ports::{
-    DiskPlan, FoundProcess, LaunchPlan, MachineNews, NewsSink, NicAction, PortForward,
+use super::{
+    disks::{of_path, shown},
+    script::Script,
 };
+use crate::ports::{FoundProcess, LaunchPlan, MachineNews, NewsSink, NicAction, PortForward};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -16,7 +17,7 @@ use vman_model::{
     BootId, DiskId, ImageName, Incarnation, VmId, VmUuid,
     drift::{Room, SeenFile},
     network::LinkState,
-    vm::{ExitStatus, ProcessIdentity, RunState},
+    vm::{ExitStatus, ProcessIdentity, RunState, SeenDisk},
 };
 
 /// Violations and signals kept; a test that looks has seen enough by then.
@@ -54,7 +55,7 @@ pub struct Signalled {
 
 pub(super) struct Qemu {
     pub(super) told: LiveQemu,
-    disks: Vec<DiskId>,
+    pub(super) disks: Vec<SeenDisk>,
     /// Its network cards by slot, with their cables.
     pub(super) nics: BTreeMap<u8, LinkState>,
     /// The ports of the host on which it listens for its guest.
@@ -255,11 +256,8 @@ impl World {
             state: RunState::Prelaunch,
             hangs: false,
         };
-        let of_path = |path: &std::path::Path| {
-            let stem = path.file_stem()?.to_str()?;
-            DiskId::parse(stem).ok()
-        };
-        let disks = plan.disks.iter().filter_map(|disk| of_path(&disk.path));
+        let paths = plan.disks.iter().map(|disk| disk.path.as_path());
+        let disks = paths.filter_map(of_path).map(shown);
         let qemu = Qemu {
             told,
             ports: BTreeSet::new(),
@@ -269,43 +267,12 @@ impl World {
             client: Some((client, daemon, news)),
             asked_off: false,
         };
-        if qemu.disks.iter().any(|disk| !things.disks.contains(disk)) {
+        let is_there = |held: &SeenDisk| things.disks.contains(&held.disk);
+        if !qemu.disks.iter().all(is_there) {
             violate(things, format!("{} was started without its disk", plan.vm));
         }
         things.qemus.insert(pid, qemu);
         (pid, client)
-    }
-
-    /// A disk comes into a living QEMU.
-    pub(super) fn plug(&self, pid: u32, plan: &DiskPlan) {
-        let things = &mut *self.things();
-        let Some(disk) = plan
-            .path
-            .file_stem()
-            .and_then(|stem| DiskId::parse(stem.to_str()?).ok())
-        else {
-            return;
-        };
-        let holders = things
-            .qemus
-            .iter()
-            .filter(|(_, qemu)| qemu.disks.contains(&disk));
-        let others: Vec<u32> = holders.map(|(of, _)| *of).filter(|of| *of != pid).collect();
-        if !others.is_empty() {
-            violate(things, format!("disk {disk} was plugged into two QEMUs"));
-        }
-        if let Some(qemu) = things.qemus.get_mut(&pid)
-            && !qemu.disks.contains(&disk)
-        {
-            qemu.disks.push(disk);
-        }
-    }
-
-    /// A disk goes out of a living QEMU.
-    pub(super) fn unplug(&self, pid: u32, disk: &DiskId) {
-        if let Some(qemu) = self.things().qemus.get_mut(&pid) {
-            qemu.disks.retain(|held| held != disk);
-        }
     }
 
     /// Something is done to a network card of a living QEMU.
@@ -325,17 +292,6 @@ impl World {
                 qemu.nics.insert(*slot, *link);
             }
         }
-    }
-
-    pub(super) fn pull_disk(&self, pid: u32, disk: &DiskId) {
-        if let Some(qemu) = self.things().qemus.get_mut(&pid) {
-            qemu.disks.retain(|held| held != disk);
-        }
-    }
-
-    /// The disks that a living QEMU has.
-    pub(super) fn disks_of(&self, pid: u32) -> Option<Vec<DiskId>> {
-        self.things().qemus.get(&pid).map(|qemu| qemu.disks.clone())
     }
 
     /// Counts launches that are under way at once.
@@ -474,7 +430,7 @@ fn boot_id(boot: u64) -> BootId {
     BootId::parse(&format!("simulated-boot-{boot}")).expect("letters, hyphens and digits are an id")
 }
 
-fn violate(things: &mut Things, what: String) {
+pub(super) fn violate(things: &mut Things, what: String) {
     if things.violations.len() < MAX_TOLD {
         things.violations.push(what);
     }
@@ -483,9 +439,5 @@ fn violate(things: &mut Things, what: String) {
 impl Things {
     pub(super) fn lives(&self, vm: &VmId) -> bool {
         self.qemus.values().any(|qemu| qemu.told.vm == *vm)
-    }
-
-    pub(super) fn uses_disk(&self, disk: &DiskId) -> bool {
-        self.qemus.values().any(|qemu| qemu.disks.contains(disk))
     }
 }

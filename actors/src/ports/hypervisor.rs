@@ -73,10 +73,17 @@ pub fn node_name(disk: &DiskId) -> String {
 /// already is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskAction {
-    /// Plug it in: the file is opened, then the device is added.
-    Plug(DiskPlan),
+    /// Open its file; the guest sees nothing of that.
+    Open(DiskPlan),
+    /// Plug it in: the file is opened unless that was done, then the device is added.
+    Plug {
+        /// The disk.
+        plan: DiskPlan,
+        /// Whether its file was opened.
+        opened: bool,
+    },
     /// Take it out: the guest is asked to let go and waited for, then the file is
-    /// closed.
+    /// closed. One that was only opened is closed.
     Unplug(DiskId),
     /// Let the guest see this size.
     Resize(DiskId, u64),

@@ -5,17 +5,17 @@
 //! one after the other. An outcome nobody knows is not told; the model asks
 //! QEMU when it answers again.
 
-use super::{VmDeps, VmMsg, VmState};
+use super::{VmDeps, VmMsg, VmState, opening::Opening};
 use crate::{
+    disks::HeldFile,
     mailbox::ActorRef,
     ports::{BoxFuture, DiskAction, DiskError, DiskPlan, Machine, device_name, node_name},
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
-use tokio::task::JoinHandle;
 use vman_model::{
-    DiskFile, DiskId, DiskRecord, Incarnation, OperationId,
+    DiskId, DiskRecord, Incarnation, OperationId,
     disk::ROOT_DISK_SLOT,
-    vm::{Command, DiskOutcome, Fact, VmRecord},
+    vm::{DiskOutcome, Fact, VmRecord},
 };
 
 /// How long after an unanswered question QEMU is asked again which disks it has.
@@ -34,17 +34,17 @@ pub(super) fn slot_of(vm: &VmRecord, disk: &DiskRecord) -> Option<u8> {
 
 /// A disk as QEMU is given it. Its file is there and large enough.
 pub(super) async fn plan(deps: &VmDeps, disk: &DiskRecord, slot: u8) -> Result<DiskPlan, String> {
-    let path = ready(deps, disk).await?;
-    Ok(planned(path, disk, slot))
+    let held = hold(deps, disk).await?;
+    Ok(planned(held.path, disk, slot))
 }
 
-/// Sees to it that a disk's file is what its row says, and answers its path.
-async fn ready(deps: &VmDeps, disk: &DiskRecord) -> Result<PathBuf, String> {
-    let made = deps.disks.ensure(deps.disks.file_of(disk)).await;
-    made.map_err(|error| format!("disk {}: {error}", disk.id))
+/// Sees to it that a disk's file is what its row says.
+pub(super) async fn hold(deps: &VmDeps, disk: &DiskRecord) -> Result<HeldFile, String> {
+    let held = deps.disks.hold(deps.disks.file_of(disk)).await;
+    held.map_err(|error| format!("disk {}: {error}", disk.id))
 }
 
-fn planned(path: PathBuf, disk: &DiskRecord, slot: u8) -> DiskPlan {
+pub(super) fn planned(path: PathBuf, disk: &DiskRecord, slot: u8) -> DiskPlan {
     DiskPlan {
         node: node_name(&disk.id),
         device: device_name(&disk.id),
@@ -56,23 +56,7 @@ fn planned(path: PathBuf, disk: &DiskRecord, slot: u8) -> DiskPlan {
     }
 }
 
-/// The file of a disk that is about to be plugged in, looked after while the intent is being
-/// committed. Nothing is ahead of its record here: what a disk's file is to be, the disk's own
-/// row has said before. One that is not waited for does no harm.
-pub(super) struct ReadyFile {
-    disk: DiskId,
-    made: JoinHandle<Result<PathBuf, String>>,
-}
-
-impl ReadyFile {
-    async fn path(self) -> Result<PathBuf, String> {
-        self.made
-            .await
-            .unwrap_or_else(|error| Err(error.to_string()))
-    }
-}
-
-fn row(deps: &VmDeps, disk: &DiskId) -> Option<DiskRecord> {
+pub(super) fn row(deps: &VmDeps, disk: &DiskId) -> Option<DiskRecord> {
     let inventory = deps.store.inventory();
     inventory.disks.get(disk).map(|row| row.value.clone())
 }
@@ -124,23 +108,6 @@ impl VmState {
         machine.ok_or_else(|| DiskError::Refused("there is no QMP connection".to_owned()))
     }
 
-    /// Begins with what a command needs and changes nothing, beside its commit.
-    pub(super) fn prepare(&self, command: &Command) -> Option<ReadyFile> {
-        let Command::AttachDisk { disk, .. } = command else {
-            return None;
-        };
-        self.machine.as_ref()?;
-        // What somebody has is somebody's to look after; and a file that was never made is made only
-        // once the disk is this VM's, or it could come after the disk's deletion.
-        let may = |row: &DiskRecord| row.is_free() && row.file == DiskFile::Made;
-        let row = row(&self.deps, disk).filter(may)?;
-        let deps = self.deps.clone();
-        Some(ReadyFile {
-            disk: disk.clone(),
-            made: tokio::spawn(async move { ready(&deps, &row).await }),
-        })
-    }
-
     pub(super) fn plug(
         &mut self,
         myself: &ActorRef<VmMsg>,
@@ -151,9 +118,9 @@ impl VmState {
     ) {
         let report = report(myself, incarnation, Some(operation), disk.clone());
         let (machine, deps) = (self.machine_now(), self.deps.clone());
-        let ready = self.ready_file.take().filter(|ready| ready.disk == disk);
+        let opening = self.opening.take().filter(|opening| opening.is_of(&disk));
         tokio::spawn(async move {
-            report.tell(plug(machine, &deps, &disk, slot, ready).await);
+            report.tell(plug(machine, &deps, &disk, slot, opening).await);
         });
     }
 
@@ -267,13 +234,29 @@ async fn plug(
     deps: &VmDeps,
     disk: &DiskId,
     slot: u8,
-    ready: Option<ReadyFile>,
+    opening: Option<Opening>,
 ) -> Result<(), DiskError> {
+    let opened = match opening {
+        Some(opening) => opening.opened().await,
+        None => None,
+    };
+    if let Some(opened) = opened {
+        let plan = opened.plan.clone();
+        return begin(machine, DiskAction::Plug { plan, opened: true }).await;
+    }
     let gone = || DiskError::Refused(format!("disk {disk} is gone"));
     let row = row(deps, disk).ok_or_else(gone)?;
-    let plan = match ready {
-        Some(ready) => ready.path().await.map(|path| planned(path, &row, slot)),
-        None => plan(deps, &row, slot).await,
-    };
-    begin(machine, DiskAction::Plug(plan.map_err(DiskError::Refused)?)).await
+    // Until QEMU has it open nobody else does.
+    let HeldFile { path, turn } = hold(deps, &row).await.map_err(DiskError::Refused)?;
+    let plan = planned(path, &row, slot);
+    let plugged = begin(
+        machine,
+        DiskAction::Plug {
+            plan,
+            opened: false,
+        },
+    )
+    .await;
+    drop(turn);
+    plugged
 }

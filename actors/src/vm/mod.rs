@@ -20,6 +20,7 @@ mod job;
 mod msg;
 mod nics;
 mod observed;
+mod opening;
 mod supervisor;
 mod turn;
 
@@ -113,8 +114,8 @@ pub struct VmState {
     retry_armed: bool,
     /// Its QEMU is looked for although the recovery could not be recorded.
     adopting_early: bool,
-    /// Of the command that is being committed.
-    ready_file: Option<disks::ReadyFile>,
+    /// The disk of the attachment that is being committed.
+    opening: Option<opening::Opening>,
 }
 
 /// How far the recovery of this VM is.
@@ -173,7 +174,7 @@ impl Actor for VmActor {
             unwritten: VecDeque::new(),
             retry_armed: false,
             adopting_early: false,
-            ready_file: None,
+            opening: None,
         })
     }
 
@@ -293,10 +294,8 @@ impl VmState {
             .into_iter()
             .map(Write::PutIdempotency)
             .collect();
-        self.ready_file = self.prepare(&request.command);
         let input = Input::Command(request.command, request.context.clone());
         let turned = self.turn_with(myself, input, guards, writes).await?;
-        self.ready_file = None;
         let answer = match turned {
             Turned::Done(Some(Reply::Refused(refusal)), _) => Err(CommandError::Refused(refusal)),
             Turned::Done(_, operations) => operations

@@ -51,7 +51,12 @@ impl VmState {
         if decision.event.is_some() {
             let own = Guard::VmRevision(self.id.clone(), *revision);
             let change = self.change(&decision, own, guards, writes);
-            match self.deps.store.commit(change).await {
+            self.open_early(&decision.effects);
+            let committed = self.deps.store.commit(change).await;
+            if committed.is_err() {
+                self.close_early();
+            }
+            match committed {
                 Ok(committed) => self.persisted(myself, &decision, committed.revision),
                 // The record is not what this actor believes.
                 Err(StoreError::Conflict(Guard::VmRevision(..))) => {

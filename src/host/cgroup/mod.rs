@@ -78,6 +78,11 @@ fn measure(controller: Controller) -> Measure {
     }
 }
 
+/// Whether a measure is a control group's.
+pub fn is_of_groups(one: Measure) -> bool {
+    Controller::ALL.into_iter().any(|of| measure(of) == one)
+}
+
 impl Hierarchies {
     fn of_this_process() -> Self {
         let read = |file: &str| fs::read_to_string(file).unwrap_or_default();

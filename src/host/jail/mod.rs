@@ -41,10 +41,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::sync::OnceCell;
-use vman_actors::ports::{AdoptPlan, HostError, LaunchPlan};
+use vman_actors::ports::{AdoptPlan, Bounds, HostError, LaunchPlan};
 use vman_model::{
     Incarnation, VmId, VmUuid,
-    vm::{Confinement, Measure, Resources},
+    vm::{Confinement, Measure},
 };
 
 /// A folder changed this recently may change again within the same tick of its clock.
@@ -182,9 +182,9 @@ impl Jail {
         let Some(found) = self.abilities.get().filter(|_| life.is_bounded()) else {
             return Ok(());
         };
-        let (name, limits) = life.bounds(accel);
+        let (name, limits) = life.groups(accel);
         let note = self.layout.cgroups(&life.vm);
-        found.cgroups.make(&name, &limits, &life.measures, &note)
+        found.cgroups.make(&name, &limits, life.measures(), &note)
     }
 
     /// Puts a process into its life's control groups: its CPUs still stand. Blocks.
@@ -192,10 +192,10 @@ impl Jail {
         let Some(found) = self.abilities.get().filter(|_| life.is_bounded()) else {
             return Ok(());
         };
-        let (name, limits) = life.bounds(accel);
+        let (name, limits) = life.groups(accel);
         let note = self.layout.cgroups(&life.vm);
         let groups = &found.cgroups;
-        groups.take_in(pid, &name, &limits, &life.measures, &note)
+        groups.take_in(pid, &name, &limits, life.measures(), &note)
     }
 
     /// Whether a process is in its life's control groups. Blocks for a read of each.
@@ -335,10 +335,7 @@ pub struct Life {
     vm: VmId,
     uuid: VmUuid,
     incarnation: Incarnation,
-    cpu_count: u32,
-    ram_mib: u64,
-    resources: Resources,
-    measures: Vec<Measure>,
+    bounds: Bounds,
 }
 
 impl Life {
@@ -348,40 +345,42 @@ impl Life {
             vm: plan.vm.clone(),
             uuid: plan.uuid,
             incarnation: plan.incarnation,
-            cpu_count: plan.cpu_count,
-            ram_mib: plan.ram_mib,
-            resources: plan.resources,
-            measures: plan.confinement.measures.clone(),
+            bounds: Bounds {
+                cpu_count: plan.cpu_count,
+                ram_mib: plan.ram_mib,
+                resources: plan.resources,
+                measures: plan.confinement.measures.clone(),
+            },
         }
     }
 
     /// The one that is looked for; none of one that is to end.
     pub fn looked_for(plan: &AdoptPlan) -> Option<Self> {
-        let bounds = plan.bounds.as_ref()?;
         Some(Self {
             vm: plan.vm.clone(),
             uuid: plan.uuid,
             incarnation: plan.incarnation,
-            cpu_count: bounds.cpu_count,
-            ram_mib: bounds.ram_mib,
-            resources: bounds.resources,
-            measures: bounds.measures.clone(),
+            bounds: plan.bounds.clone()?,
         })
     }
 
+    fn measures(&self) -> &[Measure] {
+        &self.bounds.measures
+    }
+
     fn is_bounded(&self) -> bool {
-        let groups = [
-            Measure::CgroupMemory,
-            Measure::CgroupCpu,
-            Measure::CgroupPids,
-            Measure::CgroupIo,
-        ];
-        self.measures.iter().any(|measure| groups.contains(measure))
+        self.measures().iter().copied().any(cgroup::is_of_groups)
     }
 
     /// The name of its control groups, and what they bound.
-    fn bounds(&self, accel: Accel) -> (String, Limits) {
-        let limits = Limits::of(self.cpu_count, self.ram_mib, accel, self.resources);
+    fn groups(&self, accel: Accel) -> (String, Limits) {
+        let Bounds {
+            cpu_count,
+            ram_mib,
+            resources,
+            ..
+        } = self.bounds;
+        let limits = Limits::of(cpu_count, ram_mib, accel, resources);
         // The first part is for people, the second is no other daemon's.
         let name = format!("{}.{}.{}", self.vm, self.uuid, self.incarnation);
         (name, limits)

@@ -161,6 +161,7 @@ impl BridgeNetwork {
             vhost_missing: tap::vhost_missing(),
             settings,
         });
+        inner.release_former_uplink().await?;
         inner.bridge(&mut Vec::new()).await?;
         tokio::spawn(pass_on(told, Arc::downgrade(&inner)));
         Ok(Self(inner))

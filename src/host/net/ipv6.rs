@@ -20,13 +20,12 @@ const SWITCHES: &str = "/proc/sys/net/ipv6/conf";
 
 /// What is set on a bridge with IPv6, in this order. Its addresses are ours alone and nobody else
 /// may have them, so they are not looked for first (the bridge has no carrier before its first
-/// port); it believes no router; and it tells guests that it is one, or they would forget it.
-const ON: [(&str, &str); 6] = [
+/// port); and it believes no router.
+const ON: [(&str, &str); 5] = [
     ("accept_ra", "0"),
     ("autoconf", "0"),
     ("accept_dad", "0"),
     ("addr_gen_mode", "1"),
-    ("forwarding", "1"),
     ("disable_ipv6", "0"),
 ];
 
@@ -75,14 +74,19 @@ fn switch(link: &str, name: &str, value: &str) -> io::Result<()> {
     fs::write(&path, value).map_err(|error| io::Error::other(format!("{path}: {error}")))
 }
 
-/// Lets the host pass IPv6 packets on between networks.
-fn route_packets() -> Result<(), String> {
-    let path = format!("{SWITCHES}/all/forwarding");
+/// Lets the host pass IPv6 packets on between networks, and the bridge tell its guests that it is a
+/// router: they would forget it otherwise.
+fn route_packets(bridge: &str) -> Result<(), String> {
     let cannot = |why: String| format!("guests reach no other network by IPv6: {why}");
-    if fs::read_to_string(&path).is_ok_and(|text| text.trim() == "1") {
+    let on = |link: &str| {
+        let said = fs::read_to_string(format!("{SWITCHES}/{link}/forwarding"));
+        said.is_ok_and(|said| said.trim() == "1")
+    };
+    if on("all") && on(bridge) {
         return Ok(());
     }
-    // A host that passes packets on hears no advertisements any more, unless it was told to.
+    // Whichever link is a router: the kernel forgets the routers that this host has been told of,
+    // and listens to them no more, unless it was asked to do so all the same.
     let routes = fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
     let believes = |link: &&str| {
         let said = fs::read_to_string(format!("{SWITCHES}/{link}/accept_ra"));
@@ -94,7 +98,10 @@ fn route_packets() -> Result<(), String> {
              by passing packets on: set net.ipv6.conf.{link}.accept_ra to 2"
         )));
     }
-    fs::write(&path, "1").map_err(|error| cannot(format!("{path} cannot be set: {error}")))
+    for link in ["all", bridge] {
+        switch(link, "forwarding", "1").map_err(|error| cannot(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// The links by which advertised routes lead everywhere, of the kernel's list of routes.
@@ -122,7 +129,7 @@ impl Inner {
             trouble.push(format!("guests have no IPv6: {error}"));
         }
         if self.settings.nat {
-            trouble.extend(route_packets().err());
+            trouble.extend(route_packets(&bridge.name).err());
         }
         trouble
     }

@@ -15,7 +15,7 @@
 //! | `ruleset.rs`, `ruleset6.rs`, `firewall.rs` | rules as text, those for IPv6; running `nft` |
 //! | `ipv6.rs` | IPv6 of a bridge |
 //! | `shaping.rs` | what guests receive, held to their limits |
-//! | `vlan.rs` | the bridge's VLAN, and the uplink that carries it |
+//! | `vlan.rs`, `uplink.rs` | the bridge's VLAN; the uplink that carries it |
 //! | `dnsmasq.rs` | DHCP and names |
 //! | `watch.rs` | hearing of changes |
 
@@ -31,6 +31,7 @@ mod settle;
 mod shaping;
 mod survey;
 pub mod tap;
+mod uplink;
 mod user;
 mod vlan;
 mod watch;

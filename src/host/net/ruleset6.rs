@@ -39,6 +39,30 @@ pub(super) fn ports(out: &mut String, prefix: Prefix6, plan: &NetworkPlan) {
     set(out, "told_macs6", kind, told.collect());
 }
 
+/// Who is told of routers: guests, by this host. Other hosts behind the uplink are none of ours, and
+/// what routers there tell would give guests addresses that are not theirs. (Every chain here sees
+/// the frames of every bridge: it speaks of ports of this one.)
+pub(super) fn routers(out: &mut String, uplink: Option<&str>) {
+    out.push_str(
+        r"
+  chain forward6 {
+    type filter hook forward priority 0; policy accept;
+    oifname @taps icmpv6 type nd-router-advert drop
+  }
+",
+    );
+    if let Some(uplink) = uplink {
+        let _ = writeln!(
+            out,
+            r#"
+  chain output6 {{
+    type filter hook output priority 0; policy accept;
+    oifname "{uplink}" icmpv6 type nd-router-advert drop
+  }}"#
+        );
+    }
+}
+
 /// What of a guest's IPv6 passes. Headers that can stand before others are dropped, so that the
 /// next one is the one that counts; but for a fragment's, whose next one is looked at.
 pub(super) const FROM_GUESTS: &str = r"

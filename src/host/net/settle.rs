@@ -100,56 +100,6 @@ impl Inner {
         let _ = self.vlan_missing.set(missing);
     }
 
-    /// The uplink is attached and carries the VLAN tagged, and all our ports are in it. Answers why
-    /// the uplink does not.
-    async fn vlan(
-        &self,
-        bridge: &Link,
-        plan: &NetworkPlan,
-        repairs: &mut Vec<String>,
-    ) -> Result<Option<String>, String> {
-        let told = |error: LinkError| error.to_string();
-        let name = &bridge.name;
-        let uplink = self.settings.uplink.as_deref();
-        if let Some(why) = self.vlan_missing.get().and_then(Option::as_ref) {
-            return Ok(uplink.map(|uplink| format!("the uplink {uplink} is not attached: {why}")));
-        }
-        let Some(vlan) = self.settings.vlan_id else {
-            return Ok(None);
-        };
-        let links = self.links.all().await.map_err(told)?;
-        let uplink = uplink.map(|name| usable_uplink(&links, bridge, name));
-        let (uplink, trouble) = match uplink.transpose() {
-            Ok(uplink) => (uplink, None),
-            Err(why) => (None, Some(why)),
-        };
-        let mut made = self.made.lock().await;
-        if let Some(uplink) = uplink.filter(|uplink| uplink.master.is_none() || !uplink.up) {
-            let attached = vlan::attach_uplink(&self.links, bridge, uplink, vlan).await;
-            attached.map_err(told)?;
-            if made.uplink == Some(uplink.index) {
-                repairs.push(format!(
-                    "the uplink {} had been detached or set down: it is attached to the bridge {name} again",
-                    uplink.name
-                ));
-            }
-        }
-        made.uplink = uplink.map(|uplink| uplink.index);
-        let ours: BTreeSet<_> = plan.ports.iter().map(|port| port.tap.as_str()).collect();
-        let taps = links
-            .iter()
-            .filter(|link| link.master == Some(bridge.index) && ours.contains(link.name.as_str()));
-        let taps: Vec<_> = taps.map(|link| link.index).collect();
-        let strayed = vlan::members(&self.links, bridge, &taps, made.uplink, vlan).await;
-        let strayed = strayed.map_err(told)?;
-        if std::mem::replace(&mut made.in_vlan, true) && strayed > 0 {
-            repairs.push(format!(
-                "{strayed} ports of the bridge {name} had left VLAN {vlan} or were in another: they are in it again"
-            ));
-        }
-        Ok(trouble)
-    }
-
     async fn address(&self, bridge: &Link, repairs: &mut Vec<String>) -> Result<(), String> {
         let pool = &self.settings.pool;
         let gateway = (IpAddr::V4(pool.gateway()), pool.prefix());
@@ -263,6 +213,7 @@ impl Inner {
     ) -> Result<(), String> {
         let around = Surroundings {
             bridge: &self.settings.bridge,
+            uplink: self.settings.uplink.as_deref(),
             pool: &self.settings.pool,
             isolated: self.settings.isolated,
             prefix6: self.settings.ipv6.prefix(),
@@ -355,22 +306,6 @@ impl Inner {
 
     fn note(&self, change: impl FnOnce(&mut Vec<String>)) {
         change(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-/// The uplink, if it is there and nobody else's port.
-fn usable_uplink<'a>(links: &'a [Link], bridge: &Link, name: &str) -> Result<&'a Link, String> {
-    let found = links.iter().find(|link| link.name == name);
-    let link = found.ok_or_else(|| {
-        format!("the uplink {name} is not there: the VLAN does not leave this host")
-    })?;
-    let held = link.master.filter(|master| *master != bridge.index);
-    match held.and_then(|master| links.iter().find(|link| link.index == master)) {
-        Some(holder) => Err(format!(
-            "the uplink {name} is a port of {} and is left there: the VLAN does not leave this host",
-            holder.name
-        )),
-        None => Ok(link),
     }
 }
 

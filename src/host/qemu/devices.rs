@@ -140,6 +140,16 @@ pub(super) enum Answer {
     No(String),
 }
 
+impl Answer {
+    /// Why QEMU said no, if it did.
+    pub(super) fn refusal(self) -> Option<String> {
+        match self {
+            Answer::Done => None,
+            Answer::No(why) => Some(why),
+        }
+    }
+}
+
 /// The connection that a piece of work began on.
 pub(super) struct Monitor {
     pub(super) client: Client,

@@ -86,6 +86,9 @@ pub(crate) async fn list_forwards(
 }
 
 /// Let a port of the host lead into a guest
+///
+/// By IPv4. For a VM on a bridge it is for packets that come to the host and for the host's own
+/// addresses but 127.0.0.1; in user mode also for that one.
 #[utoipa::path(
     post, path = "/network/forwards", tag = "network",
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body gives the same answer again")),

@@ -1,11 +1,12 @@
 //! Flows of the whole tree on a simulated host.
 //!
 //! `daemon.rs` is the daemon under test, `sight.rs` what the oracle sees of it; the tests are
-//! grouped by what they try: `commands`, `faults` (hangs, failures), `network` (addresses, the
+//! grouped by what they try: `attach` (disks opened early), `commands`, `faults` (hangs, failures), `network` (addresses, the
 //! bridge), `networks` (several of them), `deaths` (of actors, of the daemon, of the host), `images` (uploads), `doc` (the page),
 //! `observed` (the observer), `matrix` (each of the `operations` cut at each step), `simulation` (random deeds,
 //! faults and deaths by seed).
 
+mod attach;
 mod commands;
 mod daemon;
 mod deaths;

@@ -5,7 +5,8 @@
 //!
 //! | work (`work.rs`) | is |
 //! |---|---|
-//! | plug | `blockdev-add`, `device_add` in one go; if the second fails, `blockdev-del` |
+//! | open | `blockdev-add` |
+//! | plug | `blockdev-add` unless that was done, `device_add` in one go; if the second fails, `blockdev-del` |
 //! | unplug | `device_del`, `DEVICE_DELETED` awaited, `blockdev-del` |
 //! | resize | `block_resize` |
 //! | limit | `block_set_io_throttle` |
@@ -106,7 +107,7 @@ impl Hotplug {
 
 fn disk_of(action: &DiskAction) -> Option<DiskId> {
     match action {
-        DiskAction::Plug(plan) => disk_of_device(&plan.device),
+        DiskAction::Open(plan) | DiskAction::Plug { plan, .. } => disk_of_device(&plan.device),
         DiskAction::Unplug(disk) | DiskAction::Resize(disk, _) | DiskAction::Limit(disk, _) => {
             Some(disk.clone())
         }

@@ -41,6 +41,10 @@ pub(in crate::host::qemu) fn throttle(device: &str, limits: &DiskLimits) -> Valu
     arguments
 }
 
+fn impossible(error: CmdlineError) -> DiskError {
+    DiskError::Refused(error.to_string())
+}
+
 /// One piece of work.
 pub(super) struct Work {
     pub(super) owner: Owner,
@@ -51,7 +55,8 @@ pub(super) struct Work {
 impl Work {
     pub(super) async fn run(&self, action: DiskAction) -> Result<(), DiskError> {
         match action {
-            DiskAction::Plug(plan) => self.plug(&plan).await,
+            DiskAction::Open(plan) => self.open(&plan).await,
+            DiskAction::Plug { plan, opened } => self.plug(&plan, opened).await,
             DiskAction::Unplug(_) => self.unplug().await,
             DiskAction::Resize(_, size_mib) => self.resize(size_mib).await,
             DiskAction::Limit(_, limits) => self.limit(&limits).await,
@@ -69,27 +74,40 @@ impl Work {
         }))
     }
 
-    async fn plug(&self, plan: &DiskPlan) -> Result<(), DiskError> {
-        let impossible = |error: CmdlineError| DiskError::Refused(error.to_string());
+    async fn open(&self, plan: &DiskPlan) -> Result<(), DiskError> {
         let node = disk_node(plan).map_err(impossible)?;
-        let device = disk_device(plan).map_err(impossible)?;
         self.owner.hand(plan.path.clone()).await?;
-        // Both at once, in this order: a device whose node was refused is refused as well.
-        let (opened, added) = tokio::join!(
-            self.monitor.ask("blockdev-add", node),
-            self.monitor.ask("device_add", device)
-        );
-        let refusals = [opened?, added?].map(|answer| match answer {
-            Answer::Done => None,
-            Answer::No(why) => Some(why),
-        });
-        if let Some(why) = refusals.into_iter().flatten().next() {
+        let Answer::No(why) = self.monitor.ask("blockdev-add", node).await? else {
+            return Ok(());
+        };
+        // Or it was opened before.
+        if self.seen().await?.node {
+            return Ok(());
+        }
+        self.owner.take(&self.disk).await;
+        Err(DiskError::Refused(why))
+    }
+
+    async fn plug(&self, plan: &DiskPlan, opened: bool) -> Result<(), DiskError> {
+        let device = disk_device(plan).map_err(impossible)?;
+        let added = self.monitor.ask("device_add", device);
+        let refusal = if opened {
+            added.await?.refusal()
+        } else {
+            let node = disk_node(plan).map_err(impossible)?;
+            self.owner.hand(plan.path.clone()).await?;
+            // Both at once, in this order: a device whose node was refused is refused as well.
+            let (opened, added) = tokio::join!(self.monitor.ask("blockdev-add", node), added);
+            opened?.refusal().or(added?.refusal())
+        };
+        if let Some(why) = refusal {
             // Or it was plugged in before.
             let seen = self.seen().await?;
             if !seen.device {
                 if seen.node {
                     self.close().await?;
                 }
+                self.owner.take(&self.disk).await;
                 return Err(DiskError::Refused(why));
             }
         }

@@ -399,8 +399,3 @@ pub(super) fn settle(turn: &mut Turn<'_>) {
     );
     name_anew(&mut turn.record);
 }
-
-/// Whether QEMU is to be asked after an adoption.
-pub(super) fn concern(record: &VmRecord) -> bool {
-    !record.disks.is_empty() || record.operations.iter().any(|op| is_disk_work(op.kind))
-}

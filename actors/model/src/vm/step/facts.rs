@@ -228,9 +228,8 @@ fn adopted(turn: &mut Turn<'_>, state: RunState) {
             return;
         }
         alive(turn, state);
-        if disks::concern(&turn.record) {
-            turn.effect(Effect::LookAtDisks);
-        }
+        // Also of one without disks: a file may have been opened for an attachment that was never recorded.
+        turn.effect(Effect::LookAtDisks);
         nics::go_on(turn);
         return;
     }

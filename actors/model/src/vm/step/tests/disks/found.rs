@@ -58,19 +58,19 @@ fn what_qemu_has_and_the_record_has_not_is_taken_out_and_the_other_way_round_is_
 }
 
 #[test]
-fn a_qemu_that_is_found_again_is_asked_what_it_has_only_where_that_matters() {
+fn a_qemu_that_is_found_again_is_asked_what_it_has_also_where_nothing_is_recorded() {
     let found = |record: &VmRecord| {
         let lost = step(record, Input::Recover, &moment(10, 1)).record;
         works(&tell(&lost, Fact::Ready(RunState::Running)))
     };
-    assert!(found(&vm_in(Phase::Running)).is_empty());
     let with_disk = with_disks(Phase::Running, &[1]);
     assert_eq!(found(&with_disk), [Effect::LookAtDisks]);
     let mut root = vm_in(Phase::Running);
     root.root_disk = Some(disk(9));
-    assert!(found(&root).is_empty());
     let growing = ask(&root, grow(9)).record;
     assert_eq!(found(&growing), [Effect::LookAtDisks]);
+    // It may have opened the file of a disk for an attachment that was never recorded.
+    assert_eq!(found(&vm_in(Phase::Running)), [Effect::LookAtDisks]);
 }
 
 #[test]
