@@ -12,7 +12,7 @@ use crate::{
         net::{BridgeNetworks, BridgeSettings, UserNetwork, tap::Taps},
     },
 };
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use vman_actors::ports::{Clock, Ipv6, Network};
 use vman_model::{NetworkName, Pool, network::Prefix6, vm::NetworkKind};
 
@@ -34,8 +34,8 @@ pub(super) async fn open(
     match BridgeNetworks::open(settings, taps).await {
         Ok(networks) => {
             for bridge in networks.facts().bridges {
-                if let Some(why) = bridge.vlan_missing {
-                    tracing::warn!(vlan_id = bridge.vlan_id, "{why}");
+                if let (Some(vlan_id), Some(why)) = (bridge.vlan_id, bridge.vlan_missing) {
+                    tracing::warn!(vlan_id, "{why}");
                 }
                 if let Some(why) = bridge.ipv6.missing() {
                     tracing::warn!(network = bridge.network.as_str(), "{why}");
@@ -85,7 +85,27 @@ fn bridge_settings(config: &Config, dirs: &StorageDirs, fresh: [u8; 16]) -> Vec<
         nft: found(&config.network.nft),
         dnsmasq: found(&config.network.dnsmasq),
     };
-    config.network.networks.iter().map(settings).collect()
+    let mut all: Vec<_> = config.network.networks.iter().map(settings).collect();
+    keep_apart(all.iter_mut().map(|one| (&one.network, &mut one.ipv6)));
+    all
+}
+
+/// One that is said may be what follows for another: the earlier network has it.
+fn keep_apart<'a>(networks: impl Iterator<Item = (&'a NetworkName, &'a mut Ipv6)>) {
+    let mut taken = BTreeMap::new();
+    for (network, ipv6) in networks {
+        let Some(prefix) = ipv6.prefix() else {
+            continue;
+        };
+        if let Some(other) = taken.get(&prefix) {
+            *ipv6 = Ipv6::Missing(format!(
+                "guests of the network {network} have no IPv6: {prefix} is the network {other}'s; \
+                 say another subnet6"
+            ));
+        } else {
+            taken.insert(prefix, network);
+        }
+    }
 }
 
 /// A network whose prefix cannot be known has no IPv6 rather than another prefix.
@@ -97,5 +117,29 @@ fn ipv6(network: &NetworkSettings, dirs: &StorageDirs, fresh: [u8; 16]) -> Ipv6 
             Ok(id) => Ipv6::On(Prefix6::of(id, &network.name)),
             Err(why) => Ipv6::Missing(format!("guests have no IPv6: {why}; or say a subnet6")),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_networks_never_have_one_prefix() {
+        let name = |text: &str| NetworkName::parse(text).unwrap();
+        let derived = |network: &NetworkName| Prefix6::of([7; 16], network);
+        let (default, lab) = (NetworkName::default(), name("lab"));
+        let mut networks = [
+            (default.clone(), Ipv6::On(derived(&default))),
+            (lab.clone(), Ipv6::On(derived(&lab))),
+            (name("copied"), Ipv6::On(derived(&default))),
+            (name("off"), Ipv6::Off),
+        ];
+        let before = networks.clone();
+        keep_apart(networks.iter_mut().map(|(name, ipv6)| (&*name, ipv6)));
+        assert_eq!(networks[..2], before[..2]);
+        assert_eq!(networks[3], before[3]);
+        let why = networks[2].1.missing().unwrap();
+        assert!(why.contains("is the network default's"), "{why}");
     }
 }

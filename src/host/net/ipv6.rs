@@ -68,10 +68,11 @@ pub(super) fn silence(tap: &str) {
 
 fn switch(link: &str, name: &str, value: &str) -> io::Result<()> {
     let path = format!("{SWITCHES}/{link}/{name}");
-    if fs::read_to_string(&path)?.trim() == value {
+    let told = |error: io::Error| io::Error::new(error.kind(), format!("{path}: {error}"));
+    if fs::read_to_string(&path).map_err(told)?.trim() == value {
         return Ok(());
     }
-    fs::write(&path, value).map_err(|error| io::Error::other(format!("{path}: {error}")))
+    fs::write(&path, value).map_err(told)
 }
 
 /// Lets the host pass IPv6 packets on between networks, and the bridge tell its guests that it is a
