@@ -346,8 +346,10 @@ async fn looking_again_at_a_vm_that_is_well_changes_neither_its_qemu_nor_its_sta
     // Not before it has heard the first.
     let asked = || daemon.on().vms.look_again(&id, revision);
     daemon.until("it is asked again", asked).await;
+    let revision_now = || daemon.on().store.inventory().vms[&id].revision;
+    let looked = || revision_now() > revision && daemon.phase(&id) == Some(Phase::Running);
+    daemon.until("it is found again", looked).await;
     daemon.oracle().await;
-    assert_eq!(daemon.phase(&id), Some(Phase::Running));
     assert_eq!(
         (daemon.host.qemu(&id), daemon.host.launched()),
         (before, launched)
