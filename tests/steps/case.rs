@@ -118,7 +118,7 @@ impl Case {
     }
 
     /// A life that is to die at a step. Whether it did.
-    fn dies_at(&mut self, step: &str, ask: impl FnOnce(&Daemon)) -> bool {
+    pub(crate) fn dies_at(&mut self, step: &str, ask: impl FnOnce(&Daemon)) -> bool {
         self.next_life(Some(step));
         if !self.up() {
             return true;

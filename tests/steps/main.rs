@@ -8,6 +8,7 @@ mod case;
 mod injected;
 mod jobs;
 mod operations;
+mod paused;
 mod stalled;
 #[path = "../support/mod.rs"]
 mod support;

@@ -410,6 +410,11 @@ impl Daemon {
         self.post("/templates", &template).expect(201);
     }
 
+    /// Where a VM's QEMU keeps a monitor for people.
+    pub fn monitor(&self, vm: &str) -> PathBuf {
+        self.folder.path().join(format!("run/vms/{vm}/rescue.sock"))
+    }
+
     pub fn qemus(&self) -> Vec<Qemu> {
         host::qemus(self.folder.path())
     }
