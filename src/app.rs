@@ -296,11 +296,10 @@ async fn ports(
     samples: &Arc<Samples>,
 ) -> Result<Ports, AppError> {
     let dirs = lock.dirs();
+    let clock = SystemClock::new().map_err(start_error("read the clock and the boot id"))?;
     if config.qemu.dry_run {
         tracing::warn!("VMAN_OPERATOR_DRY_RUN: VMs are simulated, nothing runs");
-        let seed = SystemClock::new()
-            .map_err(start_error("read the clock"))?
-            .random();
+        let seed = clock.random();
         let seed = u64::from_ne_bytes(seed[..8].try_into().expect("16 bytes hold 8"));
         let simulated = vman_actors::fakes::FakeHost::simulated(seed).ports();
         // A file of its own: what is simulated is never told of real VMs.
@@ -316,7 +315,7 @@ async fn ports(
         storage: config.storage.path.clone(),
     };
     let taps = Arc::new(Taps::default());
-    let network = networks::open(config, dirs, taps.clone()).await?;
+    let network = networks::open(config, dirs, taps.clone(), clock.random()).await?;
     let qemu_img = Arc::new(ToolJail::new(config.jail.mode, config.qemu.img.clone()));
     Ok(Ports {
         storage,
@@ -343,7 +342,7 @@ async fn ports(
                 .map_err(start_error("open the images folder"))?,
         ),
         network,
-        clock: Arc::new(SystemClock::new().map_err(start_error("read the clock and the boot id"))?),
+        clock: Arc::new(clock),
     })
 }
 

@@ -2,25 +2,26 @@
 //!
 //! Must not: decide what a network may be (the configuration has). Look next: `host::net`.
 
-use super::{AppError, start_error};
+use super::AppError;
 use crate::{
     config::{Config, Ipv6Choice, NetworkMode, NetworkSettings},
     host::{
-        clock::SystemClock,
         dirs::StorageDirs,
         installation,
         net::{BridgeNetworks, BridgeSettings, UserNetwork, tap::Taps},
     },
 };
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
-use vman_actors::ports::{Clock, Ipv6, Network};
+use vman_actors::ports::{Ipv6, Network};
 use vman_model::{NetworkName, Pool, network::Prefix6, vm::NetworkKind};
 
-/// The network as it is configured and permitted. Only `auto` falls back.
+/// The network as it is configured and permitted. Only `auto` falls back. The installation is told by
+/// `fresh` from now on, where it was not told before.
 pub(super) async fn open(
     config: &Config,
     dirs: &StorageDirs,
     taps: Arc<Taps>,
+    fresh: [u8; 16],
 ) -> Result<Arc<dyn Network>, AppError> {
     let mode = config.network.mode;
     let user = |kind, reason| Ok(Arc::new(UserNetwork::new(kind, reason)) as Arc<dyn Network>);
@@ -29,8 +30,7 @@ pub(super) async fn open(
         NetworkMode::User => return user(NetworkKind::User, None),
         NetworkMode::Auto | NetworkMode::Bridge => {}
     }
-    let clock = SystemClock::new().map_err(start_error("read the clock"))?;
-    let settings = bridge_settings(config, dirs, clock.random());
+    let settings = bridge_settings(config, dirs, fresh);
     match BridgeNetworks::open(settings, taps).await {
         Ok(networks) => {
             for bridge in networks.facts().bridges {
@@ -54,8 +54,7 @@ pub(super) async fn open(
     }
 }
 
-/// Every network, the default one first. The installation is told by `fresh` from then on, where it
-/// was not told before.
+/// Every network, the default one first.
 fn bridge_settings(config: &Config, dirs: &StorageDirs, fresh: [u8; 16]) -> Vec<BridgeSettings> {
     let found = |program: &PathBuf| program.is_file().then(|| program.clone());
     let folder = |name: &NetworkName| {

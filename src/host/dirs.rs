@@ -133,6 +133,22 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// Puts a private file in its place as a whole or not at all, also over a power cut.
+pub(crate) fn put_whole(
+    path: &Path,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let mut options = OpenOptions::new();
+    let private = options.create(true).write(true).truncate(true).mode(0o600);
+    let mut file = private.open(&new)?;
+    fill(&mut file)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
 /// The process that holds a storage path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder {

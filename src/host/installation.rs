@@ -4,12 +4,10 @@
 //! Owns: `<storage>/installation-id`, made when it is first asked for. Must not: make another where
 //! there is one that cannot be read.
 
-use super::dirs::{StorageDirs, sync_dir};
+use super::dirs::{StorageDirs, put_whole};
 use std::{
-    fs::{self, OpenOptions},
+    fs,
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
 };
 
 /// The number, made of `fresh` where there is none. The error is a sentence.
@@ -25,7 +23,9 @@ pub fn id(dirs: &StorageDirs, fresh: [u8; 16]) -> Result<[u8; 16], String> {
             format!("{path} does not hold 32 hexadecimal digits: put back what it held")
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            create(dirs.root(), &path, fresh).map_err(told("made"))?;
+            let number = u128::from_be_bytes(fresh);
+            let made = put_whole(&path, |file| writeln!(file, "{number:032x}"));
+            made.map_err(told("made"))?;
             Ok(fresh)
         }
         Err(error) => Err(told("read")(error)),
@@ -37,21 +37,6 @@ fn parse(text: &str) -> Option<[u8; 16]> {
     let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let number = u128::from_str_radix(text, 16).ok().filter(|_| digits)?;
     Some(number.to_be_bytes())
-}
-
-/// It is there as a whole and lasts, or not at all.
-fn create(folder: &Path, path: &Path, id: [u8; 16]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
-    writeln!(file, "{:032x}", u128::from_be_bytes(id))?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    sync_dir(folder)
 }
 
 #[cfg(test)]

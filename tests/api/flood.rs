@@ -4,7 +4,7 @@ use crate::support::{Api, PATIENCE};
 use std::{collections::BTreeMap, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpSocket, TcpStream},
     task::JoinSet,
     time::{Instant, timeout},
 };
@@ -15,6 +15,8 @@ use vman::{
 
 const SLOW: usize = 5_000;
 const REQUESTS: usize = 2_000;
+/// As long as the daemon's own: who finds the queue full tries again a second later.
+const BACKLOG: u32 = 4_096;
 /// Both ends of every connection are in this process.
 const DESCRIPTORS: u64 = 2 * (SLOW + REQUESTS) as u64 + 200;
 
@@ -39,7 +41,9 @@ async fn among_thousands_of_slow_clients_every_request_is_answered_and_so_is_liv
         );
     }
     let api = Api::start().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(BACKLOG).unwrap();
     let address = listener.local_addr().unwrap();
     let listeners = Listeners {
         tcp: Some(listener),

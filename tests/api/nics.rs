@@ -5,11 +5,11 @@ use axum::body::Body;
 use core::net::Ipv4Addr;
 use serde_json::{Value, json};
 use vman_actors::{
-    fakes::FakeHost,
+    fakes::{FakeHost, plain_bridge},
     ports::{BridgeFacts, Ipv6},
 };
 use vman_model::{
-    NetworkName, Pool, VmId,
+    Pool, VmId,
     network::{LinkState, Prefix6},
 };
 
@@ -21,18 +21,10 @@ async fn bridged(prefix: u8) -> Api {
 async fn bridged_with(prefix: u8, ipv6: Ipv6) -> Api {
     let host = FakeHost::new();
     let at = |last| Ipv4Addr::new(10, 0, 0, last);
+    let pool = Pool::new(at(0), prefix, at(1)).unwrap();
     host.bridge(BridgeFacts {
-        name: "br-x".to_owned(),
-        pool: Pool::new(at(0), prefix, at(1)).unwrap(),
         ipv6,
-        dns: vec![],
-        isolated: false,
-        network: NetworkName::default(),
-        nat: true,
-        vlan_id: None,
-        mtu: 1500,
-        vlan_missing: None,
-        uplink: None,
+        ..plain_bridge(pool)
     });
     let api = Api::on(host, Setup::default()).await;
     api.small_template().await;

@@ -49,6 +49,19 @@ fn fill_the_store(daemon: &Daemon) {
     assert!(full, "a store without space for more says so");
 }
 
+/// A daemon with two guests that run, `lives` and `dies`, and no space for anything more.
+fn full_with_two_guests() -> Option<(Daemon, SmallDisk)> {
+    let mut daemon = Daemon::unstarted(&[]);
+    let disk = SmallDisk::mount(daemon.storage())?;
+    daemon.serve();
+    daemon.tiny_vms(&["lives", "dies"]);
+    daemon.act("lives", "start");
+    daemon.act("dies", "start");
+    disk.fill();
+    fill_the_store(&daemon);
+    Some((daemon, disk))
+}
+
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).output();
@@ -61,17 +74,10 @@ fn a_daemon_that_starts_on_a_full_disk_adopts_answers_reads_and_refuses_changes(
     if !can_run(name) {
         return;
     }
-    let mut daemon = Daemon::unstarted(&[]);
-    let Some(disk) = SmallDisk::mount(daemon.storage()) else {
+    let Some((mut daemon, disk)) = full_with_two_guests() else {
         return skip(name, "a tmpfs cannot be mounted here");
     };
-    daemon.serve();
-    daemon.tiny_vms(&["lives", "dies"]);
-    daemon.act("lives", "start");
-    daemon.act("dies", "start");
     let (lives, dies) = (daemon.pid_of("lives"), daemon.pid_of("dies"));
-    disk.fill();
-    fill_the_store(&daemon);
     let known = daemon.get("/vms").as_array().unwrap().len();
     daemon.kill();
 
@@ -107,17 +113,10 @@ fn a_qemu_whose_end_cannot_be_recorded_is_told_as_gone_until_it_can_be() {
     if !can_run(name) {
         return;
     }
-    let mut daemon = Daemon::unstarted(&[]);
-    let Some(disk) = SmallDisk::mount(daemon.storage()) else {
+    let Some((mut daemon, disk)) = full_with_two_guests() else {
         return skip(name, "a tmpfs cannot be mounted here");
     };
-    daemon.serve();
-    daemon.tiny_vms(&["lives", "dies"]);
-    daemon.act("lives", "start");
-    daemon.act("dies", "start");
     let (lives, dies) = (daemon.pid_of("lives"), daemon.pid_of("dies"));
-    disk.fill();
-    fill_the_store(&daemon);
     assert_eq!(found(&daemon, "qemu_gone"), Vec::<Value>::new());
     host::signal(dies, Signal::KILL);
     wait_for("the QEMU to be gone", PATIENCE, || {

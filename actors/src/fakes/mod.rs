@@ -25,6 +25,7 @@ mod world;
 pub use clock::FakeClock;
 pub use host::FakeHost;
 pub use manifests::MemoryManifests;
+pub use network::plain_bridge;
 pub use script::{Act, Launch, Powerdown, Script};
 pub use storage::{MemoryStorage, NextCommit};
 pub use world::{LiveQemu, Signalled};

@@ -3,7 +3,7 @@
 
 use super::world::World;
 use crate::ports::{
-    BoxFuture, BridgeFacts, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest,
+    BoxFuture, BridgeFacts, Ipv6, Network, NetworkError, NetworkFacts, NetworkSurvey, NicRequest,
     NicWish, SeenBridge, SeenTap, Settled, Traffic, Unlimited,
 };
 use core::net::Ipv4Addr;
@@ -12,9 +12,28 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use vman_model::{
-    NetworkName, NetworkPlan, TapName, VmId,
+    NetworkName, NetworkPlan, Pool, TapName, VmId,
     vm::{NetworkKind, NicClaim},
 };
+
+/// A bridge of the default network for these addresses, with nothing else that
+/// can be configured.
+#[must_use]
+pub fn plain_bridge(pool: Pool) -> BridgeFacts {
+    BridgeFacts {
+        name: "br-x".to_owned(),
+        pool,
+        ipv6: Ipv6::Off,
+        dns: vec![],
+        isolated: false,
+        network: NetworkName::default(),
+        nat: true,
+        mtu: 1500,
+        vlan_id: None,
+        vlan_missing: None,
+        uplink: None,
+    }
+}
 
 /// What the simulated host knows of its bridge.
 #[derive(Default)]

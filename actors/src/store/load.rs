@@ -2,8 +2,9 @@
 //! cannot read, and never turns a lost store into an empty inventory.
 
 use super::{
+    apply::RECENT_EVENTS,
     codec::{self, DecodeError, Kind},
-    inventory::{HOST_KEY, Inventory, Quarantined, RECENT_EVENTS, Versioned, event_key},
+    inventory::{HOST_KEY, Inventory, Quarantined, Versioned, event_key},
     migrate::{self, BACKUP_SUFFIX, Schemas},
     row::{row_name, set_aside_for},
 };

@@ -11,6 +11,7 @@
 //! `check`, `export.rs`,
 //! `migrate.rs` (how rows of an older VMAN are brought up).
 
+mod apply;
 mod backup;
 pub mod check;
 pub mod codec;

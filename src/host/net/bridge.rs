@@ -214,6 +214,16 @@ impl Inner {
 }
 
 impl BridgeNetwork {
+    /// The network's name.
+    pub(super) fn name(&self) -> &NetworkName {
+        &self.0.settings.network
+    }
+
+    /// The addresses of its guests, and its own.
+    pub(super) fn pool(&self) -> &Pool {
+        &self.0.settings.pool
+    }
+
     /// The network as it is configured.
     pub(super) fn facts(&self) -> BridgeFacts {
         let settings = &self.0.settings;
@@ -238,7 +248,7 @@ impl BridgeNetwork {
         plan: &NetworkPlan,
         running: &[TapName],
     ) -> Result<Settled, NetworkError> {
-        let plan = plan.of_network(&self.0.settings.network);
+        let plan = plan.of_network(self.name());
         let ours: BTreeSet<&TapName> = plan.ports.iter().map(|port| &port.tap).collect();
         let running = running.iter().filter(|tap| ours.contains(tap));
         self.0.settle(&plan, running.cloned().collect()).await

@@ -285,21 +285,41 @@ mod tests {
     use vman_model::network::PortPlan;
     use vman_model::{TapName, VmId};
 
+    /// A network of addresses from 10.9.0.0, with a way out and no DNS of its own.
+    fn lab() -> Served {
+        let at = |last| Ipv4Addr::new(10, 9, 0, last);
+        Served {
+            program: None,
+            folder: PathBuf::from("/run/vman/network-lab"),
+            bridge: "br-lab".to_owned(),
+            pool: Pool::new(at(0), 24, at(1)).unwrap(),
+            prefix6: None,
+            way_out: true,
+            dns: Vec::new(),
+            mtu: 1500,
+        }
+    }
+
+    fn one_guest(name: &str, address: Ipv4Addr) -> NetworkPlan {
+        let vm = VmId::parse(name).unwrap();
+        let port = PortPlan {
+            tap: TapName::of(&vm, 0),
+            vm,
+            nic: 0,
+            mac: [0x52, 0x56, 0, 0, 0, 0x0a],
+            address,
+            limits: vman_model::network::NicLimits::default(),
+            network: vman_model::NetworkName::default(),
+        };
+        NetworkPlan {
+            ports: vec![port],
+            forwards: vec![],
+        }
+    }
+
     #[test]
     fn a_guest_is_told_its_lease_and_its_name() {
-        let vm = VmId::parse("Web_1").unwrap();
-        let plan = NetworkPlan {
-            ports: vec![PortPlan {
-                tap: TapName::of(&vm, 0),
-                vm,
-                nic: 0,
-                mac: [0x52, 0x56, 0, 0, 0, 0x0a],
-                address: Ipv4Addr::new(10, 0, 0, 2),
-                limits: vman_model::network::NicLimits::default(),
-                network: vman_model::NetworkName::default(),
-            }],
-            forwards: vec![],
-        };
+        let plan = one_guest("Web_1", Ipv4Addr::new(10, 0, 0, 2));
         let hosts = hosts(&plan, None);
         let (dhcp, names) = split(&hosts);
         assert_eq!(dhcp.trim_end(), "52:56:00:00:00:0a,10.0.0.2,web-1");
@@ -312,16 +332,10 @@ mod tests {
 
     #[test]
     fn a_network_of_its_own_is_served_on_its_bridge_and_without_dns_asks_nobody() {
-        let at = |last| Ipv4Addr::new(10, 9, 0, last);
         let mut served = Served {
-            program: None,
-            folder: PathBuf::from("/run/vman/network-lab"),
-            bridge: "br-lab".to_owned(),
-            pool: Pool::new(at(0), 24, at(1)).unwrap(),
-            prefix6: None,
-            way_out: true,
             dns: vec![Ipv4Addr::new(9, 9, 9, 9)],
             mtu: 9000,
+            ..lab()
         };
         let said = config(&served, "nobody");
         for line in [
@@ -343,16 +357,9 @@ mod tests {
     #[test]
     fn with_ipv6_guests_are_told_to_ask_and_are_given_the_address_of_their_lease() {
         let prefix = Prefix6::new("fd12:3456:789a::".parse().unwrap()).unwrap();
-        let at = |last| Ipv4Addr::new(10, 9, 0, last);
         let mut served = Served {
-            program: None,
-            folder: PathBuf::from("/run/vman/network"),
-            bridge: "br-vman".to_owned(),
-            pool: Pool::new(at(0), 24, at(1)).unwrap(),
             prefix6: Some(prefix),
-            way_out: true,
-            dns: Vec::new(),
-            mtu: 1500,
+            ..lab()
         };
         let said = config(&served, "nobody");
         for line in [
@@ -365,24 +372,12 @@ mod tests {
         assert!(!said.contains("ra-param"), "{said}");
         served.way_out = false;
         let said = config(&served, "nobody");
-        assert!(said.contains("ra-param=br-vman,0,0\n"), "{said}");
+        assert!(said.contains("ra-param=br-lab,0,0\n"), "{said}");
         served.prefix6 = None;
         let said = config(&served, "nobody");
         assert!(!said.contains("enable-ra") && !said.contains("ra-param"));
 
-        let vm = VmId::parse("web").unwrap();
-        let plan = NetworkPlan {
-            ports: vec![PortPlan {
-                tap: TapName::of(&vm, 0),
-                vm,
-                nic: 0,
-                mac: [0x52, 0x56, 0, 0, 0, 0x0a],
-                address: at(2),
-                limits: vman_model::network::NicLimits::default(),
-                network: vman_model::NetworkName::default(),
-            }],
-            forwards: vec![],
-        };
+        let plan = one_guest("web", Ipv4Addr::new(10, 9, 0, 2));
         let hosts = hosts(&plan, Some(prefix));
         let (dhcp, names) = split(&hosts);
         let told = "52:56:00:00:00:0a,10.9.0.2,[fd12:3456:789a::1:a09:2],web";

@@ -47,7 +47,7 @@ impl BridgeNetworks {
 
     fn of(&self, network: &NetworkName) -> Result<&BridgeNetwork, NetworkError> {
         let mut all = self.all.iter();
-        let found = all.find(|bridge| bridge.facts().network == *network);
+        let found = all.find(|bridge| bridge.name() == network);
         found.ok_or_else(|| NetworkError(format!("the network {network} is not configured")))
     }
 
@@ -60,9 +60,9 @@ impl BridgeNetworks {
                     done.lost.extend(settled.lost);
                 }
                 Err(NetworkError(why)) => {
-                    let network = bridge.facts().network;
+                    let network = bridge.name();
                     let why = format!("the network {network}: {why}");
-                    done.failed.insert(network, NetworkError(why));
+                    done.failed.insert(network.clone(), NetworkError(why));
                 }
             }
         }
@@ -156,7 +156,7 @@ impl Network for BridgeNetworks {
         let networks = self.clone();
         Box::pin(async move {
             let mut all = networks.all.iter();
-            match all.find(|bridge| bridge.facts().pool.holds(address)) {
+            match all.find(|bridge| bridge.pool().holds(address)) {
                 Some(bridge) => bridge.answers(address, mac).await,
                 None => false,
             }

@@ -5,7 +5,7 @@
 //! the monitor can be connected to, and spoken to, before QEMU has started. All of it blocks for a
 //! few milliseconds: call it from a blocking thread. Look next: `machine.rs`.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -19,6 +19,7 @@ use super::cmdline::{Accel, Descriptors, Flash, Machinery, TapNumbers, arguments
 use super::layout::Layout;
 use super::process::{Inherited, Process, Spawn, SpawnError};
 use super::sockets::listen;
+use crate::host::dirs::put_whole;
 use crate::host::jail::{Jail, Life};
 use crate::host::net::tap::Taps;
 
@@ -202,30 +203,13 @@ fn flash(layout: &Layout, vm: &VmId) -> Result<Flash, LaunchError> {
     };
     let vars = layout.uefi_vars(vm);
     if !vars.exists() {
-        copy_whole(Path::new(fresh), &vars).map_err(unprepared(&vars))?;
+        let copied = put_whole(&vars, |file| {
+            io::copy(&mut File::open(fresh)?, file).map(drop)
+        });
+        copied.map_err(unprepared(&vars))?;
     }
     Ok(Flash {
         code: code.into(),
         vars,
     })
-}
-
-/// Copies a file so that it is there whole or not at all, also after a power cut.
-fn copy_whole(from: &Path, to: &Path) -> io::Result<()> {
-    let mut new = to.as_os_str().to_owned();
-    new.push(".new");
-    let mut options = OpenOptions::new();
-    let mut file = options
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
-    io::copy(&mut File::open(from)?, &mut file)?;
-    file.sync_all()?;
-    fs::rename(&new, to)?;
-    match to.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
 }

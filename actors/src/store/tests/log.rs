@@ -5,7 +5,8 @@ use crate::{
     ports::{Storage, Table},
     store::{
         Inventory,
-        inventory::{IDEMPOTENCY_MS, MAX_EVENTS, MAX_OPERATIONS, RECENT_EVENTS, event_key},
+        apply::{IDEMPOTENCY_MS, MAX_EVENTS, MAX_OPERATIONS, RECENT_EVENTS},
+        inventory::event_key,
     },
 };
 use vman_model::{Change, OperationStatus, Revision, UnixMs, Write};

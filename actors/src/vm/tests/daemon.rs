@@ -204,6 +204,14 @@ impl Daemon {
         true
     }
 
+    /// Why the tree does not start.
+    pub(super) async fn refusal(&self) -> String {
+        match Tree::start(self.host.ports(), &self.settings).await {
+            Ok(_) => panic!("it started"),
+            Err(error) => error.to_string(),
+        }
+    }
+
     /// What the last life was late with does not come any more.
     fn late_effects_end(&self) {
         if let Some(trial) = &self.living {

@@ -2,14 +2,12 @@
 
 use super::daemon::{DELETE, Daemon, STOP_BY_FORCE, origin, settle, spec, vm};
 use crate::{
-    fakes::FakeHost,
+    fakes::{FakeHost, plain_bridge},
     network::{ForwardError, LeaseError, NewForward},
-    ports::{BridgeFacts, Ipv6},
-    root::{Tree, TreeSettings},
     vm::{CreateError, NewVm},
 };
 use core::net::Ipv4Addr;
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 use vman_model::{
     EventKind, NetworkName, Pool, Protocol, TapName, VmId,
     vm::{Command, NetworkKind, Phase},
@@ -20,26 +18,10 @@ pub(super) fn pool(third: u8, prefix: u8) -> Pool {
     Pool::new(at(0), prefix, at(1)).unwrap()
 }
 
-pub(super) fn bridge(pool: Pool) -> BridgeFacts {
-    BridgeFacts {
-        name: "br-x".to_owned(),
-        pool,
-        ipv6: Ipv6::Off,
-        dns: vec![],
-        isolated: false,
-        network: NetworkName::default(),
-        nat: true,
-        vlan_id: None,
-        mtu: 1500,
-        vlan_missing: None,
-        uplink: None,
-    }
-}
-
 /// A host whose VMs are on a bridge, in 10.0.0.0 with so long a prefix.
 pub(super) fn bridged(prefix: u8) -> FakeHost {
     let host = FakeHost::new();
-    host.bridge(bridge(pool(0, prefix)));
+    host.bridge(plain_bridge(pool(0, prefix)));
     host
 }
 
@@ -160,7 +142,7 @@ async fn a_vm_made_in_user_mode_gets_an_address_when_it_starts_on_a_bridge() {
     let mut daemon = Daemon::start_on(FakeHost::new()).await;
     let id = daemon.create("old").await;
     assert_eq!(address_of(&daemon, &id), None);
-    daemon.host.bridge(bridge(pool(0, 24)));
+    daemon.host.bridge(plain_bridge(pool(0, 24)));
     daemon.stop_and_start().await;
     daemon.done(&id, Command::Start).await;
     let held = address_of(&daemon, &id).expect("an address");
@@ -188,18 +170,8 @@ async fn another_subnet_refuses_to_start_and_names_who_holds_what() {
     let id = daemon.create("holder").await;
     let held = address_of(&daemon, &id).unwrap();
     daemon.end().await;
-    daemon.host.bridge(bridge(pool(9, 24)));
-    let settings = TreeSettings {
-        max_vms: 100,
-        max_launches: 4,
-        allowance: vman_model::Allowance::default(),
-        observer_interval: Duration::from_secs(5),
-        drift: crate::observer::DriftSettings::default(),
-    };
-    let error = match Tree::start(daemon.host.ports(), &settings).await {
-        Ok(_) => panic!("it started"),
-        Err(error) => error.to_string(),
-    };
+    daemon.host.bridge(plain_bridge(pool(9, 24)));
+    let error = daemon.refusal().await;
     assert!(error.contains(&format!("holder ({held})")), "{error}");
 }
 

@@ -2,18 +2,16 @@
 
 use super::{
     daemon::{DELETE, Daemon, vm},
-    network::{bridge, heard, new, pool, until_well},
+    network::{heard, new, pool, until_well},
     nics::wanted,
 };
 use crate::{
-    fakes::FakeHost,
+    fakes::{FakeHost, plain_bridge},
     network::LeaseError,
     ports::BridgeFacts,
-    root::{Tree, TreeSettings},
     vm::{CreateError, NewVm, WantedNic},
 };
 use core::net::Ipv4Addr;
-use std::time::Duration;
 use vman_model::{
     EventKind, NetworkName, VmId,
     vm::{Command, Phase},
@@ -27,14 +25,14 @@ fn lab() -> BridgeFacts {
     BridgeFacts {
         network: name("lab"),
         name: "br-lab".to_owned(),
-        ..bridge(pool(9, 30))
+        ..plain_bridge(pool(9, 30))
     }
 }
 
 /// The default network in 10.0.0.0/24, and `lab` with the one address 10.0.9.2.
 fn host() -> FakeHost {
     let host = FakeHost::new();
-    host.networks(vec![bridge(pool(0, 24)), lab()]);
+    host.networks(vec![plain_bridge(pool(0, 24)), lab()]);
     host
 }
 
@@ -121,22 +119,12 @@ async fn a_network_that_is_no_longer_configured_refuses_to_start_and_names_who_h
     let made = daemon.on().vms.create(in_network("holder", "lab")).await;
     made.unwrap();
     daemon.end().await;
-    daemon.host.networks(vec![bridge(pool(0, 24))]);
-    let settings = TreeSettings {
-        max_vms: 100,
-        max_launches: 4,
-        allowance: vman_model::Allowance::default(),
-        observer_interval: Duration::from_secs(5),
-        drift: crate::observer::DriftSettings::default(),
-    };
-    let error = match Tree::start(daemon.host.ports(), &settings).await {
-        Ok(_) => panic!("it started"),
-        Err(error) => error.to_string(),
-    };
+    daemon.host.networks(vec![plain_bridge(pool(0, 24))]);
+    let error = daemon.refusal().await;
     for told in ["the network lab", "holder (10.0.9.2)"] {
         assert!(error.contains(told), "{error}");
     }
-    daemon.host.networks(vec![lab(), bridge(pool(0, 24))]);
+    daemon.host.networks(vec![lab(), plain_bridge(pool(0, 24))]);
     assert!(daemon.boot().await);
     assert_eq!(
         address_of(&daemon, &vm("holder"), 0),

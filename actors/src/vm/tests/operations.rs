@@ -4,9 +4,9 @@
 use super::daemon::{DELETE, Daemon, RESTART, STOP, STOP_BY_FORCE, origin, size, spec, vm};
 use crate::{
     disks::NewDisk,
-    fakes::{FakeHost, Launch, Powerdown},
+    fakes::{FakeHost, Launch, Powerdown, plain_bridge},
     network::NewForward,
-    ports::{BridgeFacts, Ipv6, LaunchError},
+    ports::LaunchError,
     root::Handles,
     templates, tokens,
     vm::{CommandRequest, NewVm, WantedNic},
@@ -52,19 +52,8 @@ pub(super) fn host() -> FakeHost {
 
 pub(super) fn bridged(host: FakeHost) -> FakeHost {
     let at = |last| Ipv4Addr::new(10, 0, 0, last);
-    host.bridge(BridgeFacts {
-        name: "br-x".to_owned(),
-        pool: Pool::new(at(0), 24, at(1)).expect("a subnet with its first address"),
-        ipv6: Ipv6::Off,
-        dns: vec![],
-        isolated: false,
-        network: NetworkName::default(),
-        nat: true,
-        mtu: 1500,
-        vlan_id: None,
-        vlan_missing: None,
-        uplink: None,
-    });
+    let pool = Pool::new(at(0), 24, at(1)).expect("a subnet with its first address");
+    host.bridge(plain_bridge(pool));
     host
 }
 
