@@ -25,8 +25,9 @@ pub(crate) const FIRST_KEY: &str = "the-same-key";
 const AFTERMATH: Duration = Duration::from_millis(150);
 /// Whoever has passed no step for so long does not die any more of the one it was to die at.
 const SURVIVED: Duration = Duration::from_secs(1);
-/// How often a death is tried whose step was not passed.
-const TRIES: usize = 2;
+/// How often a death is tried whose step was not passed. What is done at once, such as
+/// recording an attachment and opening its disk, was recorded in one try and not in the next.
+const TRIES: usize = 4;
 
 /// The point of a step: `store.event.after#2` is one of `store.event`.
 pub(crate) fn point(step: &str) -> &str {
@@ -228,8 +229,8 @@ impl Cut<'_> {
         died.then_some(passed)
     }
 
-    /// Writes are gathered as they come, so that a step is not passed each time:
-    /// it is waited for once more.
+    /// Writes are gathered as they come, and some steps are taken side by side, so
+    /// that one is not passed each time: it is waited for again.
     pub(crate) fn go(&self) -> Option<Vec<String>> {
         (0..TRIES).find_map(|_| self.try_once())
     }
