@@ -140,7 +140,7 @@ fn two_hundred_random_kills_lose_and_double_nothing() {
 }
 
 #[test]
-#[ignore = "takes a quarter of an hour; part of make test-long"]
+#[ignore = "takes 25 to 45 minutes; part of make test-long"]
 fn two_thousand_random_kills_lose_and_double_nothing() {
     if can_run("two_thousand_random_kills_lose_and_double_nothing") {
         random_kills(2_000, seed());

@@ -102,7 +102,7 @@ fn what_one_guest_writes_to_a_disk_another_reads_from_it() {
 fn holdings(daemon: &Daemon, vm: &str) -> [usize; 4] {
     let pid = daemon.pid_of(vm);
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    let mut monitor = Monitor::open(&daemon.folder().join(format!("run/vms/{vm}/rescue.sock")));
+    let mut monitor = Monitor::open(&daemon.monitor(vm));
     let nodes = monitor.run("query-named-block-nodes", &json!({"flat": true}));
     let devices = monitor.run("qom-list", &json!({"path": "/machine/peripheral"}));
     let slots = monitor.run("query-pci", &json!({}));
@@ -353,7 +353,7 @@ fn a_disk_that_was_opened_for_an_attachment_nobody_recorded_is_closed_when_its_v
     chown(&file, Some(user), None).unwrap();
     let opened = json!({"driver": "qcow2", "node-name": "disk-data",
         "file": {"driver": "file", "filename": file}});
-    let mut monitor = Monitor::open(&daemon.folder().join("run/vms/a/rescue.sock"));
+    let mut monitor = Monitor::open(&daemon.monitor("a"));
     monitor.run("blockdev-add", &opened);
     drop(monitor);
     daemon.kill();

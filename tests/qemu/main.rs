@@ -15,6 +15,7 @@ mod jail;
 mod limits;
 mod lost_store;
 mod observed;
+mod paused;
 mod read_only;
 mod recovery;
 mod storage_full;

@@ -195,7 +195,7 @@ fn a_disk_that_a_guest_let_go_of_by_itself_is_told_until_it_is_detached() {
     assert_eq!(found(&daemon, "disk_let_go"), Vec::<Value>::new());
 
     // An operator takes it out by hand, at the monitor that is kept for people.
-    let mut monitor = Monitor::open(&daemon.folder().join("run/vms/a/rescue.sock"));
+    let mut monitor = Monitor::open(&daemon.monitor("a"));
     let devices = monitor.run("qom-list", &json!({"path": "/machine/peripheral"}));
     let devices = devices.as_array().unwrap().iter();
     let mut names = devices.filter_map(|device| device["name"].as_str());

@@ -19,13 +19,13 @@ use std::{
 };
 
 /// A small file system in memory over the disks folder, gone with this.
-struct Small(PathBuf);
+pub(crate) struct Small(PathBuf);
 
 impl Small {
     fn over(folder: &Path) -> Option<Self> {
         fs::create_dir_all(folder).unwrap();
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=24m", "vman-test"])
+            .args(["-t", "tmpfs", "-o", "size=32m", "vman-test"])
             .arg(folder)
             .status();
         mounted
@@ -42,7 +42,7 @@ impl Drop for Small {
 }
 
 /// The whole storage path on a small file system.
-fn daemon_on_small_storage(test: &str) -> Option<(Small, Daemon)> {
+pub(crate) fn daemon_on_small_storage(test: &str) -> Option<(Small, Daemon)> {
     if !can_run(test) {
         return None;
     }
@@ -55,46 +55,80 @@ fn daemon_on_small_storage(test: &str) -> Option<(Small, Daemon)> {
     Some((small, daemon))
 }
 
+/// Boots guests that count.
+pub(crate) fn boot(daemon: &Daemon, names: &[&str]) {
+    daemon.guest_template("vman.counter_ms=200");
+    for name in names {
+        let body = json!({"template_name": "guest", "name": name});
+        daemon.post("/vms", &body).expect(201);
+        daemon.act(name, "start");
+    }
+    for name in names {
+        daemon.wait_console(name, "VMAN-GUEST userland up");
+    }
+}
+
+/// A storage without space.
+pub(crate) struct Full(PathBuf);
+
+impl Full {
+    /// Gives each of these guests a disk, and fills the rest by a file.
+    pub(crate) fn under(daemon: &Daemon, small: &Small, names: &[&str]) -> Self {
+        for name in names {
+            let disk = format!("{name}-data");
+            let body = json!({"name": disk, "size_mib": 64});
+            daemon.post("/disks", &body).expect(201);
+            let target = format!("/disks/{disk}/attach");
+            daemon.post(&target, &json!({"vm_id": name})).expect(200);
+            daemon.wait_console(name, "VMAN-GUEST disk vda added");
+        }
+        let ballast = small.0.join("ballast");
+        fill(&ballast);
+        Self(ballast)
+    }
+
+    /// Gives space.
+    pub(crate) fn free(&self) {
+        fs::remove_file(&self.0).unwrap();
+    }
+}
+
+/// Lets a guest write more to its disk than there is space for. It says "done" when it could.
+/// The answer is its console, with or without a daemon.
+pub(crate) fn write_much(daemon: &Daemon, name: &str) -> UnixStream {
+    let socket = format!("run/vms/{name}/console.sock");
+    let mut console = UnixStream::connect(daemon.folder().join(socket)).unwrap();
+    let write = "dd if=/dev/urandom of=/dev/vda bs=64k count=32 conv=fsync && echo d''one\n";
+    console.write_all(write.as_bytes()).unwrap();
+    console
+}
+
 #[test]
 fn a_guest_on_a_full_storage_stands_still_and_goes_on_when_there_is_space() {
     let test = "a_guest_on_a_full_storage_stands_still_and_goes_on_when_there_is_space";
     let Some((small, daemon)) = daemon_on_small_storage(test) else {
         return;
     };
-    // Kernel and initrd take their part; the rest is filled by a file and the guest.
-    daemon.guest_template("vman.counter_ms=200");
-    for name in ["writer", "other"] {
-        let body = json!({"template_name": "guest", "name": name});
-        daemon.post("/vms", &body).expect(201);
-        daemon.act(name, "start");
-    }
-    for name in ["writer", "other"] {
-        daemon.wait_console(name, "VMAN-GUEST userland up");
-    }
-    daemon
-        .post("/disks", &json!({"name": "data", "size_mib": 64}))
-        .expect(201);
-    daemon
-        .post("/disks/data/attach", &json!({"vm_id": "writer"}))
-        .expect(200);
-    daemon.wait_console("writer", "VMAN-GUEST disk vda added");
-    let ballast = small.0.join("ballast");
-    fill(&ballast);
+    boot(&daemon, &["writer", "other"]);
     let pid = daemon.pid_of("writer");
-
-    let socket = daemon.folder().join("run/vms/writer/console.sock");
-    let mut console = UnixStream::connect(&socket).unwrap();
-    let write = "dd if=/dev/urandom of=/dev/vda bs=64k count=64 conv=fsync && echo d''one\n";
-    console.write_all(write.as_bytes()).unwrap();
+    // Kernel and initrd take their part; the rest is filled by a file and the guest.
+    let full = Full::under(&daemon, &small, &["writer"]);
+    let _console = write_much(&daemon, "writer");
     let vm = daemon.wait_state("writer", "paused");
     assert_eq!(vm["reason"], "io_error");
-    assert!(vm["detail"].as_str().unwrap().contains("disk data"), "{vm}");
+    assert!(
+        vm["detail"].as_str().unwrap().contains("disk writer-data"),
+        "{vm}"
+    );
     let told = only(&daemon, "guest_stands");
     assert_eq!(
         (&told["resource_id"], &told["action"]),
         (&json!("writer"), &json!("reported"))
     );
-    assert!(told["details"].to_string().contains("disk data"), "{told}");
+    assert!(
+        told["details"].to_string().contains("disk writer-data"),
+        "{told}"
+    );
     assert_eq!(daemon.vm("other")["state"], "running");
     let before = daemon.counter("other");
     wait_for("the other guest to count on", PATIENCE, || {
@@ -104,14 +138,14 @@ fn a_guest_on_a_full_storage_stands_still_and_goes_on_when_there_is_space() {
     assert!(events.contains("disk.failed"), "{events}");
     let told = story(&daemon, "writer");
     assert!(
-        told.starts_with("paused ← disk data: no space is left on the storage"),
+        told.starts_with("paused ← disk writer-data: no space is left on the storage"),
         "{told}"
     );
     let metrics = daemon.call("GET", "/metrics", &Value::Null);
-    let told = "vman_vm_disk_errors_total{vm=\"writer\",disk=\"data\",reason=\"no_space\"}";
+    let told = "vman_vm_disk_errors_total{vm=\"writer\",disk=\"writer-data\",reason=\"no_space\"}";
     assert!(String::from_utf8_lossy(&metrics.body).contains(told));
 
-    fs::remove_file(&ballast).unwrap();
+    full.free();
     daemon.wait_state("writer", "running");
     assert_eq!(daemon.pid_of("writer"), pid, "the same QEMU goes on");
     daemon.wait_console("writer", "\ndone");

@@ -8,8 +8,8 @@
 //! file it is about, and the how manyeth such call of one thread. Calls on
 //! sockets are not among them: `tests/qemu` and the fake QEMU break those.
 
-use super::{Case, FIRST_KEY, Known, aftermath};
 use crate::{
+    case::{Case, FIRST_KEY, Known},
     operations::{OPERATIONS, Operation, START_AGAIN, summary},
     support::{
         can_run,
@@ -61,6 +61,11 @@ const KINDS: [Kind; 5] = [
 const TRIES: usize = 3;
 /// Files that belong to no operation.
 const NOT_OURS: [&str; 2] = ["/proc/", "@/daemon.log"];
+
+/// Whatever the daemon does after its answer, it has begun by now.
+fn aftermath() {
+    std::thread::park_timeout(Duration::from_millis(150));
+}
 
 /// One call that is to fail.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -8,7 +8,7 @@ use crate::support::{
     wait_for,
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, fmt, io};
 
 /// One operation.
 pub(crate) struct Operation {
@@ -170,6 +170,12 @@ pub(crate) const START_AGAIN: Operation = post(
     "/vms/a/actions/start?wait_s=60",
     "",
 );
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
 
 impl Operation {
     /// Asks for it, under a key; an error where no answer came.

@@ -8,6 +8,7 @@ use super::{
 };
 use serde_json::{Value, json};
 use std::{
+    fmt::Write as _,
     fs::{self, File},
     os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
@@ -409,6 +410,11 @@ impl Daemon {
         self.post("/templates", &template).expect(201);
     }
 
+    /// Where a VM's QEMU keeps a monitor for people.
+    pub fn monitor(&self, vm: &str) -> PathBuf {
+        self.folder.path().join(format!("run/vms/{vm}/rescue.sock"))
+    }
+
     pub fn qemus(&self) -> Vec<Qemu> {
         host::qemus(self.folder.path())
     }
@@ -428,7 +434,29 @@ impl Drop for Daemon {
             host::signal(qemu.pid, rustix::process::Signal::KILL);
         }
         if std::thread::panicking() {
-            eprintln!("--- the daemon's log\n{}", self.log());
+            self.tell();
         }
+    }
+}
+
+impl Daemon {
+    /// What is known of it, for whoever looks into a test that has failed. Several may be told at
+    /// once, so each is told in one piece, under the name of its test.
+    fn tell(&self) {
+        let test = std::thread::current();
+        let test = test.name().unwrap_or("a test");
+        let mut told = format!("--- the daemon's log of {test}\n{}", self.log());
+        let vms = fs::read_dir(self.storage().join("vms"));
+        for vm in vms.into_iter().flatten().flatten() {
+            let console = fs::read(vm.path().join("console.log")).unwrap_or_default();
+            let name = vm.file_name();
+            let said = String::from_utf8_lossy(&console);
+            let _ = write!(
+                told,
+                "--- what VM {} of {test} said\n{said}",
+                name.display()
+            );
+        }
+        eprintln!("{told}");
     }
 }

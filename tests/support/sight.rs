@@ -2,7 +2,9 @@
 
 use super::{
     daemon::{Daemon, PATIENCE},
-    host, wait_for,
+    host,
+    qmp::Monitor,
+    wait_for,
 };
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, fs, path::Path};
@@ -103,13 +105,29 @@ fn image_faults(daemon: &Daemon, images: &[Value]) -> Vec<String> {
         .collect()
 }
 
+/// VMs whose CPUs stand still though they are told running, or the reverse, as
+/// their QEMUs tell it.
+fn run_state_faults(daemon: &Daemon, vms: &[Value]) -> Vec<String> {
+    let fault = |vm: &Value| {
+        let (id, state) = (text(&vm["id"]), text(&vm["state"]));
+        if !matches!(state.as_str(), "running" | "paused") {
+            return None;
+        }
+        let monitor = Monitor::try_open(&daemon.monitor(&id));
+        let status = monitor.and_then(|mut qemu| qemu.try_run("query-status", &json!({})));
+        match status {
+            Ok(status) if status["running"] == (state == "running") => None,
+            status => Some(format!("VM {id} is told {state}, its QEMU: {status:?}")),
+        }
+    };
+    vms.iter().filter_map(fault).collect()
+}
+
 /// Everything there is, now.
 pub fn seen(daemon: &Daemon) -> Seen {
     let disks = list(daemon, "/disks");
-    let vms: Vec<_> = list(daemon, "/vms")
-        .iter()
-        .map(|row| vm(row, &disks))
-        .collect();
+    let rows = list(daemon, "/vms");
+    let vms: Vec<_> = rows.iter().map(|row| vm(row, &disks)).collect();
     let folder = daemon.storage().join("disks");
     let processes = daemon.qemus().into_iter().map(|qemu| ProcessSeen {
         uuid: qemu.uuid,
@@ -143,7 +161,12 @@ pub fn seen(daemon: &Daemon) -> Seen {
             .map(|lease| (text(&lease["ip"]), text(&lease["vm_id"])))
             .collect(),
         leftovers: leftovers(daemon, &vms),
-        violations: [store_faults(daemon), image_faults(daemon, &images)].concat(),
+        violations: [
+            store_faults(daemon),
+            image_faults(daemon, &images),
+            run_state_faults(daemon, &rows),
+        ]
+        .concat(),
         networks: None,
         vms,
     }
