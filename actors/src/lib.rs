@@ -4,6 +4,7 @@
 //! Look next: [`root`] for the tree, [`vm`] for the life of a VM, [`store`] for
 //! what is durable, [`ports`] for what is outside.
 
+mod aside;
 pub mod disks;
 pub mod failpoint;
 #[cfg(any(test, feature = "fakes"))]

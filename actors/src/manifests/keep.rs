@@ -6,6 +6,7 @@
 
 use super::codec;
 use crate::{
+    aside::Aside,
     ports::{FileError, FoundManifest, ManifestChange, ManifestFiles, ManifestName},
     store::{Inventory, Versioned},
 };
@@ -18,24 +19,37 @@ use vman_model::{
 
 pub(super) struct Keeper {
     files: Arc<dyn ManifestFiles>,
+    aside: Aside,
     /// What the files tell; none before the first pass.
     kept: Option<Arc<Inventory>>,
 }
 
 impl Keeper {
-    pub(super) fn new(files: Arc<dyn ManifestFiles>) -> Self {
-        Self { files, kept: None }
+    pub(super) fn new(files: Arc<dyn ManifestFiles>, aside: Aside) -> Self {
+        Self {
+            files,
+            aside,
+            kept: None,
+        }
     }
 
     pub(super) async fn pass(&mut self, now: Arc<Inventory>) -> Result<(), FileError> {
-        let changes = match &self.kept {
-            Some(before) => between(before, &now),
-            None => against_files(&now, self.files.list().await?),
+        // Aside: what a thousand VMs that start have changed takes milliseconds to write down, and
+        // to let go of what was before takes another.
+        let (before, inventory) = (self.kept.clone(), now.clone());
+        let changes = if let Some(before) = before {
+            let telling = move || between(&before, &inventory);
+            self.aside.run(telling).await
+        } else {
+            let files = self.files.list().await?;
+            let telling = move || against_files(&inventory, files);
+            self.aside.run(telling).await
         };
         if !changes.is_empty() {
             self.files.change(changes).await?;
         }
-        self.kept = Some(now);
+        let before = self.kept.replace(now);
+        self.aside.run(move || drop(before)).await;
         Ok(())
     }
 }

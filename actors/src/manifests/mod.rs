@@ -133,7 +133,7 @@ impl Drop for Lost {
 
 /// Passes for ever: one after each change of the store, with a pause between.
 async fn write(arguments: ManifestArguments) {
-    let mut keeper = Keeper::new(arguments.files);
+    let mut keeper = Keeper::new(arguments.files, arguments.store.aside());
     let mut changes = arguments.store.watch();
     loop {
         changes.mark_unchanged();

@@ -2,6 +2,7 @@
 
 use super::{codec, keep::Keeper};
 use crate::{
+    aside::Aside,
     fakes::{FakeHost, MemoryManifests},
     ports::{ManifestFiles, ManifestName},
     store::Inventory,
@@ -99,7 +100,7 @@ struct Kit {
 impl Kit {
     fn new() -> Self {
         let host = FakeHost::new();
-        let keeper = Keeper::new(host.ports().manifests);
+        let keeper = Keeper::new(host.ports().manifests, Aside::InStep);
         Self {
             host,
             keeper,
@@ -114,7 +115,7 @@ impl Kit {
     /// The daemon starts again: what the files tell is not known any more.
     fn restart(&mut self) {
         let files: Arc<dyn ManifestFiles> = self.host.ports().manifests;
-        self.keeper = Keeper::new(files);
+        self.keeper = Keeper::new(files, Aside::InStep);
     }
 
     async fn write(&mut self, write: Write) {
@@ -174,7 +175,7 @@ async fn after_a_restart_files_that_differ_are_written_and_those_of_no_record_pu
     manifests.plant(name("nobody"), rows[&name("same")].clone());
     let inventory = kit.inventory.clone();
     kit = Kit {
-        keeper: Keeper::new(files.ports().manifests),
+        keeper: Keeper::new(files.ports().manifests, Aside::InStep),
         host: files,
         inventory,
     };

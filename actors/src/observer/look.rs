@@ -47,7 +47,9 @@ pub(super) async fn look(arguments: &ObserverArguments) -> Looked {
         grace_ms: u64::try_from(arguments.drift.grace.as_millis()).unwrap_or(u64::MAX),
         operation_ms: OPERATION_MS,
     };
-    let mut drifts = plan(&recorded(&inventory), &seen, patience);
+    let records = inventory.clone();
+    let comparing = move || plan(&recorded(&records), &seen, patience);
+    let mut drifts = arguments.store.aside().run(comparing).await;
     drifts.extend(failures.into_iter().map(|(what, error)| {
         let class = DriftClass::CheckFailed;
         Drift::reported(class, what, Subject::Daemon, error)

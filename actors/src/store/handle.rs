@@ -6,6 +6,7 @@ use super::{
     inventory::{Committed, Inventory, event_key},
 };
 use crate::{
+    aside::Aside,
     meters::TreeMeters,
     ports::{CommitError, LoadError, Storage, Table},
     slot::Slot,
@@ -167,6 +168,15 @@ impl StoreHandle {
         EventLog {
             slot: self.slot.clone(),
             storage: self.storage.clone(),
+        }
+    }
+
+    /// Where work of milliseconds on the inventory is done.
+    pub(crate) fn aside(&self) -> Aside {
+        if self.storage.blocks() {
+            Aside::Thread
+        } else {
+            Aside::InStep
         }
     }
 

@@ -195,10 +195,12 @@ impl Job {
     /// The VM's disks, the root disk first.
     fn disk_records(&self) -> Vec<DiskRecord> {
         let inventory = self.deps.store.inventory();
-        let mine = inventory
-            .disks
-            .values()
-            .filter(|d| d.value.vm_id.as_ref() == Some(&self.record.id));
+        // Those that the record names: to look through all disks makes a start dearer with each VM
+        // there is.
+        let named = self.record.disk_ids();
+        let mine = named
+            .filter_map(|id| inventory.disks.get(id))
+            .filter(|disk| disk.value.vm_id.as_ref() == Some(&self.record.id));
         let mut mine: Vec<_> = mine.map(|disk| disk.value.clone()).collect();
         mine.sort_by_key(|disk| (!disk.root, disk.id.clone()));
         mine

@@ -3,7 +3,7 @@
 //! Must not: dispatch anything that is not durable.
 
 use super::{VmState, VmSupervisorMsg, msg::VmMsg};
-use crate::{mailbox::ActorRef, store::StoreError};
+use crate::{mailbox::ActorRef, ports::BoxFuture, store::StoreError};
 use ractor::ActorProcessingErr;
 use vman_model::{
     Change, Guard, OperationRecord, Promise, Revision, Write,
@@ -29,7 +29,19 @@ impl VmState {
         self.turn_with(myself, input, Vec::new(), Vec::new()).await
     }
 
-    pub(super) async fn turn_with(
+    /// The same with more in its change. In a box, which is gone when it is done: room for all that a
+    /// turn holds would otherwise be part of each actor that rests.
+    pub(super) fn turn_with<'a>(
+        &'a mut self,
+        myself: &'a ActorRef<VmMsg>,
+        input: Input,
+        guards: Vec<Guard>,
+        writes: Vec<Write>,
+    ) -> BoxFuture<'a, Result<Turned, ActorProcessingErr>> {
+        Box::pin(self.decide_persist_dispatch(myself, input, guards, writes))
+    }
+
+    async fn decide_persist_dispatch(
         &mut self,
         myself: &ActorRef<VmMsg>,
         input: Input,

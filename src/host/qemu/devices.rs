@@ -19,8 +19,9 @@ use crate::host::qmp::{Client, Event, QmpError};
 
 /// How long a guest may take to let go of a device. A guest that listens needs 90 ms (7.2, TCG).
 const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
-/// Events kept for those who wait: one a device, and there are fewer than sixteen.
-const EVENTS: usize = 64;
+/// Events kept for those who wait: one a device, and there are fewer than sixteen. Room for each is
+/// held as long as the VM runs; who misses one asks QEMU.
+const EVENTS: usize = 16;
 
 /// What QEMU tells of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -152,7 +152,8 @@ impl Link {
     async fn talk(&mut self) -> Infallible {
         let mut backoff = BACKOFF.0;
         loop {
-            let parting = match self.connect().await {
+            // In a box, which is gone when it is done: this task lives as long as the VM runs.
+            let parting = match Box::pin(self.connect()).await {
                 Ok(mut connected) => {
                     backoff = BACKOFF.0;
                     let parting = self

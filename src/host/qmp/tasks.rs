@@ -3,6 +3,7 @@
 //! Owns: reading and writing the socket, and handing what was read to whom it concerns. Must not:
 //! wait for anybody but the socket. Look next: `client.rs`, which starts them.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
@@ -20,8 +21,8 @@ use super::events::EventQueue;
 use super::pending::{Answer, Pending};
 use super::wire::{Decoder, Greeting, Message};
 
-/// How much is read at once, in bytes.
-const READ_CHUNK: usize = 16 * 1024;
+/// How much is read at once, in bytes: most lines of QMP are shorter.
+const READ_CHUNK: usize = 4 * 1024;
 
 /// What a connection tells about its own health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -132,23 +133,39 @@ pub(super) async fn write(
 }
 
 pub(super) async fn read(
-    mut socket: OwnedReadHalf,
+    socket: OwnedReadHalf,
     shared: Arc<Shared>,
     greeting: oneshot::Sender<Greeting>,
 ) {
     let mut greeting = Some(greeting);
     let mut decoder = Decoder::default();
-    let mut chunk = vec![0; READ_CHUNK];
+    let mut sink = |message| take(&shared, &mut greeting, message);
     let why = loop {
-        match socket.read(&mut chunk).await {
+        // Not `readable()`, which a QEMU that talks without end would never have yield.
+        if let Err(error) = poll_fn(|cx| socket.as_ref().poll_read_ready(cx)).await {
+            break Lost::Io(error.kind());
+        }
+        match read_some(&socket, &mut decoder, &mut sink) {
             Ok(0) => break Lost::Closed,
-            Ok(count) => decoder.feed(&chunk[..count], &mut |message| {
-                take(&shared, &mut greeting, message);
-            }),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => break Lost::Io(error.kind()),
         }
     };
     shared.close(why);
+}
+
+/// Decodes what has come. The buffer is the stack's: one of its own for each VM, idle as most are,
+/// would be a quarter of what a running VM costs.
+fn read_some(
+    socket: &OwnedReadHalf,
+    decoder: &mut Decoder,
+    sink: &mut impl FnMut(Message),
+) -> io::Result<usize> {
+    let mut chunk = [0; READ_CHUNK];
+    let count = socket.try_read(&mut chunk)?;
+    decoder.feed(&chunk[..count], sink);
+    Ok(count)
 }
 
 fn take(shared: &Shared, greeting: &mut Option<oneshot::Sender<Greeting>>, message: Message) {

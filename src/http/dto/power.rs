@@ -3,7 +3,6 @@
 use super::Time;
 use crate::http::{error::ApiError, fields::Fields, state::HttpState};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use utoipa::ToSchema;
 use vman_model::{
     BootId, HostRecord, VmId,
@@ -174,11 +173,8 @@ pub(crate) fn check_start(
         }
     }
     let Some(vm) = vm else { return Ok(()) };
-    let others = inventory.vms.iter();
-    let others: BTreeMap<_, _> = others
-        .map(|(id, row)| (id, &row.value.spec.start))
-        .collect();
-    match circle(vm, &start.depends_on, &others) {
+    let others = |id: &VmId| inventory.vms.get(id).map(|row| &row.value.spec.start);
+    match circle(vm, &start.depends_on, others) {
         None => Ok(()),
         Some(way) => {
             let way = names(&way).join(" waits for ");

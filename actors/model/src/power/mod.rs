@@ -17,7 +17,7 @@ use crate::{
     time::UnixMs,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// The highest priority; 0 is the lowest, and the default.
 pub const MAX_PRIORITY: u32 = 1_000;
@@ -118,11 +118,11 @@ impl HostRecord {
 }
 
 /// The circle that `vm` would close if it waited for `depends_on`: the VMs on it,
-/// beginning with `vm`. `others` says whom each other VM waits for.
+/// beginning with `vm`. `others` says whom another VM waits for; only those on the way are asked.
 pub fn circle<'a>(
     vm: &VmId,
     depends_on: &'a [Dependency],
-    others: &'a BTreeMap<&'a VmId, &'a StartSpec>,
+    others: impl Fn(&VmId) -> Option<&'a StartSpec>,
 ) -> Option<Vec<VmId>> {
     let mut seen = BTreeSet::new();
     let mut way: Vec<(&VmId, &[Dependency])> = vec![(vm, depends_on)];
@@ -137,7 +137,7 @@ pub fn circle<'a>(
             return Some(way.iter().map(|(id, _)| (*id).clone()).collect());
         }
         if seen.insert(&next.vm)
-            && let Some(spec) = others.get(&next.vm)
+            && let Some(spec) = others(&next.vm)
         {
             way.push((&next.vm, &spec.depends_on));
         }

@@ -277,11 +277,12 @@ fn a_circle_is_found_and_told() {
     let a = vm("a", 0, &["b"]);
     let b = vm("b", 0, &["c"]);
     let others = BTreeMap::from([(&a.id, &a.spec.start), (&b.id, &b.spec.start)]);
-    let c = id("c");
-    let closing = circle(&c, &[on("a")], &others);
+    let others = |id: &VmId| others.get(id).copied();
+    let (c, asked) = (id("c"), ["a", "nobody", "c"].map(on));
+    let closing = circle(&c, &asked[..1], others);
     assert_eq!(closing, Some(vec![id("c"), id("a"), id("b")]));
-    assert_eq!(circle(&c, &[on("nobody")], &others), None);
-    assert_eq!(circle(&c, &[on("c")], &others), Some(vec![id("c")]));
+    assert_eq!(circle(&c, &asked[1..2], others), None);
+    assert_eq!(circle(&c, &asked[2..], others), Some(vec![id("c")]));
 }
 
 fn hosts() -> impl Strategy<Value = Vec<VmRecord>> {

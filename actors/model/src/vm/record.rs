@@ -332,6 +332,12 @@ impl VmRecord {
             .map(|held| &held.network)
     }
 
+    /// Its disks, the root disk first.
+    pub fn disk_ids(&self) -> impl Iterator<Item = &DiskId> {
+        let further = self.disks.iter().map(|held| &held.disk);
+        self.root_disk.iter().chain(further)
+    }
+
     /// The MAC addresses of its network cards with their numbers, the first
     /// card's first.
     pub fn macs(&self) -> impl Iterator<Item = (u8, [u8; 6])> {

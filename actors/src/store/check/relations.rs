@@ -19,7 +19,7 @@ use std::{
     fmt::Display,
     sync::Arc,
 };
-use vman_model::{DiskFile, DiskId, ImageName, OperationId, vm::VmRecord};
+use vman_model::{DiskFile, ImageName, OperationId, vm::VmRecord};
 
 /// Every rule that is broken.
 pub(super) fn broken(inventory: &Inventory) -> Vec<Fault> {
@@ -75,13 +75,6 @@ fn one(inventory: &Inventory, faults: &mut Faults) {
     );
 }
 
-/// The disks that a VM's record names, its root disk too.
-fn disks_of(vm: &VmRecord) -> impl Iterator<Item = &DiskId> {
-    vm.root_disk
-        .iter()
-        .chain(vm.disks.iter().map(|held| &held.disk))
-}
-
 fn belongs(inventory: &Inventory, faults: &mut Faults) {
     for disk in inventory.disks.values().map(|row| &row.value) {
         let Some(vm) = &disk.vm_id else { continue };
@@ -91,7 +84,7 @@ fn belongs(inventory: &Inventory, faults: &mut Faults) {
                 &disk.id,
                 format!("it belongs to VM {vm}, which is not there"),
             ),
-            Some(row) if !disks_of(&row.value).any(|id| *id == disk.id) => {
+            Some(row) if !row.value.disk_ids().any(|id| *id == disk.id) => {
                 let told = format!("it belongs to VM {vm}, whose record does not have it");
                 faults.tell("disks", &disk.id, told);
             }
@@ -121,7 +114,7 @@ fn belongs(inventory: &Inventory, faults: &mut Faults) {
 
 fn held(inventory: &Inventory, faults: &mut Faults) {
     for vm in vms(inventory) {
-        for disk in disks_of(vm) {
+        for disk in vm.disk_ids() {
             let wrong = match inventory.disks.get(disk).map(|row| &row.value) {
                 None => format!("its disk {disk} is not there"),
                 Some(record) if record.vm_id.as_ref() != Some(&vm.id) => {
