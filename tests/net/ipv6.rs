@@ -2,14 +2,18 @@
 
 use crate::{
     console::Shell,
-    support::{daemon::Daemon, skip, wait_for},
+    support::{
+        daemon::{Daemon, PATIENCE},
+        skip, wait_for,
+    },
     tools::{Offer, build},
     world::{SOON, World, address_of, can_make_networks, guests, run, wait_healed, within},
 };
 use serde_json::{Value, json};
 use std::{
-    net::{Ipv6Addr, TcpListener},
-    time::SystemTime,
+    io::Read,
+    net::{Ipv6Addr, TcpListener, TcpStream},
+    time::{Duration, SystemTime},
 };
 
 /// The hosts of the network between the namespaces.
@@ -50,6 +54,18 @@ fn take_address(daemon: &Daemon, shell: &mut Shell, vm: &str) -> String {
     assert!(got.contains(&format!("dns {dns}")), "{got}");
     shell.ok(&format!("ip -6 addr add {told}/128 dev eth0"));
     told
+}
+
+/// What is told to who connects to this port of the host.
+fn told_at(from: &str, port: u16) -> Option<String> {
+    within(from, || {
+        let to = format!("[{HOST}]:{port}").parse().unwrap();
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        let mut told = String::new();
+        stream.read_to_string(&mut told).ok()?;
+        (!told.is_empty()).then_some(told)
+    })
 }
 
 #[test]
@@ -125,6 +141,20 @@ fn two_guests_get_the_ipv6_addresses_that_the_api_tells_and_reach_each_other_and
         assert_ne!(a.run(&format!("nc -w 2 {to} 7777 </dev/null")).0, 0, "{to}");
     }
     drop(listener);
+
+    // But for who comes through a port that leads in, from beyond or from this host.
+    let forward = json!({"vm_id": "a", "host_port": 8080, "guest_port": 9});
+    daemon.post("/network/forwards", &forward).expect(201);
+    a.ok("echo 'echo hello from the guest' >/tmp/say; chmod +x /tmp/say");
+    a.ok("(nc -ll -p 9 -e sh /tmp/say >/dev/null 2>&1 &)");
+    for from in [&world.beyond, &world.host] {
+        let line = wait_for("the port to lead in", PATIENCE, || told_at(from, 8080));
+        assert_eq!(line.trim(), "hello from the guest");
+    }
+    daemon.delete("/network/forwards/tcp-8080").expect(204);
+    wait_for("the port to lead nowhere", SOON, || {
+        told_at(&world.beyond, 8080).is_none().then_some(())
+    });
 
     // All of it lasts and heals, and is asked for and given again.
     daemon.kill();

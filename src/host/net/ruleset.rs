@@ -244,9 +244,35 @@ fn nat(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
             forwards,
             "    {protocol} dport {port} dnat ip to {address}:{guest_port}"
         );
+        if let Some(prefix) = around.prefix6 {
+            let address = prefix.guest(address);
+            let _ = writeln!(
+                forwards,
+                "    {protocol} dport {port} dnat ip6 to [{address}]:{guest_port}"
+            );
+        }
     }
     // What this host itself sends to one of its addresses meets the output hook only. Loopback
-    // addresses are left alone: the kernel would not route the answers.
+    // addresses are left alone: the kernel would not route the answers. Nor would it route those of
+    // somebody who came to a link-local address.
+    let (mut from_others, mut from_us) = (String::new(), String::new());
+    let by_ipv6 = around
+        .prefix6
+        .map(|_| ("ip6 daddr != fe80::/10", "ip6 daddr != { ::1, fe80::/10 }"));
+    for (of_others, of_us) in [
+        Some(("meta nfproto ipv4", "ip daddr != 127.0.0.0/8")),
+        by_ipv6,
+    ]
+    .into_iter()
+    .flatten()
+    {
+        let local = "fib daddr type local jump forwarded";
+        let _ = writeln!(
+            from_others,
+            "    iifname != \"{bridge}\" {of_others} {local}"
+        );
+        let _ = writeln!(from_us, "    {of_us} {local}");
+    }
     let mut behind_us = String::new();
     if around.nat {
         let theirs = [
@@ -264,12 +290,10 @@ fn nat(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
 {forwards}  }}
   chain prerouting {{
     type nat hook prerouting priority -100; policy accept;
-    iifname != "{bridge}" fib daddr type local jump forwarded
-  }}
+{from_others}  }}
   chain output {{
     type nat hook output priority -100; policy accept;
-    ip daddr != 127.0.0.0/8 fib daddr type local jump forwarded
-  }}
+{from_us}  }}
   chain postrouting {{
     type nat hook postrouting priority 100; policy accept;
 {behind_us}  }}"#

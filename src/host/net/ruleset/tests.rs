@@ -134,6 +134,8 @@ fn with_ipv6_a_guest_is_bound_to_the_addresses_of_its_lease_and_of_its_mac() {
         "oifname \"up0\" icmpv6 type nd-router-advert drop".to_owned(),
         "ip6 saddr fd12:3456:789a::/64 oifname != \"br-x\" masquerade".to_owned(),
         "iifname \"br-x\" ip6 saddr != fd12:3456:789a::/64 drop".to_owned(),
+        "tcp dport 8080 dnat ip to 10.9.0.2:80".to_owned(),
+        "tcp dport 8080 dnat ip6 to [fd12:3456:789a::1:a09:2]:80".to_owned(),
         "oifname @taps ip6 saddr fd12:3456:789a::/64 ip6 saddr != fd12:3456:789a::1 drop"
             .to_owned(),
     ] {
