@@ -54,7 +54,7 @@ fn every_step_of_every_operation_leads_to_its_end_on_real_qemu() {
 }
 
 #[test]
-#[ignore = "takes an hour or more; part of make test-long"]
+#[ignore = "takes an hour or two; part of make test-long"]
 fn every_step_of_every_recovery_leads_to_the_same_end_on_real_qemu() {
     if can_run("every_step_of_every_recovery_leads_to_the_same_end_on_real_qemu") {
         let (which, of) = share();

@@ -155,7 +155,9 @@ fn operations() -> Vec<&'static Operation> {
     let wanted = std::env::var("VMAN_TEST_OPERATION").ok();
     let wanted = |name: &str| wanted.as_deref().is_none_or(|wanted| wanted == name);
     let all = OPERATIONS.iter();
-    all.filter(|operation| wanted(operation.name)).collect()
+    let named: Vec<_> = all.filter(|operation| wanted(operation.name)).collect();
+    assert!(!named.is_empty(), "VMAN_TEST_OPERATION names none");
+    named
 }
 
 /// Goes through the steps of all operations that `first` takes, and through
