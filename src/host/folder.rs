@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+use tokio::runtime::{Handle, RuntimeFlavor};
 use vman_actors::{
     failpoint::{self, Side},
     ports::FileError,
@@ -205,6 +206,18 @@ pub(crate) async fn blocking<T: Send + 'static>(
                 error: error.to_string(),
             })
         })
+}
+
+/// The same for a look at what is nearly always in memory: on the thread that asks, while another takes over its work,
+/// so that nobody has to be woken to look and again to be told.
+pub(crate) async fn looking<T: Send + 'static>(
+    what: &'static str,
+    then: impl FnOnce() -> Result<T, FileError> + Send + 'static,
+) -> Result<T, FileError> {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(then),
+        _ => blocking(what, then).await,
+    }
 }
 
 #[cfg(test)]

@@ -189,16 +189,20 @@ fn after_two_hundred_kills_taps_leases_rules_and_records_agree() {
         return;
     }
     let world = World::new();
-    let mut daemon = world.daemon(&[("VMAN_LOG_LEVEL", "info")]);
+    let mut daemon = world.daemon(&[("VMAN_LOG_LEVEL", "info"), ("VMAN_IPV6", "1")]);
     let names = ["a", "b", "c", "d"];
     daemon.tiny_vms(&names);
     let addresses = |daemon: &Daemon| -> Vec<Value> {
         let leases = daemon.get("/network/leases");
         let all = leases.as_array().unwrap().iter();
-        all.map(|lease| json!([lease["ip"], lease["vm_id"], lease["mac"]]))
+        all.map(|lease| json!([lease["ip"], lease["ip6"], lease["vm_id"], lease["mac"]]))
             .collect()
     };
     let before = addresses(&daemon);
+    // A kernel without IPv6 has one address for each of them.
+    let ipv6 = daemon.get("/network/config")["ipv6"] == true;
+    let has_both = |lease: &Value| lease[1].is_string() == ipv6;
+    assert!(before.iter().all(has_both), "{before:?}");
     for round in 0..ROUNDS {
         // Each round asks for something else, and the kill comes at another moment of it.
         for (at, name) in names.iter().enumerate() {
@@ -233,13 +237,17 @@ fn after_two_hundred_kills_taps_leases_rules_and_records_agree() {
     });
     assert_eq!(daemon.qemus().len(), running);
     assert_eq!(addresses(&daemon), before, "held by the same as ever");
-    let rules = world.in_host("nft -j list set bridge vman-br-t addresses");
-    let rules: Value = serde_json::from_str(&rules).unwrap();
-    let sets = rules["nftables"].as_array().unwrap().iter();
-    let elements = sets
-        .filter_map(|object| object["set"]["elem"].as_array())
-        .flatten();
-    assert_eq!(elements.count(), names.len());
+    // By IPv6 each has its link-local address too.
+    let sets = [("addresses", 1), ("addresses6", 2)];
+    for (set, each) in sets.into_iter().take(if ipv6 { 2 } else { 1 }) {
+        let rules = world.in_host(&format!("nft -j list set bridge vman-br-t {set}"));
+        let rules: Value = serde_json::from_str(&rules).unwrap();
+        let sets = rules["nftables"].as_array().unwrap().iter();
+        let elements = sets
+            .filter_map(|object| object["set"]["elem"].as_array())
+            .flatten();
+        assert_eq!(elements.count(), each * names.len(), "{set}");
+    }
     // One dnsmasq, whatever has died.
     let pids = run(&format!("ip netns pids {}", world.host));
     let dnsmasqs = pids.split_whitespace().filter(|pid| {

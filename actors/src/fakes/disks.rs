@@ -4,13 +4,36 @@
 //! (`files.rs`). Look next: `hypervisor.rs`, which is told to plug them.
 
 use super::world::{Things, World, violate};
-use crate::ports::{DiskError, DiskPlan};
-use std::path::Path;
+use crate::ports::{DiskAction, DiskError, DiskPlan};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::sync::Mutex as Turn;
 use vman_model::{DiskId, vm::SeenDisk};
 
 /// The disk of a file.
 pub(super) fn of_path(path: &Path) -> Option<DiskId> {
     DiskId::parse(path.file_stem()?.to_str()?).ok()
+}
+
+/// The turns on one machine's disks: work on a disk is done one after the other.
+#[derive(Default)]
+pub(super) struct DiskTurns(Mutex<BTreeMap<DiskId, Arc<Turn<()>>>>);
+
+impl DiskTurns {
+    pub(super) fn of(&self, action: &DiskAction) -> Arc<Turn<()>> {
+        let disk = match action {
+            DiskAction::Open(plan) | DiskAction::Plug { plan, .. } => of_path(&plan.path),
+            DiskAction::Unplug(disk) | DiskAction::Resize(disk, _) | DiskAction::Limit(disk, _) => {
+                Some(disk.clone())
+            }
+        };
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = disk.map(|disk| turns.entry(disk).or_default().clone());
+        turn.unwrap_or_default()
+    }
 }
 
 /// A disk that a guest sees.
@@ -43,10 +66,7 @@ impl World {
         let held = things.qemus.get_mut(&pid).map(|qemu| &mut qemu.disks);
         match held.and_then(|disks| disks.iter_mut().find(|held| held.disk == disk)) {
             Some(held) => held.device = true,
-            None => violate(
-                things,
-                format!("disk {disk} was plugged in without its file"),
-            ),
+            None => return Err(DiskError::Refused("its file is not open".to_owned())),
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! QEMUs as tasks.
 
 use super::{
+    disks::DiskTurns,
     script::{Act, Launch, Powerdown, Script},
     world::{World, spend_one},
 };
@@ -329,6 +330,7 @@ struct FakeMachine {
     client: u64,
     vm: VmId,
     identity: ProcessIdentity,
+    turns: DiskTurns,
 }
 
 impl FakeMachine {
@@ -350,6 +352,7 @@ impl FakeMachine {
             client,
             vm: vm.clone(),
             identity: identity.unwrap_or_else(gone),
+            turns: DiskTurns::default(),
         }
     }
 
@@ -427,8 +430,9 @@ impl Machine for FakeMachine {
 
     fn disk(&self, action: DiskAction) -> BoxFuture<'static, Result<(), DiskError>> {
         let (world, daemon, vm) = (self.world.clone(), self.daemon, self.vm.clone());
-        let pid = self.pid;
+        let (pid, turn) = (self.pid, self.turns.of(&action));
         Box::pin(async move {
+            let _turn = turn.lock().await;
             let script = world.script(&vm);
             world.pause(daemon, script.disk_takes).await;
             if world

@@ -73,13 +73,13 @@ pub fn node_name(disk: &DiskId) -> String {
 /// already is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskAction {
-    /// Open its file; the guest sees nothing of that.
+    /// Open its file; the guest sees nothing of that. It may be plugged in as soon as this has begun.
     Open(DiskPlan),
     /// Plug it in: the file is opened unless that was done, then the device is added.
     Plug {
         /// The disk.
         plan: DiskPlan,
-        /// Whether its file was opened.
+        /// Whether its file was opened, or is being opened.
         opened: bool,
     },
     /// Take it out: the guest is asked to let go and waited for, then the file is

@@ -236,13 +236,15 @@ async fn plug(
     slot: u8,
     opening: Option<Opening>,
 ) -> Result<(), DiskError> {
-    let opened = match opening {
-        Some(opening) => opening.opened().await,
-        None => None,
-    };
-    if let Some(opened) = opened {
-        let plan = opened.plan.clone();
-        return begin(machine, DiskAction::Plug { plan, opened: true }).await;
+    if let Some(mut opening) = opening
+        && let Some(plan) = opening.begun().await
+    {
+        let plugged = begin(machine.clone(), DiskAction::Plug { plan, opened: true });
+        let (_opened, plugged) = tokio::join!(opening.opened(), plugged);
+        // Refused may have been either: in the ordinary way it is said why.
+        if !matches!(plugged, Err(DiskError::Refused(_))) {
+            return plugged;
+        }
     }
     let gone = || DiskError::Refused(format!("disk {disk} is gone"));
     let row = row(deps, disk).ok_or_else(gone)?;

@@ -11,26 +11,29 @@ use crate::{
     ports::{DiskAction, DiskError, DiskPlan, Machine},
 };
 use std::sync::{Arc, Weak};
-use tokio::task::JoinHandle;
+use tokio::{sync::oneshot, task::JoinHandle};
 use vman_model::{DiskFile, DiskId, DiskRecord, VmId, vm::Effect};
 
 /// A file that is being opened.
 pub(super) struct Opening {
     disk: DiskId,
     machine: Weak<dyn Machine>,
+    /// Told when QEMU has been asked to.
+    begun: oneshot::Receiver<DiskPlan>,
     opened: JoinHandle<Result<Opened, DiskError>>,
 }
 
-/// A file that QEMU has open.
-pub(super) struct Opened {
-    pub(super) plan: DiskPlan,
-    /// While QEMU has it open for no record, nobody else may come upon its lock.
-    _turn: FileTurn,
-}
+/// A file that QEMU has open. While it has it open for no record, nobody else may come upon its lock.
+pub(super) struct Opened(#[expect(dead_code, reason = "it is held")] FileTurn);
 
 impl Opening {
     pub(super) fn is_of(&self, disk: &DiskId) -> bool {
         self.disk == *disk
+    }
+
+    /// What QEMU was asked to open, if it came to that; it may have the device added at once.
+    pub(super) async fn begun(&mut self) -> Option<DiskPlan> {
+        (&mut self.begun).await.ok()
     }
 
     /// What was opened, if all went well; if not it is tried again in the ordinary way, which says why not.
@@ -75,10 +78,12 @@ impl VmState {
         };
         let (deps, vm, of) = (self.deps.clone(), self.id.clone(), disk.clone());
         let (machine, weak) = (machine.clone(), Arc::downgrade(machine));
+        let (begins, begun) = oneshot::channel();
         self.opening = Some(Opening {
             disk,
             machine: weak,
-            opened: tokio::spawn(async move { open(&deps, &vm, &of, slot, machine).await }),
+            begun,
+            opened: tokio::spawn(async move { open(&deps, &vm, &of, slot, machine, begins).await }),
         });
     }
 
@@ -96,6 +101,7 @@ async fn open(
     disk: &DiskId,
     slot: u8,
     machine: Arc<dyn Machine>,
+    begins: oneshot::Sender<DiskPlan>,
 ) -> Result<Opened, DiskError> {
     let changed = || DiskError::Refused("it is not free".to_owned());
     let row = disks::row(deps, disk).filter(|row| may_open(row, vm));
@@ -104,11 +110,10 @@ async fn open(
     // It may have become somebody else's until the turn was ours; from now on they wait.
     let row = disks::row(deps, disk).filter(|row| may_open(row, vm));
     let plan = disks::planned(held.path, &row.ok_or_else(changed)?, slot);
-    machine.disk(DiskAction::Open(plan.clone())).await?;
-    Ok(Opened {
-        plan,
-        _turn: held.turn,
-    })
+    let opening = machine.disk(DiskAction::Open(plan.clone()));
+    let (opened, _) = tokio::join!(biased; opening, async { begins.send(plan) });
+    opened?;
+    Ok(Opened(held.turn))
 }
 
 /// What somebody has is somebody's to look after; and a file that was never made is made only once

@@ -48,17 +48,14 @@ impl Bench {
         self.folder.path().join("log")
     }
 
-    /// A program that begins when it is in a group with these limits.
+    /// A program that begins when it is in a group with these limits, and was seen there.
     fn start(&self, limits: &Limits, words: &[&str]) -> Process {
         let (name, note) = (name(), self.note());
         self.cgroups
             .make(&name, limits, &self.measures, &note)
             .unwrap();
-        let last = noted(&note).unwrap().pop().unwrap();
-        let wait = format!(
-            "until grep -qx $$ {}/cgroup.procs; do :; done; exec \"$@\"",
-            last.display()
-        );
+        let seen = self.folder.path().join(&name);
+        let wait = format!("until [ -e {} ]; do :; done; exec \"$@\"", seen.display());
         let shell = ["-c", &wait, "sh"];
         let words = shell.iter().chain(words);
         let process = Process::spawn(Spawn {
@@ -76,6 +73,7 @@ impl Bench {
             .take_in(pid, &name, limits, &self.measures, &note)
             .unwrap();
         assert!(is_within(pid, &note).unwrap());
+        fs::write(seen, "").unwrap();
         process
     }
 

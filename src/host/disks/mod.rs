@@ -7,7 +7,7 @@ mod tool;
 
 use super::{
     dirs::StorageDirs,
-    folder::{Folder, Unfinished, blocking, file_error},
+    folder::{Folder, Unfinished, blocking, file_error, looking},
     inspect::{InspectError, virtual_size},
     jail::ToolJail,
 };
@@ -58,7 +58,7 @@ impl HostDisks {
         let checked = self.clone();
         let (wanted, file) = (disk.clone(), name.clone());
         let told = what.clone();
-        let there = blocking("looking for a disk", move || {
+        let there = looking("looking for a disk", move || {
             let size = checked
                 .size_of(&file, wanted.format)
                 .map_err(|error| file_error(&told, &error))?;

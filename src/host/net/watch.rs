@@ -85,3 +85,53 @@ async fn heard(socket: &AsyncFd<OwnedFd>) -> io::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    use std::{process::Command, time::Duration};
+
+    /// What is done to a host's network, and what is to be told of it.
+    const CHANGES: [(&str, Notice); 6] = [
+        ("ip link add br-x type bridge", Notice::Links),
+        ("ip addr add 10.9.0.1/24 dev lo", Notice::Links),
+        ("ip addr add fd00::1/64 dev lo", Notice::Links),
+        ("ip -6 addr flush dev lo", Notice::Links),
+        ("tc qdisc add dev lo root pfifo", Notice::Links),
+        ("nft add table inet x", Notice::Rules),
+    ];
+
+    /// A network of this thread's own. Whether it may have one.
+    #[allow(unsafe_code)]
+    fn alone() -> bool {
+        // SAFETY: no descriptor is shared or given up by a network of one's own.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.is_ok()
+    }
+
+    fn run(command: &str) {
+        let output = Command::new("sh").args(["-c", command]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}: {said}");
+    }
+
+    #[tokio::test]
+    async fn each_kind_of_change_is_told_by_itself() {
+        if !alone() {
+            return crate::host::testing::skip("a network of its own cannot be made here");
+        }
+        run("ip link set lo up");
+        let (to, mut told) = mpsc::channel(16);
+        watch(&to).unwrap();
+        for (change, wanted) in CHANGES {
+            run(change);
+            let soon = tokio::time::timeout(Duration::from_secs(10), told.recv());
+            let notice = soon.await.unwrap_or_else(|_| panic!("{change}: not told"));
+            assert_eq!(notice, Some(wanted), "{change}");
+            // One change may make several notices: the next one's must be its own.
+            while let Ok(Some(_)) =
+                tokio::time::timeout(Duration::from_millis(100), told.recv()).await
+            {}
+        }
+    }
+}

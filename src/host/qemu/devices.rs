@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{Mutex as Turn, broadcast, mpsc, watch};
+use tokio::sync::{Mutex as Turn, OwnedMutexGuard, broadcast, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 use vman_actors::ports::{BoxFuture, DiskError};
 
@@ -44,6 +44,9 @@ impl DeviceEvent {
 }
 
 type Turns = Arc<Mutex<HashMap<String, Weak<Turn<()>>>>>;
+
+/// A turn on a device: the next piece of work on it begins when this is dropped.
+pub(super) type DeviceTurn = OwnedMutexGuard<()>;
 
 /// The work on one machine's devices.
 #[derive(Clone)]
@@ -92,6 +95,18 @@ impl Devices {
         device: String,
         work: impl FnOnce(Monitor) -> W + Send + 'static,
     ) -> BoxFuture<'static, Result<(), DiskError>> {
+        self.begin_in_turn(device, |monitor, turn| async move {
+            let _turn = turn;
+            work(monitor).await
+        })
+    }
+
+    /// The same for work that gives the next its turn before it has ended.
+    pub(super) fn begin_in_turn<W: Future<Output = Result<(), DiskError>> + Send>(
+        &self,
+        device: String,
+        work: impl FnOnce(Monitor, DeviceTurn) -> W + Send + 'static,
+    ) -> BoxFuture<'static, Result<(), DiskError>> {
         let turn = self.turn(device);
         let (mut connection, within) = (self.client.clone(), self.within);
         let client = connection.borrow_and_update().clone();
@@ -106,8 +121,8 @@ impl Devices {
                 heard,
             };
             let done = async {
-                let _turn = turn.lock().await;
-                work(monitor).await
+                let turn = turn.lock_owned().await;
+                work(monitor, turn).await
             };
             tokio::select! {
                 done = done => {

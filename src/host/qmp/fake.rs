@@ -16,7 +16,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": "fake"}, "capabilities": []}}"#;
 
-pub(super) struct FakeQmp {
+pub(in crate::host) struct FakeQmp {
     lines: Lines<BufReader<OwnedReadHalf>>,
     pub(super) socket: OwnedWriteHalf,
 }
@@ -35,7 +35,7 @@ impl FakeQmp {
     }
 
     /// A client that has been greeted by this server.
-    pub(super) async fn connected() -> (Connected, Self) {
+    pub(in crate::host) async fn connected() -> (Connected, Self) {
         let (ours, mut server) = Self::pair();
         let client = tokio::spawn(begin(ours, &[]));
         server.greet().await;
@@ -62,12 +62,12 @@ impl FakeQmp {
         let _ = self.socket.write_all(bytes).await;
     }
 
-    pub(super) async fn answer(&mut self, id: &Value, value: &Value) {
+    pub(in crate::host) async fn answer(&mut self, id: &Value, value: &Value) {
         self.say(&json!({"return": value, "id": id}).to_string())
             .await;
     }
 
-    pub(super) async fn hear(&mut self) -> Value {
+    pub(in crate::host) async fn hear(&mut self) -> Value {
         let line = timeout(PATIENCE, self.lines.next_line())
             .await
             .expect("a line in time");

@@ -18,6 +18,6 @@ pub use tasks::Counters;
 pub use wire::{Event, Greeting};
 
 #[cfg(test)]
-mod fake;
+pub(in crate::host) mod fake;
 #[cfg(test)]
 mod tests;

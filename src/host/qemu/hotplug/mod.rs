@@ -5,8 +5,8 @@
 //!
 //! | work (`work.rs`) | is |
 //! |---|---|
-//! | open | `blockdev-add` |
-//! | plug | `blockdev-add` unless that was done, `device_add` in one go; if the second fails, `blockdev-del` |
+//! | open | `blockdev-add`; the next work on the disk goes on once that is sent |
+//! | plug | `blockdev-add` unless that was sent, `device_add` in one go; if the second fails, `blockdev-del` |
 //! | unplug | `device_del`, `DEVICE_DELETED` awaited, `blockdev-del` |
 //! | resize | `block_resize` |
 //! | limit | `block_set_io_throttle` |
@@ -15,6 +15,8 @@
 //! network cards have in common.
 
 mod seen;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use std::path::PathBuf;
@@ -94,13 +96,13 @@ impl Hotplug {
         };
         let owner = self.owner.clone();
         self.devices
-            .begin(device_name(&disk), |monitor| async move {
+            .begin_in_turn(device_name(&disk), |monitor, turn| async move {
                 let work = Work {
                     owner,
                     monitor,
                     disk,
                 };
-                work.run(action).await
+                work.run(action, turn).await
             })
     }
 }

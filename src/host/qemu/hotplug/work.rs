@@ -15,7 +15,7 @@ use vman_model::{DiskId, DiskLimits};
 use super::Owner;
 use super::seen::disks;
 use crate::host::qemu::cmdline::{CmdlineError, disk_device, disk_node};
-use crate::host::qemu::devices::{Answer, Monitor, unknown};
+use crate::host::qemu::devices::{Answer, DeviceTurn, Monitor, unknown};
 
 /// A node is free a moment after its device is gone: how often, and how long apart, that is tried.
 const CLOSE_TRIES: u32 = 200;
@@ -53,9 +53,10 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) async fn run(&self, action: DiskAction) -> Result<(), DiskError> {
+    /// Does it, and has the turn on the disk until it is done; to open it needs that only until it is sent.
+    pub(super) async fn run(&self, action: DiskAction, turn: DeviceTurn) -> Result<(), DiskError> {
         match action {
-            DiskAction::Open(plan) => self.open(&plan).await,
+            DiskAction::Open(plan) => self.open(&plan, turn).await,
             DiskAction::Plug { plan, opened } => self.plug(&plan, opened).await,
             DiskAction::Unplug(_) => self.unplug().await,
             DiskAction::Resize(_, size_mib) => self.resize(size_mib).await,
@@ -74,10 +75,16 @@ impl Work {
         }))
     }
 
-    async fn open(&self, plan: &DiskPlan) -> Result<(), DiskError> {
+    async fn open(&self, plan: &DiskPlan, turn: DeviceTurn) -> Result<(), DiskError> {
         let node = disk_node(plan).map_err(impossible)?;
         self.owner.hand(plan.path.clone()).await?;
-        let Answer::No(why) = self.monitor.ask("blockdev-add", node).await? else {
+        // QEMU does one command after the other, so a device may be sent behind this.
+        let (answer, ()) = tokio::join!(
+            biased;
+            self.monitor.ask("blockdev-add", node),
+            async move { drop(turn) },
+        );
+        let Answer::No(why) = answer? else {
             return Ok(());
         };
         // Or it was opened before.
@@ -97,7 +104,8 @@ impl Work {
             let node = disk_node(plan).map_err(impossible)?;
             self.owner.hand(plan.path.clone()).await?;
             // Both at once, in this order: a device whose node was refused is refused as well.
-            let (opened, added) = tokio::join!(self.monitor.ask("blockdev-add", node), added);
+            let (opened, added) =
+                tokio::join!(biased; self.monitor.ask("blockdev-add", node), added);
             opened?.refusal().or(added?.refusal())
         };
         if let Some(why) = refusal {
