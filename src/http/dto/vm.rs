@@ -232,7 +232,8 @@ pub(crate) fn vm_json(
     row.memo.get(besides, || {
         let facts = state.handles().network.facts();
         let body = serde_json::to_vec(&VmBody::of(row, inventory, &facts))?;
-        Ok(Bytes::from(body))
+        // Without the room that it grew into: it is kept.
+        Ok(Bytes::from(body.into_boxed_slice()))
     })
 }
 
