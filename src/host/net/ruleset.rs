@@ -60,7 +60,8 @@ pub(super) fn script(around: &Surroundings<'_>, plan: &NetworkPlan) -> String {
     let _ = writeln!(out, "}}\ntable inet {table} {{");
     host(&mut out, around);
     routed(&mut out, around);
-    nat(&mut out, around, plan);
+    forwarded(&mut out, around, plan);
+    masqueraded(&mut out, around);
     out.push_str("}\n");
     out
 }
@@ -233,39 +234,32 @@ fn routed(out: &mut String, around: &Surroundings<'_>) {
     );
 }
 
-fn nat(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
+/// Where a port of the host leads into a guest: by IPv6 too where the guests have it.
+fn forwarded(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
     let bridge = around.bridge;
-    let (network, prefix) = (around.pool.network(), around.pool.prefix());
     let mut forwards = String::new();
     for forward in &plan.forwards {
         let (protocol, port) = (forward.protocol.as_str(), forward.host_port);
-        let (address, guest_port) = (forward.address, forward.guest_port);
+        let (address, to) = (forward.address, forward.guest_port);
         let _ = writeln!(
             forwards,
-            "    {protocol} dport {port} dnat ip to {address}:{guest_port}"
+            "    {protocol} dport {port} dnat ip to {address}:{to}"
         );
-        if let Some(prefix) = around.prefix6 {
-            let address = prefix.guest(address);
+        if let Some(address) = around.prefix6.map(|prefix| prefix.guest(address)) {
             let _ = writeln!(
                 forwards,
-                "    {protocol} dport {port} dnat ip6 to [{address}]:{guest_port}"
+                "    {protocol} dport {port} dnat ip6 to [{address}]:{to}"
             );
         }
     }
     // What this host itself sends to one of its addresses meets the output hook only. Loopback
-    // addresses are left alone: the kernel would not route the answers. Nor would it route those of
+    // addresses are left alone: the kernel would not route the answers. Nor would it route those to
     // somebody who came to a link-local address.
+    let ipv4 = ("meta nfproto ipv4", "ip daddr != 127.0.0.0/8");
+    let ipv6 = ("ip6 daddr != fe80::/10", "ip6 daddr != { ::1, fe80::/10 }");
+    let families = [Some(ipv4), around.prefix6.map(|_| ipv6)];
     let (mut from_others, mut from_us) = (String::new(), String::new());
-    let by_ipv6 = around
-        .prefix6
-        .map(|_| ("ip6 daddr != fe80::/10", "ip6 daddr != { ::1, fe80::/10 }"));
-    for (of_others, of_us) in [
-        Some(("meta nfproto ipv4", "ip daddr != 127.0.0.0/8")),
-        by_ipv6,
-    ]
-    .into_iter()
-    .flatten()
-    {
+    for (of_others, of_us) in families.into_iter().flatten() {
         let local = "fib daddr type local jump forwarded";
         let _ = writeln!(
             from_others,
@@ -273,6 +267,24 @@ fn nat(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
         );
         let _ = writeln!(from_us, "    {of_us} {local}");
     }
+    let _ = writeln!(
+        out,
+        r"
+  chain forwarded {{
+{forwards}  }}
+  chain prerouting {{
+    type nat hook prerouting priority -100; policy accept;
+{from_others}  }}
+  chain output {{
+    type nat hook output priority -100; policy accept;
+{from_us}  }}"
+    );
+}
+
+/// What goes out is from this host, as others see it.
+fn masqueraded(out: &mut String, around: &Surroundings<'_>) {
+    let bridge = around.bridge;
+    let (network, prefix) = (around.pool.network(), around.pool.prefix());
     let mut behind_us = String::new();
     if around.nat {
         let theirs = [
@@ -285,18 +297,9 @@ fn nat(out: &mut String, around: &Surroundings<'_>, plan: &NetworkPlan) {
     }
     let _ = writeln!(
         out,
-        r#"
-  chain forwarded {{
-{forwards}  }}
-  chain prerouting {{
-    type nat hook prerouting priority -100; policy accept;
-{from_others}  }}
-  chain output {{
-    type nat hook output priority -100; policy accept;
-{from_us}  }}
-  chain postrouting {{
+        r"  chain postrouting {{
     type nat hook postrouting priority 100; policy accept;
-{behind_us}  }}"#
+{behind_us}  }}"
     );
 }
 
