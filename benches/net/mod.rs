@@ -56,13 +56,20 @@ fn ip(arguments: &[&str]) -> Option<Output> {
 }
 
 pub(super) fn bridge() {
+    bridge_with("0");
+    println!("with IPv6 too:");
+    bridge_with("1");
+}
+
+fn bridge_with(ipv6: &str) {
     let Some(space) = Namespace::new() else {
         return skip("bench of the bridge", "network namespaces cannot be made");
     };
     let subnet = ("VMAN_SUBNET", "10.99.0.0/16");
     let mode = ("VMAN_NETWORK_MODE", "bridge");
     let quiet = ("VMAN_LOG_LEVEL", "warn");
-    let mut bridged = Daemon::unstarted(&[mode, subnet, quiet]).inside(&space.0);
+    let mut bridged =
+        Daemon::unstarted(&[mode, subnet, quiet, ("VMAN_IPV6", ipv6)]).inside(&space.0);
     bridged.serve();
     let user = Daemon::start_with(&[quiet]);
     starts(&bridged, &user);
