@@ -240,7 +240,7 @@ async fn plug(
         && let Some(plan) = opening.begun().await
     {
         let plugged = begin(machine.clone(), DiskAction::Plug { plan, opened: true });
-        let (_opened, plugged) = tokio::join!(opening.opened(), plugged);
+        let (_turn, plugged) = tokio::join!(opening.opened(), plugged);
         // Refused may have been either: in the ordinary way it is said why.
         if !matches!(plugged, Err(DiskError::Refused(_))) {
             return plugged;

@@ -20,11 +20,9 @@ pub(super) struct Opening {
     machine: Weak<dyn Machine>,
     /// Told when QEMU has been asked to.
     begun: oneshot::Receiver<DiskPlan>,
-    opened: JoinHandle<Result<Opened, DiskError>>,
+    /// The turn on the file: while QEMU has it open for no record, nobody else may come upon its lock.
+    opened: JoinHandle<Result<FileTurn, DiskError>>,
 }
-
-/// A file that QEMU has open. While it has it open for no record, nobody else may come upon its lock.
-pub(super) struct Opened(#[expect(dead_code, reason = "it is held")] FileTurn);
 
 impl Opening {
     pub(super) fn is_of(&self, disk: &DiskId) -> bool {
@@ -37,9 +35,9 @@ impl Opening {
     }
 
     /// What was opened, if all went well; if not it is tried again in the ordinary way, which says why not.
-    pub(super) async fn opened(self) -> Option<Opened> {
+    pub(super) async fn opened(self) -> Option<FileTurn> {
         match self.opened.await {
-            Ok(Ok(opened)) => Some(opened),
+            Ok(Ok(turn)) => Some(turn),
             Ok(Err(error)) => {
                 tracing::debug!(disk_id = %self.disk, %error, "a disk was not opened early");
                 None
@@ -51,7 +49,7 @@ impl Opening {
     /// Closes what was opened for nothing.
     async fn close(self) {
         let (disk, machine) = (self.disk.clone(), self.machine.clone());
-        let Some(_opened) = self.opened().await else {
+        let Some(_turn) = self.opened().await else {
             return;
         };
         let closed = machine
@@ -102,7 +100,7 @@ async fn open(
     slot: u8,
     machine: Arc<dyn Machine>,
     begins: oneshot::Sender<DiskPlan>,
-) -> Result<Opened, DiskError> {
+) -> Result<FileTurn, DiskError> {
     let changed = || DiskError::Refused("it is not free".to_owned());
     let row = disks::row(deps, disk).filter(|row| may_open(row, vm));
     let held = disks::hold(deps, &row.ok_or_else(changed)?).await;
@@ -113,7 +111,7 @@ async fn open(
     let opening = machine.disk(DiskAction::Open(plan.clone()));
     let (opened, _) = tokio::join!(biased; opening, async { begins.send(plan) });
     opened?;
-    Ok(Opened(held.turn))
+    Ok(held.turn)
 }
 
 /// What somebody has is somebody's to look after; and a file that was never made is made only once
