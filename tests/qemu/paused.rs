@@ -96,7 +96,9 @@ fn a_users_pause_outlasts_the_daemon_and_a_want_of_space_behind_its_back() {
     // QEMU tells of the failed disk alone then, not of the pause before it.
     daemon.kill();
     by_hand(&daemon, "held", "cont");
-    let _consoles = both.map(|vm| write_much(&daemon, vm));
+    for vm in both {
+        write_much(&daemon, vm);
+    }
     for vm in both {
         wait_for("the guest to stand for want of space", PATIENCE, || {
             (status(&daemon, vm)["status"] == "io-error").then_some(())
