@@ -4,6 +4,7 @@
 //! Must not: decide anything. Look next: `vman_actors::root` for the tree.
 
 mod figures;
+pub mod front;
 mod listeners;
 mod networks;
 pub mod offline;
@@ -61,6 +62,8 @@ pub struct Outer {
     pub log: LogControl,
     /// Reads the configuration again.
     pub reread: Reread,
+    /// The threads that requests are answered on.
+    pub front: tokio::runtime::Handle,
 }
 
 /// Why the daemon did not start, or ended.
@@ -118,9 +121,13 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
     tracing::debug!(?descriptors, "the limit of descriptors is raised");
     let lock = StorageLock::acquire(&config.storage.path)?;
     let tls = config.http.tls.as_ref().map(tls::acceptor).transpose()?;
-    let listeners = Listeners {
-        tls,
-        ..listeners::bind(&config)?
+    let listeners = {
+        // What is accepted is watched where its listener is.
+        let _front = outer.front.enter();
+        Listeners {
+            tls,
+            ..listeners::bind(&config)?
+        }
     };
     let times = Arc::new(CommandTimes::default());
     let samples = Arc::new(Samples::default());
@@ -164,7 +171,7 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
         log: outer.log.reader(),
         shutdown: shutdown.clone(),
     });
-    let server = tokio::spawn(http::serve(
+    let server = outer.front.spawn(http::serve(
         listeners,
         state,
         shutdown.clone(),
@@ -178,7 +185,7 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
         })
         .await;
     });
-    let watchdog = tokio::spawn(systemd::feed_watchdog(tree.pulse()));
+    let watchdog = tokio::spawn(systemd::feed_watchdog(tree.pulse(), outer.front.clone()));
 
     let again = || reload::reload(&mut config, &outer.reread, &outer.log);
     let ended = until_told(&mut signals, tree.gave_up.clone(), again).await;

@@ -15,6 +15,7 @@ use vman::{
 
 /// The exit code for a wrong configuration, as for wrong usage.
 const WRONG_CONFIGURATION: u8 = 2;
+const NO_THREADS: &str = "a process that may not start threads cannot do anything else either";
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -48,10 +49,12 @@ fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     watch_steps();
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
+    let front = app::front::runtime(threads).expect(NO_THREADS);
     let (overrides, log) = (flags.overrides(&args.global), log.control());
     let outer = app::Outer {
         log,
         reread: Box::new(move || Config::load(&overrides, &environment)),
+        front: front.handle().clone(),
     };
     match runtime(threads).block_on(app::run(config, outer)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -132,7 +135,7 @@ fn runtime(threads: usize) -> tokio::runtime::Runtime {
         .thread_name("vman")
         .enable_all()
         .build()
-        .expect("a process that may not start threads cannot do anything else either")
+        .expect(NO_THREADS)
 }
 
 #[allow(clippy::print_stderr)]

@@ -26,3 +26,4 @@ pub mod qmp;
 pub mod store_redb;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod turns;
