@@ -117,10 +117,12 @@ fn a_guest_on_a_full_storage_stands_still_and_goes_on_when_there_is_space() {
     write_much(&daemon, "writer");
     let vm = daemon.wait_state("writer", "paused");
     assert_eq!(vm["reason"], "io_error");
-    assert!(
-        vm["detail"].as_str().unwrap().contains("disk writer-data"),
-        "{vm}"
-    );
+    // Where a look at its QEMU came first, that is told a moment later.
+    wait_for("the disk to be named", PATIENCE, || {
+        let vm = daemon.vm("writer");
+        let detail = vm["detail"].as_str()?;
+        detail.contains("disk writer-data").then_some(())
+    });
     let told = only(&daemon, "guest_stands");
     assert_eq!(
         (&told["resource_id"], &told["action"]),
@@ -139,7 +141,8 @@ fn a_guest_on_a_full_storage_stands_still_and_goes_on_when_there_is_space() {
     assert!(events.contains("disk.failed"), "{events}");
     let told = story(&daemon, "writer");
     assert!(
-        told.starts_with("paused ← disk writer-data: no space is left on the storage"),
+        told.starts_with("paused ← disk writer-data")
+            && told.contains("no space is left on the storage"),
         "{told}"
     );
     let metrics = daemon.call("GET", "/metrics", &Value::Null);

@@ -83,6 +83,10 @@ fn sets_off(event: &Event) -> bool {
     match what.cause.origin {
         Origin::Request { .. } => true,
         Origin::Process => what.cause.input == "exited" && by_itself(what),
+        // It stands for that, though it was told to stand before.
+        Origin::Qmp if what.kind == EventKind::DiskFailed => {
+            what.to == Some(Phase::Paused) && by_itself(what)
+        }
         // A guest that comes up was started by somebody; one that leaves, or
         // stands still, did so by itself.
         Origin::Qmp => what.from != what.to && what.to != Some(Phase::Running) && by_itself(what),
@@ -262,6 +266,20 @@ mod tests {
             summary(&chain),
             "claiming ← start was asked for (with the host)"
         );
+    }
+
+    #[test]
+    fn a_guest_that_stood_before_its_disk_was_told_stands_for_that_disk() {
+        use Phase::{Paused, Running};
+        let io_error = |event| because(Reason::IoError, event);
+        let full = "disk d cannot be written: no space is left on the storage";
+        let mut failed = io_error(event(Paused, Paused, Origin::Qmp, "disk_failed", full));
+        failed.what.kind = EventKind::DiskFailed;
+        let some = "a disk failed or the storage is full";
+        let stood = event(Running, Paused, Origin::Qmp, "run_state_changed", some);
+        let mut chain = vec![failed, io_error(stood)];
+        chain.extend(started());
+        assert_eq!(summary(&chain), format!("paused ← {full}"));
     }
 
     #[test]

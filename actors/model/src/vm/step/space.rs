@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// A disk failed; that the CPUs were stopped for it is told by the run state.
+/// A disk failed; that the CPUs were stopped for it is told by the run state, before or after.
 pub(super) fn failed(turn: &mut Turn<'_>, disk: DiskId, no_space: bool, detail: &str) {
     if matches!(turn.record.phase, Phase::Running | Phase::Paused) {
         let told = if no_space {
@@ -28,6 +28,9 @@ pub(super) fn failed(turn: &mut Turn<'_>, disk: DiskId, no_space: bool, detail: 
         };
         turn.record.failed_disk = Some(disk);
         turn.record.failed_for_space = no_space;
+        if turn.record.phase == Phase::Paused && turn.record.reason == Reason::IoError {
+            turn.record.detail = io_error_detail(&turn.record);
+        }
         turn.tell_as(EventKind::DiskFailed, told);
     }
 }

@@ -53,6 +53,25 @@ const ENOUGH: Fact = Fact::SpaceSeen {
 };
 
 #[test]
+fn a_guest_that_stood_before_its_disk_was_told_names_it_all_the_same() {
+    let failed = Fact::DiskFailed {
+        disk: disk(1),
+        no_space: true,
+        detail: String::new(),
+    };
+    let stands = Fact::RunStateChanged(RunState::IoError);
+    let stands = tell(&vm_in(Phase::Running), stands).record;
+    assert!(!stands.detail.contains("disk-1"), "{}", stands.detail);
+    assert_eq!(
+        tell(&stands, failed.clone()).record.detail,
+        waiting().detail
+    );
+    // Who stands still for another reason keeps it.
+    let paused = vm_in(Phase::Paused);
+    assert_eq!(tell(&paused, failed).record.detail, paused.detail);
+}
+
+#[test]
 fn a_guest_without_space_says_so_looks_for_it_and_goes_on_when_there_is_enough() {
     let waits = stopped_by(true, IoErrorPolicy::Resume);
     let record = waits.record;
