@@ -48,7 +48,9 @@ fn main() -> ExitCode {
     };
     #[cfg(feature = "failpoints")]
     watch_steps();
-    let threads = std::thread::available_parallelism().map_or(2, |n| n.get().max(2));
+    let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    // As many threads as processors, but for the store's: half of them for HTTP.
+    let threads = processors.div_ceil(2).max(2);
     let front = app::front::runtime(threads).expect(NO_THREADS);
     let (overrides, log) = (flags.overrides(&args.global), log.control());
     let outer = app::Outer {

@@ -11,10 +11,10 @@ use tokio::runtime::{Builder, Runtime};
 /// More answer no faster, and each takes memory.
 const MOST_THREADS: usize = 8;
 
-/// As many of them as processors, within bounds.
-pub fn runtime(processors: usize) -> io::Result<Runtime> {
+/// So many of them, within bounds.
+pub fn runtime(threads: usize) -> io::Result<Runtime> {
     Builder::new_multi_thread()
-        .worker_threads(processors.min(MOST_THREADS))
+        .worker_threads(threads.min(MOST_THREADS))
         .thread_name("vman-http")
         .on_thread_start(|| {
             if let Err(error) = turns::shorten() {
