@@ -80,6 +80,7 @@ impl Inventory {
                 }
                 let key = value.id.clone();
                 self.index_macs(&key, Some(&value));
+                self.index_user_id(&key, value.user_id());
                 self.promise(&key, Promise::to(&value));
                 put(
                     &mut self.vms,
@@ -93,6 +94,7 @@ impl Inventory {
             }
             Write::EraseVm(id) => {
                 self.index_macs(&id, None);
+                self.index_user_id(&id, None);
                 self.promise(&id, Promise::default());
                 erase(&mut self.vms, Table::Vms, &id, rows);
             }
@@ -219,6 +221,20 @@ impl Inventory {
             self.macs.remove(&mac);
         }
         self.macs.extend(wanted);
+    }
+
+    /// The user of a VM's QEMU is what its next record says.
+    fn index_user_id(&mut self, id: &VmId, next: Option<u32>) {
+        let held = self.vms.get(id).and_then(|vm| vm.value.user_id());
+        if held == next {
+            return;
+        }
+        if let Some(user) = held {
+            self.user_ids.remove(&(user, id.clone()));
+        }
+        if let Some(user) = next {
+            self.user_ids.insert((user, id.clone()));
+        }
     }
 
     /// Changes a row as it is now; one that is not there stays away.

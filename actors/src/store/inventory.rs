@@ -69,6 +69,8 @@ pub struct Inventory {
     pub vms: Rows<VmId, VmRecord>,
     /// Their MAC addresses.
     pub(super) macs: OrdSet<[u8; 6]>,
+    /// The users that their QEMUs run as, and whose each is.
+    pub(super) user_ids: OrdSet<(u32, VmId)>,
     /// What is promised to VMs, in all.
     pub promised: Promise,
     /// Disks by id.
@@ -193,6 +195,12 @@ impl Inventory {
     /// Whether a VM has this MAC address.
     pub fn has_mac(&self, mac: [u8; 6]) -> bool {
         self.macs.contains(&mac)
+    }
+
+    /// The user ids that the claims of other VMs hold.
+    pub fn user_ids_of_others<'a>(&'a self, vm: &'a VmId) -> impl Iterator<Item = u32> + 'a {
+        let others = self.user_ids.iter().filter(move |(_, of)| of != vm);
+        others.map(|(user, _)| *user)
     }
 
     /// The lease of a VM's network card, from 0.

@@ -91,6 +91,11 @@ pub(super) fn load(storage: &dyn Storage, clock: &dyn Clock) -> Result<Inventory
         .collect();
     let macs = inventory.vms.values().flat_map(|vm| vm.value.macs());
     inventory.macs = macs.map(|(_, mac)| mac).collect();
+    inventory.user_ids = inventory
+        .vms
+        .iter()
+        .filter_map(|(id, vm)| Some((vm.value.user_id()?, id.clone())))
+        .collect();
     let mut keys = reader.idempotency()?;
     keys.sort_by_key(|row| row.created_at);
     inventory.key_order = keys.iter().map(|row| row.key.clone()).collect();

@@ -178,12 +178,7 @@ impl Job {
     /// How this life is confined; no user id that another VM's claim holds.
     async fn confine(&self, user_network: bool) -> Result<Confinement, String> {
         let inventory = self.deps.store.inventory();
-        let others = inventory
-            .vms
-            .iter()
-            .filter(|(id, _)| **id != self.record.id);
-        let claims = others.filter_map(|(_, vm)| vm.value.claim.as_ref());
-        let taken = claims.filter_map(|claim| claim.confinement.uid).collect();
+        let taken = inventory.user_ids_of_others(&self.record.id).collect();
         let confined = self
             .deps
             .hypervisor

@@ -338,6 +338,11 @@ impl VmRecord {
         self.root_disk.iter().chain(further)
     }
 
+    /// The user that its QEMU runs as, as long as its claim holds it.
+    pub fn user_id(&self) -> Option<u32> {
+        self.claim.as_ref()?.confinement.uid
+    }
+
     /// The MAC addresses of its network cards with their numbers, the first
     /// card's first.
     pub fn macs(&self) -> impl Iterator<Item = (u8, [u8; 6])> {

@@ -7,7 +7,10 @@ use crate::{
     store::StoreError,
 };
 use std::time::Duration;
-use vman_model::{Change, DiskRecord, Guard, Revision, Write};
+use vman_model::{
+    Change, DiskRecord, Guard, Revision, VmId, Write,
+    vm::{Claim, VmRecord},
+};
 
 const SLOW: NextCommit = NextCommit::Slow(Duration::from_millis(150));
 
@@ -208,6 +211,47 @@ async fn a_mac_address_is_held_by_a_vms_present_record_and_by_no_erased_one() {
     again.handle.commit(erase).await.unwrap();
     assert!(!held(&again, new));
     assert!(!old.iter().any(|mac| held(&again, *mac)));
+}
+
+#[tokio::test]
+async fn a_user_id_is_held_by_a_vms_present_claim_and_by_no_erased_one() {
+    let store = Store::start().await;
+    let put = |vm| Change {
+        writes: vec![Write::PutVm(Box::new(vm))],
+        ..Change::default()
+    };
+    let claiming = |user: Option<u32>| {
+        let mut claim = Claim::default();
+        claim.confinement.uid = user;
+        VmRecord {
+            claim: Some(claim),
+            ..vm()
+        }
+    };
+    let held = |store: &Store, by: &VmId| -> Vec<u32> {
+        let inventory = store.handle.inventory();
+        inventory.user_ids_of_others(by).collect()
+    };
+    let other = VmId::parse("other").unwrap();
+    for (user, told) in [(Some(7), vec![7]), (Some(8), vec![8]), (None, Vec::new())] {
+        store.handle.commit(put(claiming(user))).await.unwrap();
+        assert_eq!(held(&store, &other), told);
+        assert!(held(&store, &vm().id).is_empty(), "its own");
+    }
+    // Two that hold one: that of the other stays when the first lets go.
+    let mut beside = claiming(Some(7));
+    (beside.id, beside.mac) = (other.clone(), [2, 0, 0, 9, 9, 9]);
+    store.handle.commit(put(beside)).await.unwrap();
+    store.handle.commit(put(claiming(Some(7)))).await.unwrap();
+    let again = store.successor().await;
+    assert_eq!(held(&again, &other), [7], "read back");
+    let erase = Change {
+        writes: vec![Write::EraseVm(other.clone())],
+        ..Change::default()
+    };
+    again.handle.commit(erase).await.unwrap();
+    assert!(held(&again, &vm().id).is_empty());
+    assert_eq!(held(&again, &other), [7]);
 }
 
 #[tokio::test]
