@@ -5,12 +5,15 @@ use super::{
     report::Report,
 };
 use crate::load::{Load, Outcome, Target, floor::Floor, request, run};
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 const CONNECTIONS: usize = 8;
 /// How long each half of a pair is measured, and how often in turn.
 const LENGTH: Duration = Duration::from_millis(1_500);
 const TURNS: usize = 3;
+/// Who ask for all VMs without pause, and the pace of those who ask for one meanwhile.
+const LISTERS: usize = 4;
+const READS_A_SECOND: f64 = 2_000.0;
 
 /// The best of the turns: a neighbour's noise only takes away.
 struct Best(Option<Outcome>);
@@ -105,6 +108,33 @@ pub(crate) fn measure(report: &mut Report) {
     beside_floor(report, "`GET /vms?limit=100` of 10,000", aim, &fleet, page);
     beside_floor(report, &format!("{get} of 10,000"), "", &fleet, one(10_000));
     beside_floor(report, "`GET /vms`, 10,000 VMs", "", &fleet, list);
+    beside_whole_lists(report, &fleet, one(10_000));
+}
+
+/// Who asks for one VM waits for those who ask for all of them.
+fn beside_whole_lists(
+    report: &mut Report,
+    fleet: &Fleet,
+    path: impl Fn(usize, u64) -> String + Sync,
+) {
+    let one = Load::open(CONNECTIONS, LENGTH * 2, READS_A_SECOND);
+    let idle = fleet.reads(one, &path);
+    let busy = thread::scope(|scope| {
+        let longer = Load::closed(LISTERS, one.length + LENGTH);
+        scope.spawn(move || fleet.reads(longer, |_, _| "/vms".to_owned()));
+        // They have begun.
+        thread::sleep(LENGTH / 3);
+        fleet.reads(one, &path)
+    });
+    let what = format!("`GET /vms/{{id}}` while {LISTERS} connections ask for all 10,000 VMs");
+    let figure = format!(
+        "p99 {:.2} ms, p50 {:.2} ms; idle {:.2} and {:.2} ms ({READS_A_SECOND:.0} reads/s)",
+        busy.ms(0.99),
+        busy.ms(0.5),
+        idle.ms(0.99),
+        idle.ms(0.5)
+    );
+    report.row(what, figure, "");
 }
 
 fn over_the_socket(
