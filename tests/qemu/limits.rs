@@ -19,8 +19,8 @@ fn guests_run_on_while_the_daemon_is_stopped() {
     let vm = json!({"template_name": "guest", "name": "a"});
     daemon.post("/vms", &vm).expect(201);
     daemon.act("a", "start");
-    daemon.wait_console("a", "VMAN-GUEST counter ");
-    let (pid, before) = (daemon.pid_of("a"), daemon.counter("a").unwrap());
+    let before = wait_for("the guest to count", PATIENCE * 2, || daemon.counter("a"));
+    let pid = daemon.pid_of("a");
     host::signal(daemon.pid(), Signal::STOP);
     // Asked of the file: nobody else answers now.
     let log = daemon.storage().join("vms/a/console.log");

@@ -113,7 +113,7 @@ fn a_users_pause_outlasts_the_daemon_and_a_want_of_space_behind_its_back() {
     full.free();
     // The other one goes on, and for seconds in which the first would have done so too.
     daemon.wait_console("waits", "\ndone");
-    let counter = daemon.counter("waits").unwrap();
+    let counter = wait_for("it to count", PATIENCE, || daemon.counter("waits"));
     wait_for("the other guest to count on", PATIENCE, || {
         (daemon.counter("waits")? > counter + 15).then_some(())
     });

@@ -365,11 +365,12 @@ impl Daemon {
     /// The last number the guest counted to.
     pub fn counter(&self, id: &str) -> Option<u64> {
         let console = self.console(id);
-        let last = console
-            .lines()
-            .rev()
-            .find_map(|line| line.split("VMAN-GUEST counter ").nth(1))?;
-        last.trim().parse().ok()
+        // The last line may be in the middle of being written.
+        let (whole, _) = console.rsplit_once('\n')?;
+        whole.lines().rev().find_map(|line| {
+            let (_, number) = line.split_once("VMAN-GUEST counter ")?;
+            number.trim().parse().ok()
+        })
     }
 
     /// A template without anything to boot: QEMU runs its firmware.
