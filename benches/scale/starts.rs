@@ -36,7 +36,7 @@ const ROUNDS: usize = 3;
 /// What a tiny QEMU takes of the host's memory, in MiB, and what is left alone.
 const QEMU_MIB: u64 = 64;
 const SPARED_MIB: u64 = 4_096;
-const MOST_QEMUS: u64 = 200;
+const MOST_QEMUS: u64 = 1_000;
 const LAUNCHES: usize = 8;
 /// Stands for the folder of a bare QEMU in its arguments.
 const FOLDER: &str = "/FOLDER";
