@@ -163,6 +163,7 @@ pub async fn run(mut config: Config, outer: Outer) -> Result<(), AppError> {
         access: access(&config),
         limits: http::Limits {
             max_inflight: config.http.max_inflight as usize,
+            changes_at_once: outer.front.metrics().num_workers() / 2,
             max_image: config.limits.image_max_bytes,
             ..http::Limits::default()
         },

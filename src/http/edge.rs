@@ -10,6 +10,7 @@ use super::{
     extract::Caller,
     leash,
     state::HttpState,
+    turn::in_turn,
 };
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -56,7 +57,12 @@ pub(crate) async fn edge(
     let answered = async {
         match admit(&state, &mut request, &id) {
             Ok(entry) => {
-                let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+                let answering = AssertUnwindSafe(next.run(request)).catch_unwind();
+                let answer = if is_read(&method) {
+                    answering.await
+                } else {
+                    in_turn(&state.turns, answering).await
+                };
                 let answer = answer.unwrap_or_else(|_| panicked());
                 match entry.token {
                     Some(token) => leash::hold(answer, token, state.clone()),

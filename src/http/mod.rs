@@ -28,6 +28,7 @@ mod routes;
 mod seats;
 mod serve;
 mod state;
+mod turn;
 mod waiting;
 
 pub use auth::{Access, LocalCallers, Peer};

@@ -29,6 +29,8 @@ pub struct Readiness {
 pub struct Limits {
     /// Requests under way at once.
     pub max_inflight: usize,
+    /// Changes whose handlers run at the same moment; that they wait does not count.
+    pub changes_at_once: usize,
     /// Bytes of a JSON body.
     pub max_body: usize,
     /// Bytes of an uploaded image.
@@ -41,6 +43,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_inflight: 1_024,
+            changes_at_once: 1,
             max_body: 1 << 20,
             max_image: 1 << 40,
             upload_idle_s: 30,
@@ -85,6 +88,8 @@ pub struct Shared {
     pub settings: HttpSettings,
     /// A permit for each request under way.
     pub(crate) inflight: Arc<Semaphore>,
+    /// Turns of those who change something.
+    pub(crate) turns: Arc<Semaphore>,
     /// A permit for each request that waits or streams: at most half of all, so
     /// that those who wait never lock out those who ask.
     pub(crate) waiting: Arc<Semaphore>,
@@ -111,6 +116,7 @@ impl HttpState {
             .clamp(2, Semaphore::MAX_PERMITS);
         Self(Arc::new(Shared {
             inflight: Arc::new(Semaphore::new(inflight)),
+            turns: Arc::new(Semaphore::new(settings.limits.changes_at_once.max(1))),
             waiting: Arc::new(Semaphore::new(inflight / 2)),
             storage_look: Arc::new(Semaphore::new(1)),
             keys: KeysInFlight::default(),
