@@ -7,7 +7,10 @@ use super::{
 };
 use crate::{fakes::NextCommit, vm::CommandError};
 use std::time::Duration;
-use vman_model::{OperationStatus, VmId, vm::Command};
+use vman_model::{
+    OperationStatus, VmId,
+    vm::{Command, Phase},
+};
 
 async fn with_disk() -> (Daemon, VmId, VmId) {
     let daemon = Daemon::start().await;
@@ -94,6 +97,9 @@ fn a_daemon_that_dies_before_the_record_closes_what_was_opened_when_it_is_back()
                 assert_eq!(answer, Err(CommandError::Unknown));
             };
             daemon.restarted_by(dies).await;
+            for vm in [&a, &b] {
+                daemon.until_phase(vm, Phase::Running).await;
+            }
             if next == NextCommit::UnknownNotWritten {
                 daemon
                     .until("it is closed", || !has_open(&daemon, &a))
