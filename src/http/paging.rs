@@ -29,8 +29,8 @@ use vman_model::Revision;
 
 /// The most entries of a page.
 const MAX_LIMIT: u64 = 1_000;
-/// So many entries are written at once, a third of a millisecond's work at most; handing over to
-/// another thread costs a tenth.
+/// So many entries are written where they were asked for: to hand so little work over to another
+/// thread is not worth waking it.
 const SHORT: usize = 256;
 
 /// A GET of a list: which part of it, what narrows it, and what the client has of it.
